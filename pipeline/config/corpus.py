@@ -1,0 +1,122 @@
+"""The typed config of a corpus: where text comes from, how it is cleaned, tokenised and cut into shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+SourceKind = Literal["text", "jsonl", "parquet", "datasets"]
+TokenizerKind = Literal["wordpiece", "byte_bpe"]
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source of documents."""
+
+    name: str = ""
+    """Short name: the first part of every document id of this source. Required, unique."""
+
+    kind: SourceKind = "text"
+    """`text`: files of text, one document a file; `jsonl`: one JSON object a line (.jsonl, .jsonl.gz, .jsonl.zst);
+    `parquet`; `datasets`: anything `datasets.load_dataset` takes, a hub name or a local path."""
+
+    path: str = ""
+    """Folder or file (text, jsonl, parquet), or the name given to `datasets.load_dataset`. Required."""
+
+    glob: str | None = None
+    """Pattern of the files under a folder. Default: every file of the kind's usual endings, subfolders included."""
+
+    text_field: str = "text"
+    """Field or column that holds the text."""
+
+    id_field: str | None = None
+    """Field or column that names the document. Default: file and line (row) number."""
+
+    subset: str | None = None
+    """datasets: configuration name, e.g. `20220301.en`."""
+
+    split: str = "train"
+    """datasets: split."""
+
+
+@dataclass(frozen=True)
+class CleaningConfig:
+    """What happens to a document before it is tokenised."""
+
+    normalize_unicode: bool = True
+    """Unicode NFC, control characters removed, runs of white space reduced; paragraph breaks stay."""
+
+    min_characters: int = 1
+    """Shorter documents are dropped (counted as `too_short`)."""
+
+    deduplicate: bool = True
+    """Drop documents whose cleaned text occurred before, exactly (counted as `duplicate`)."""
+
+    max_bad_share: float = 0.001
+    """Share of unreadable or empty documents over which the build stops."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """A tokenizer to train, or one to take."""
+
+    kind: TokenizerKind = "wordpiece"
+    """`wordpiece` (BERT) or `byte_bpe` (RoBERTa, GPT-2); only read when one is trained."""
+
+    path: str | None = None
+    """Existing tokenizer: a folder or hub name for `AutoTokenizer`, or a vocabulary file folder. Default: train one."""
+
+    vocab_size: int = 30522
+    """Ids of the trained tokenizer, special tokens included."""
+
+    lowercase: bool = True
+    """wordpiece: lower-case and strip accents (bert-base-uncased)."""
+
+    style: Literal["bert", "roberta", "gpt2"] = "bert"
+    """Special tokens of the trained tokenizer: `[CLS] [SEP] ...`, `<s> </s> ...`, or `<|endoftext|>`."""
+
+    training_documents: int = 1_000_000
+    """Documents the tokenizer is trained on, at most: an evenly spread, deterministic choice."""
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """How documents become shards."""
+
+    tokens: int = 8_000_000
+    """A shard closes at this many tokens, or"""
+
+    documents: int = 65_536
+    """at this many documents."""
+
+    block_tokens: int = 500_000
+    """A record of a shard holds whole documents up to about this many tokens."""
+
+    validation_share: float = 0.005
+    """Share of the documents, chosen by a hash of their id, that goes to the validation split."""
+
+    sentences: bool = True
+    """Split sentences and keep their offsets (needed by sentence-pair objectives)."""
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """A corpus to build with `pretrain corpus build`."""
+
+    sources: list[SourceConfig] = field(default_factory=list)
+    """Where the text comes from; at least one."""
+
+    cleaning: CleaningConfig = field(default_factory=CleaningConfig)
+    """Normalisation, filters, de-duplication."""
+
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """Vocabulary."""
+
+    shards: ShardConfig = field(default_factory=ShardConfig)
+    """Shard sizes and the validation split."""
+
+    tasks: int = 0
+    """Units of work. 0: one for every file, at least 1 (large JSON-lines files are split by bytes). Fixes the output: never taken from the number of processes."""
+
+    seed: int = 0
+    """Deals documents to splits and shards."""

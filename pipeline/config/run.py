@@ -1,0 +1,246 @@
+"""The typed config of a training run: one frozen dataclass a section, a docstring under each field.
+
+`docs/configuration.md` is made from this file. Defaults suit BERT-base on one machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Family = Literal["bert", "roberta", "gpt2"]
+ObjectiveName = Literal["mlm", "clm"]
+Packing = Literal["best_fit", "concatenate"]
+StrategyName = Literal["single", "ddp", "zero1", "zero2", "zero3"]
+PrecisionName = Literal["fp32", "bf16", "fp16"]
+ScheduleName = Literal["linear", "cosine", "wsd"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which corpus, and how it becomes rows."""
+
+    corpus: str = ""
+    """Corpus directory made by `pretrain corpus build`. Required."""
+
+    sequence_length: int = 512
+    """Tokens a row, special tokens included. At most `model.max_positions`."""
+
+    packing: Packing = "best_fit"
+    """`best_fit`: no document that fits a row is cut. `concatenate`: documents end to end, cut at every row."""
+
+    open_shards: int = 256
+    """Shards the stream mixes at once: lanes x window. More mixes better and keeps more indexes in memory."""
+
+    workers: int = 0
+    """Loader processes a rank. 0: a thread of the training process prepares batches ahead, the fastest on tokenised data."""
+
+    prefetch_steps: int = 4
+    """Steps prepared ahead of the training loop, a rank (and a worker)."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a stock Hugging Face model. Defaults are BERT-base."""
+
+    family: Family = "bert"
+    """`bert` (BertForMaskedLM), `roberta` (RobertaForMaskedLM) or `gpt2` (GPT2LMHeadModel)."""
+
+    hidden_size: int = 768
+    """Width of the model; a multiple of `num_heads`."""
+
+    num_layers: int = 12
+    """Transformer blocks."""
+
+    num_heads: int = 12
+    """Attention heads a block."""
+
+    intermediate_size: int = 3072
+    """Width of the feed-forward layer."""
+
+    max_positions: int = 512
+    """Learned positions: the longest sequence the exported model can take."""
+
+    vocab_size: int | None = None
+    """Rows of the embedding. Default: as many as the corpus tokenizer has ids. More is allowed, fewer is an error."""
+
+    hidden_dropout: float = 0.1
+    """Dropout after embeddings, attention output and feed-forward output."""
+
+    attention_dropout: float = 0.0
+    """Dropout of attention weights. CUDA kernels for packed rows have none, so there only 0.0 runs (MosaicBERT's choice)."""
+
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights."""
+
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further keys for the Hugging Face config class, passed as they are, e.g. `{hidden_act: gelu_new}`."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the model learns to predict."""
+
+    name: ObjectiveName = "mlm"
+    """`mlm`: masked tokens (bert, roberta). `clm`: the next token (gpt2)."""
+
+    mask_rate: float = 0.15
+    """mlm: share of the maskable tokens of a row that is predicted; the count is exact, round(rate x maskable)."""
+
+    mask_token_share: float = 0.8
+    """mlm: share of the predicted tokens replaced by the mask token (BERT)."""
+
+    random_token_share: float = 0.1
+    """mlm: share of the predicted tokens replaced by a random token; the rest stay as they are."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with decoupled weight decay, off for biases and norms."""
+
+    name: Literal["adamw"] = "adamw"
+    """Optimizer."""
+
+    learning_rate: float = 1.0e-4
+    """Peak learning rate."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+
+    epsilon: float = 1.0e-8
+    """Added to the root of the second moment."""
+
+    weight_decay: float = 0.01
+    """Decoupled decay of weight matrices and embeddings (never biases and norms)."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate as a pure function of the step."""
+
+    name: ScheduleName = "linear"
+    """`linear` or `cosine` decay after the warmup, or `wsd`: warmup, stable, decay over the last `decay_steps`."""
+
+    warmup_steps: int = 0
+    """Steps of linear warmup from 0."""
+
+    decay_steps: int = 0
+    """wsd: length of the final decay, which is linear."""
+
+    final_ratio: float = 0.0
+    """Learning rate at the last step, as a share of the peak."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How steps are computed."""
+
+    steps: int = 1_000_000
+    """Optimizer steps of the whole run."""
+
+    global_batch_size: int = 256
+    """Rows a step, over all ranks; a multiple of the number of ranks."""
+
+    micro_batch_size: int = 32
+    """Most rows a forward pass on one rank. The largest divisor of the rank's share up to this is used."""
+
+    strategy: StrategyName = "ddp"
+    """`single`, `ddp`, or DeepSpeed ZeRO: `zero1` (optimizer), `zero2` (+ gradients), `zero3` (+ parameters) sharded."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: CUDA where there is one, else CPU."""
+
+    precision: PrecisionName = "bf16"
+    """`fp32`, `bf16` or `fp16` (both mixed: weights and moments stay fp32; fp16 scales the loss)."""
+
+    gradient_clip_norm: float = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+
+    compile: bool = False
+    """`torch.compile` of encoder, head and loss."""
+
+    threads_per_rank: int | None = None
+    """CPU threads a rank. Default: the cores of the node divided by its ranks."""
+
+    matmul_precision: Literal["highest", "high", "medium"] = "high"
+    """fp32 matrix products on CUDA: `high` uses TF32 (torch.set_float32_matmul_precision)."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the run is saved."""
+
+    every_steps: int = 1000
+    """Steps between checkpoints; one is always written at the end and on SIGTERM or SIGUSR1."""
+
+    keep_last: int = 3
+    """Newest checkpoints kept; older ones are deleted."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out loss: the same rows and masks at every evaluation, for any number of ranks."""
+
+    every_steps: int = 1000
+    """Steps between evaluations; 0 evaluates only at the end."""
+
+    rows: int = 1024
+    """Rows of the validation split, at most."""
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """What a run says about itself."""
+
+    log_every_steps: int = 10
+    """Steps between lines of metrics."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """`auto`: online where an API key is found, else offline."""
+
+    wandb_project: str = "pretrain"
+    """wandb project."""
+
+    batch_digest: bool = True
+    """Log the digest of the global batch at logged steps (compare with `pretrain batch`)."""
+
+    peak_flops_per_device: float | None = None
+    """Peak FLOP/s of a device, for MFU. Default: from the table of known GPUs; unknown devices report no MFU."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A training run. Two people who share this and the corpus share the run."""
+
+    run_directory: str = ""
+    """Where the run lives; running again in the same directory resumes. Required."""
+
+    seed: int = 0
+    """Names the order of the data, the masks, the initial weights and dropout."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Corpus and rows."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Model shape."""
+
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """Training objective."""
+
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer."""
+
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Learning-rate schedule."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Steps, batch, strategy, precision."""
+
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints."""
+
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Validation."""
+
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    """Metrics."""
