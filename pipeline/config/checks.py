@@ -1,0 +1,218 @@
+"""What types cannot say: ranges and contradictions. Each check returns the list of all problems."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from pipeline.config.corpus import CorpusConfig
+from pipeline.config.run import RunConfig
+
+MAX_SEQUENCE_LENGTH = 65_535
+"""Offsets inside a row are kept in 16 bits."""
+
+_OBJECTIVE_OF_FAMILY = {"bert": "mlm", "roberta": "mlm", "gpt2": "clm"}
+
+_TYPED_IN_HUGGING_FACE = {
+    "hidden_size": "hidden_size", "n_embd": "hidden_size",
+    "num_hidden_layers": "num_layers", "n_layer": "num_layers",
+    "num_attention_heads": "num_heads", "n_head": "num_heads",
+    "intermediate_size": "intermediate_size", "n_inner": "intermediate_size",
+    "max_position_embeddings": "max_positions", "n_positions": "max_positions",
+    "vocab_size": "vocab_size",
+    "hidden_dropout_prob": "hidden_dropout", "resid_pdrop": "hidden_dropout", "embd_pdrop": "hidden_dropout",
+    "attention_probs_dropout_prob": "attention_dropout", "attn_pdrop": "attention_dropout",
+    "initializer_range": "initializer_range",
+}  # fmt: skip
+
+
+def run_problems(config: RunConfig) -> list[str]:
+    """All problems of a run's config."""
+    return [
+        *_required(config),
+        *_model_problems(config),
+        *_objective_problems(config),
+        *_optimization_problems(config),
+        *_train_problems(config),
+        *_bookkeeping_problems(config),
+    ]
+
+
+def corpus_problems(config: CorpusConfig) -> list[str]:
+    """All problems of a corpus config."""
+    return [*_source_problems(config), *_tokenizer_and_shard_problems(config)]
+
+
+def _at_least(minimum: int, **values: int | None) -> Iterator[str]:
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            yield f"{name.replace('__', '.')}: {value} is below {minimum}."
+
+
+def _share(zero: bool = True, one: bool = True, **values: float) -> Iterator[str]:
+    for name, value in values.items():
+        inside = (0 <= value if zero else 0 < value) and (value <= 1 if one else value < 1)
+        if not inside:
+            interval = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
+            yield f"{name.replace('__', '.')}: {value} is outside {interval}."
+
+
+def _positive(**values: float) -> Iterator[str]:
+    for name, value in values.items():
+        if not (value > 0 and math.isfinite(value)):
+            yield f"{name.replace('__', '.')}: {value} must be a finite number above 0."
+
+
+def _not_negative(**values: float) -> Iterator[str]:
+    for name, value in values.items():
+        if not (value >= 0 and math.isfinite(value)):
+            yield f"{name.replace('__', '.')}: {value} must be a finite number, 0 or more."
+
+
+def _required(config: RunConfig) -> Iterator[str]:
+    if not config.run_directory:
+        yield "run_directory: required; where the run lives, e.g. `runs/my_run`."
+    if not config.data.corpus:
+        yield "data.corpus: required; a directory made by `pretrain corpus build`."
+    if not -(2**63) <= config.seed < 2**63:
+        yield f"seed: {config.seed} does not fit 64 bits."
+
+
+def _model_problems(config: RunConfig) -> Iterator[str]:
+    model, data = config.model, config.data
+    yield from _at_least(
+        1,
+        model__hidden_size=model.hidden_size,
+        model__num_layers=model.num_layers,
+        model__num_heads=model.num_heads,
+        model__intermediate_size=model.intermediate_size,
+        model__max_positions=model.max_positions,
+        model__vocab_size=model.vocab_size,
+        data__open_shards=data.open_shards,
+        data__prefetch_steps=data.prefetch_steps,
+    )
+    yield from _at_least(0, data__workers=data.workers)
+    yield from _at_least(8, data__sequence_length=data.sequence_length)
+    yield from _share(
+        one=False, model__hidden_dropout=model.hidden_dropout, model__attention_dropout=model.attention_dropout
+    )
+    yield from _positive(model__initializer_range=model.initializer_range)
+    if model.num_heads > 0 and model.hidden_size % model.num_heads:
+        yield f"model.hidden_size: {model.hidden_size} is not a multiple of model.num_heads ({model.num_heads})."
+    if data.sequence_length > model.max_positions:
+        yield (
+            f"data.sequence_length: {data.sequence_length} is longer than the model's positions (model.max_positions: "
+            f"{model.max_positions}); shorten the one or raise the other."
+        )
+    if data.sequence_length > MAX_SEQUENCE_LENGTH:
+        yield f"data.sequence_length: {data.sequence_length} is above {MAX_SEQUENCE_LENGTH}."
+    for name in model.extra:
+        if name in _TYPED_IN_HUGGING_FACE:
+            yield f"model.extra.{name}: set `model.{_TYPED_IN_HUGGING_FACE[name]}` instead."
+    if model.attention_dropout > 0 and config.train.device == "cuda":
+        yield (
+            f"model.attention_dropout: {model.attention_dropout}: the CUDA kernel for packed rows has no attention dropout; "
+            "set it to 0.0 (model.hidden_dropout stays)."
+        )
+
+
+def _objective_problems(config: RunConfig) -> Iterator[str]:
+    objective = config.objective
+    fitting = _OBJECTIVE_OF_FAMILY[config.model.family]
+    if objective.name != fitting:
+        yield f"objective.name: `{objective.name}` does not train family `{config.model.family}`; use `{fitting}`."
+    yield from _share(zero=False, one=False, objective__mask_rate=objective.mask_rate)
+    yield from _share(
+        objective__mask_token_share=objective.mask_token_share,
+        objective__random_token_share=objective.random_token_share,
+    )
+    if objective.mask_token_share + objective.random_token_share > 1 + 1e-9:
+        yield (
+            f"objective.mask_token_share + objective.random_token_share: {objective.mask_token_share} + "
+            f"{objective.random_token_share} is above 1."
+        )
+
+
+def _optimization_problems(config: RunConfig) -> Iterator[str]:
+    optimizer, schedule, steps = config.optimizer, config.schedule, config.train.steps
+    yield from _positive(optimizer__learning_rate=optimizer.learning_rate, optimizer__epsilon=optimizer.epsilon)
+    yield from _not_negative(optimizer__weight_decay=optimizer.weight_decay)
+    for number, beta in enumerate(optimizer.betas):
+        if not 0 <= beta < 1:
+            yield f"optimizer.betas[{number}]: {beta} is outside [0, 1)."
+    yield from _at_least(0, schedule__warmup_steps=schedule.warmup_steps, schedule__decay_steps=schedule.decay_steps)
+    yield from _share(schedule__final_ratio=schedule.final_ratio)
+    if schedule.name == "wsd" and schedule.decay_steps < 1:
+        yield "schedule.decay_steps: `wsd` needs the length of its final decay, at least 1."
+    if schedule.name != "wsd" and schedule.decay_steps:
+        yield f"schedule.decay_steps: only `wsd` reads it; `{schedule.name}` decays from the warmup to train.steps."
+    if schedule.warmup_steps + schedule.decay_steps > steps:
+        yield (
+            f"schedule: warmup ({schedule.warmup_steps}) and decay ({schedule.decay_steps}) are longer than the run "
+            f"(train.steps: {steps})."
+        )
+
+
+def _train_problems(config: RunConfig) -> Iterator[str]:
+    train = config.train
+    yield from _at_least(
+        1,
+        train__steps=train.steps,
+        train__global_batch_size=train.global_batch_size,
+        train__micro_batch_size=train.micro_batch_size,
+        train__threads_per_rank=train.threads_per_rank,
+    )
+    yield from _not_negative(train__gradient_clip_norm=train.gradient_clip_norm)
+    if train.precision == "fp16" and train.device == "cpu":
+        yield "train.precision: `fp16` needs CUDA; use `bf16` or `fp32` on a CPU."
+
+
+def _bookkeeping_problems(config: RunConfig) -> Iterator[str]:
+    yield from _at_least(
+        1,
+        checkpoint__every_steps=config.checkpoint.every_steps,
+        checkpoint__keep_last=config.checkpoint.keep_last,
+        evaluation__rows=config.evaluation.rows,
+        monitor__log_every_steps=config.monitor.log_every_steps,
+    )
+    yield from _at_least(0, evaluation__every_steps=config.evaluation.every_steps)
+    if config.monitor.peak_flops_per_device is not None:
+        yield from _positive(monitor__peak_flops_per_device=config.monitor.peak_flops_per_device)
+
+
+def _source_problems(config: CorpusConfig) -> Iterator[str]:
+    if not config.sources:
+        yield "sources: at least one source is needed."
+    names: set[str] = set()
+    for number, source in enumerate(config.sources):
+        where = f"sources.{number}"
+        if not source.name or "/" in source.name:
+            yield f"{where}.name: {source.name!r}: every source needs a short name without `/`; it begins its document ids."
+        elif source.name in names:
+            yield f"{where}.name: {source.name!r} is used twice."
+        names.add(source.name)
+        if not source.path:
+            yield f"{where}.path: required for source {source.name!r}."
+
+
+def _tokenizer_and_shard_problems(config: CorpusConfig) -> Iterator[str]:
+    tokenizer, shards, cleaning = config.tokenizer, config.shards, config.cleaning
+    yield from _at_least(0, cleaning__min_characters=cleaning.min_characters, tasks=config.tasks)
+    yield from _share(cleaning__max_bad_share=cleaning.max_bad_share)
+    yield from _share(one=False, shards__validation_share=shards.validation_share)
+    yield from _at_least(
+        1,
+        shards__tokens=shards.tokens,
+        shards__documents=shards.documents,
+        shards__block_tokens=shards.block_tokens,
+        tokenizer__training_documents=tokenizer.training_documents,
+    )
+    if tokenizer.path is not None:
+        return
+    minimum = 300 if tokenizer.kind == "byte_bpe" else 100
+    yield from _at_least(minimum, tokenizer__vocab_size=tokenizer.vocab_size)
+    if (tokenizer.kind == "wordpiece") != (tokenizer.style == "bert"):
+        yield (
+            f"tokenizer.style: `{tokenizer.style}` does not go with kind `{tokenizer.kind}`; "
+            "`wordpiece` takes `bert`, `byte_bpe` takes `roberta` or `gpt2`."
+        )
