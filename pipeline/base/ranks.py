@@ -44,13 +44,8 @@ def rank_facts(environ: Mapping[str, str] | None = None) -> RankFacts:
     env = os.environ if environ is None else environ
     if "RANK" in env and "WORLD_SIZE" in env:
         return _checked(_from_torchrun(env))
-    # Inside `salloc` or a batch script (not under srun) SLURM_PROCID may be 0 with no step: that is one process.
-    if (
-        env.get("SLURM_PROCID")
-        and env.get("SLURM_STEP_ID")
-        and int(env.get("SLURM_NTASKS", "1")) >= 1
-        and "SLURM_LOCALID" in env
-    ):
+    # A batch script itself (not under srun) has SLURM_PROCID=0 but no step: that is one process.
+    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
         return _checked(_from_slurm(env))
     return RankFacts()
 
@@ -79,9 +74,8 @@ def _from_torchrun(env: Mapping[str, str]) -> RankFacts:
 
 def _from_slurm(env: Mapping[str, str]) -> RankFacts:
     world_size = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
-    local_world_size = _tasks_on_every_node(
-        env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", str(world_size)))
-    )
+    tasks_per_node = env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", str(world_size)))
+    local_world_size = _tasks_on_every_node(tasks_per_node)
     if world_size > 1 and "MASTER_ADDR" not in env:
         raise UserError(
             f"srun started {world_size} tasks but MASTER_ADDR is not set: use slurm/train.sbatch, or before srun run "

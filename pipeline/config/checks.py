@@ -51,7 +51,7 @@ def _at_least(minimum: int, **values: int | None) -> Iterator[str]:
 
 def _share(zero: bool = True, one: bool = True, **values: float) -> Iterator[str]:
     for name, value in values.items():
-        inside = (0 <= value if zero else 0 < value) and (value <= 1 if one else value < 1)
+        inside = (value >= 0 if zero else value > 0) and (value <= 1 if one else value < 1)
         if not inside:
             interval = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
             yield f"{name.replace('__', '.')}: {value} is outside {interval}."
@@ -111,8 +111,8 @@ def _model_problems(config: RunConfig) -> Iterator[str]:
             yield f"model.extra.{name}: set `model.{_TYPED_IN_HUGGING_FACE[name]}` instead."
     if model.attention_dropout > 0 and config.train.device == "cuda":
         yield (
-            f"model.attention_dropout: {model.attention_dropout}: the CUDA kernel for packed rows has no attention dropout; "
-            "set it to 0.0 (model.hidden_dropout stays)."
+            f"model.attention_dropout: {model.attention_dropout}: the CUDA kernel for packed rows has no attention "
+            "dropout; set it to 0.0 (model.hidden_dropout stays)."
         )
 
 
@@ -187,7 +187,7 @@ def _source_problems(config: CorpusConfig) -> Iterator[str]:
     for number, source in enumerate(config.sources):
         where = f"sources.{number}"
         if not source.name or "/" in source.name:
-            yield f"{where}.name: {source.name!r}: every source needs a short name without `/`; it begins its document ids."
+            yield f"{where}.name: {source.name!r}: a short name without `/` is required; it begins the document ids."
         elif source.name in names:
             yield f"{where}.name: {source.name!r} is used twice."
         names.add(source.name)

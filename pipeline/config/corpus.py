@@ -116,7 +116,8 @@ class CorpusConfig:
     """Shard sizes and the validation split."""
 
     tasks: int = 0
-    """Units of work. 0: one for every file, at least 1 (large JSON-lines files are split by bytes). Fixes the output: never taken from the number of processes."""
+    """Units of work. 0: one for every file, at least 1 (large JSON-lines files are split by bytes).
+    It shapes the output, so it is never taken from the number of processes."""
 
     seed: int = 0
     """Deals documents to splits and shards."""

@@ -33,7 +33,7 @@ class DataConfig:
     """Shards the stream mixes at once: lanes x window. More mixes better and keeps more indexes in memory."""
 
     workers: int = 0
-    """Loader processes a rank. 0: a thread of the training process prepares batches ahead, the fastest on tokenised data."""
+    """Loader processes a rank. 0: a thread of the training process prepares batches ahead: fastest on tokens."""
 
     prefetch_steps: int = 4
     """Steps prepared ahead of the training loop, a rank (and a worker)."""
@@ -68,7 +68,7 @@ class ModelConfig:
     """Dropout after embeddings, attention output and feed-forward output."""
 
     attention_dropout: float = 0.0
-    """Dropout of attention weights. CUDA kernels for packed rows have none, so there only 0.0 runs (MosaicBERT's choice)."""
+    """Dropout of attention weights. The CUDA kernel for packed rows has none: only 0.0 runs there (as MosaicBERT)."""
 
     initializer_range: float = 0.02
     """Standard deviation of the initial weights."""
@@ -145,7 +145,7 @@ class TrainConfig:
     """Most rows a forward pass on one rank. The largest divisor of the rank's share up to this is used."""
 
     strategy: StrategyName = "ddp"
-    """`single`, `ddp`, or DeepSpeed ZeRO: `zero1` (optimizer), `zero2` (+ gradients), `zero3` (+ parameters) sharded."""
+    """`single`, `ddp`, or DeepSpeed ZeRO, sharding: `zero1` optimizer, `zero2` + gradients, `zero3` + parameters."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: CUDA where there is one, else CPU."""
