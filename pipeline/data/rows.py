@@ -1,0 +1,68 @@
+"""What the planner hands on: rows of tokens with the borders of their segments, and the format of such a row.
+
+Letters: R rows, S sequence length, K segments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """How pieces of documents stand in a row."""
+
+    sequence_length: int
+    """Tokens a row (S), special tokens included."""
+
+    begin_ids: tuple[int, ...]
+    """Ids before every piece: ``(cls,)`` for the BERT kind, none for the GPT kind."""
+
+    end_ids: tuple[int, ...]
+    """Ids after a piece: ``(sep,)`` for the BERT kind, ``(eos,)`` for the GPT kind."""
+
+    pad_id: int
+    """Id in the tail that no segment fills."""
+
+    end_only_at_document_end: bool
+    """GPT kind: ``end_ids`` stand only where the piece ends its document."""
+
+    @property
+    def overhead(self) -> int:
+        """Special tokens a segment has, at most."""
+        return len(self.begin_ids) + len(self.end_ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """R rows and the K segments in them, sorted by (row, start). Padding is no segment."""
+
+    tokens: NDArray[np.int64]
+    """Ids with special tokens placed and ``pad_id`` in the tail, (R, S)."""
+
+    row_numbers: NDArray[np.int64]
+    """Run-wide number of every row: it keys masks and dropout, (R,)."""
+
+    segment_row: NDArray[np.int32]
+    """Row of every segment, (K,)."""
+
+    segment_start: NDArray[np.int32]
+    """First slot of every segment in its row, (K,)."""
+
+    segment_length: NDArray[np.int32]
+    """Slots of every segment, special tokens included, (K,)."""
+
+    document: NDArray[np.int64]
+    """Number of the segment's document in the split, (K,)."""
+
+    offset: NDArray[np.int64]
+    """First token of the segment within its document, (K,)."""
+
+    epoch: NDArray[np.int64]
+    """Epoch of every row, (R,)."""
+
+    shard: NDArray[np.int32]
+    """Shard of every row, (R,)."""
