@@ -163,6 +163,7 @@ def _train_problems(config: RunConfig) -> Iterator[str]:
         train__threads_per_rank=train.threads_per_rank,
     )
     yield from _not_negative(train__gradient_clip_norm=train.gradient_clip_norm)
+    yield from _at_least(0, train__zero3_persistence_threshold=train.zero3_persistence_threshold)
     if train.precision == "fp16" and train.device == "cpu":
         yield "train.precision: `fp16` needs CUDA; use `bf16` or `fp32` on a CPU."
 

@@ -147,6 +147,9 @@ class TrainConfig:
     strategy: StrategyName = "ddp"
     """`single`, `ddp`, or DeepSpeed ZeRO, sharding: `zero1` optimizer, `zero2` + gradients, `zero3` + parameters."""
 
+    zero3_persistence_threshold: int = 100_000
+    """zero3: parameters with fewer elements than this stay whole on every rank (DeepSpeed's default)."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: CUDA where there is one, else CPU."""
 

@@ -1,0 +1,184 @@
+"""Checkpoints of a run directory: ``checkpoints/step-00000200/``.
+
+======================  ================================================================================================
+``meta.json``           step, tokens seen, fingerprints, the config, the strategy; its presence marks a whole checkpoint
+``model.safetensors``   fp32 weights under Hugging Face names, tied weights once: what `pretrain export` reads
+``state/``              optimizer state: ``trainer.pt`` (single, ddp) or DeepSpeed's shards
+======================  ================================================================================================
+
+A checkpoint is written under a temporary name, fsynced and renamed: it is whole or absent.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from safetensors.torch import load_file, save_file
+
+from pipeline.base.errors import UserError
+from pipeline.base.files import publish_directory, read_json, write_json_atomically
+from pipeline.base.logs import get_logger
+from pipeline.models.export_state import stock_state_dict
+from pipeline.train.module import PretrainModule
+from pipeline.train.strategies import ZERO_STAGES
+
+META_NAME = "meta.json"
+WEIGHTS_NAME = "model.safetensors"
+FORMAT_VERSION = 1
+_ZERO_TAG = "zero"
+_DIRECTORY_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class CheckpointMeta:
+    """What a checkpoint says of itself; ``identity`` is compared on resume (`identity.py`)."""
+
+    step: int
+    tokens_seen: int
+    strategy: str
+    precision: str
+    world_size: int
+    identity: dict[str, Any]
+    facts: dict[str, Any]
+
+
+def checkpoint_directory(run_directory: Path, step: int) -> Path:
+    return run_directory / "checkpoints" / f"step-{step:08d}"
+
+
+def list_checkpoints(run_directory: Path) -> list[int]:
+    """Steps of the whole checkpoints, ascending."""
+    found = []
+    for path in (run_directory / "checkpoints").glob("step-*"):
+        match = _DIRECTORY_NAME.fullmatch(path.name)
+        if match and (path / META_NAME).is_file():
+            found.append(int(match[1]))
+    return sorted(found)
+
+
+def read_meta(directory: Path) -> CheckpointMeta:
+    """The checkpoint's own description.
+
+    Raises:
+        UserError: missing, damaged or of a newer format.
+    """
+    path = directory / META_NAME
+    value = read_json(path, "checkpoint")
+    try:
+        if value["format_version"] > FORMAT_VERSION:
+            raise UserError(
+                f"checkpoint {directory} has format {value['format_version']}, this version reads up to {FORMAT_VERSION}: "
+                "update pretrain."
+            )
+        return CheckpointMeta(**{name: value[name] for name in CheckpointMeta.__dataclass_fields__})
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"checkpoint {directory}: {META_NAME} is damaged ({error!r}); delete this checkpoint to resume from an older one."
+        ) from None
+
+
+def save_checkpoint(trainer: Trainer, module: PretrainModule, run_directory: Path, meta: CheckpointMeta) -> Path:
+    """Write one checkpoint; every rank must call it. Nothing happens if this step is saved already."""
+    path = checkpoint_directory(run_directory, meta.step)
+    if path.exists():
+        return path
+    temporary = path.with_name(f".{path.name}.tmp")
+    if trainer.is_global_zero:
+        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / "state").mkdir(parents=True)
+    assert module.control is not None
+    module.control.barrier()
+    weights = _full_weights(module)
+    if meta.strategy in ZERO_STAGES:
+        trainer.strategy.model.save_checkpoint(str(temporary / "state"), tag=_ZERO_TAG, save_latest=False)
+    elif trainer.is_global_zero:
+        state = {
+            "optimizer": trainer.optimizers[0].state_dict(),
+            "precision": trainer.precision_plugin.state_dict(),
+        }
+        torch.save(state, temporary / "state" / "trainer.pt")
+    module.control.barrier()
+    if trainer.is_global_zero:
+        save_file(weights, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
+        fields = {name: getattr(meta, name) for name in CheckpointMeta.__dataclass_fields__}
+        write_json_atomically(temporary / META_NAME, {"format_version": FORMAT_VERSION, **fields})
+        publish_directory(temporary, path)
+    module.control.barrier()
+    return path
+
+
+def _full_weights(module: PretrainModule) -> dict[str, torch.Tensor]:
+    """fp32 weights on the host of rank 0 (empty elsewhere); gathers ZeRO's shards parameter by parameter."""
+    keep = module.trainer.is_global_zero
+    if module.config.train.strategy not in ZERO_STAGES:
+        return stock_state_dict(module.model) if keep else {}
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    full: dict[str, torch.Tensor] = {}
+    for name, parameter in module.model.named_parameters():  # tied parameters come once
+        value = safe_get_full_fp32_param(parameter)  # the fp32 master, which the bf16 module only rounds
+        if keep:
+            full[name] = (parameter if value is None else value).detach().to("cpu", torch.float32, copy=True).contiguous()
+    return full
+
+
+def load_checkpoint(trainer: Trainer, module: PretrainModule, directory: Path) -> None:
+    """Restore the optimizer, after the strategy has been set up; weights too, where DeepSpeed keeps them.
+
+    Under single and ddp the weights were loaded into the model before (:func:`load_weights`).
+    """
+    if module.config.train.strategy in ZERO_STAGES:
+        loaded, _ = trainer.strategy.model.load_checkpoint(str(directory / "state"), tag=_ZERO_TAG)
+        if loaded is None:
+            raise UserError(_damaged(directory, "DeepSpeed found no state in it"))
+        return
+    path = directory / "state" / "trainer.pt"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise UserError(_damaged(directory, f"{path.name}: {error}")) from None
+    trainer.optimizers[0].load_state_dict(state["optimizer"])
+    trainer.precision_plugin.load_state_dict(state["precision"])
+
+
+def load_weights(model: torch.nn.Module, directory: Path) -> None:
+    """Load ``model.safetensors`` into the stock model, strictly.
+
+    Raises:
+        UserError: the file is damaged, or its names or shapes are not the model's.
+    """
+    try:
+        weights = load_file(directory / WEIGHTS_NAME)
+    except Exception as error:  # safetensors raises its own class without a public base
+        raise UserError(_damaged(directory, f"{WEIGHTS_NAME}: {error}")) from None
+    expected = {name: tuple(parameter.shape) for name, parameter in stock_state_dict(model).items()}
+    present = {name: tuple(value.shape) for name, value in weights.items()}
+    if expected != present:
+        different = sorted(name for name in expected.keys() | present.keys() if expected.get(name) != present.get(name))
+        name = different[0]
+        raise UserError(
+            f"checkpoint {directory} does not fit the model: {len(different)} weights differ, first {name}: "
+            f"saved {present.get(name)}, model {expected.get(name)}."
+        )
+    model.load_state_dict(weights, strict=False)
+
+
+def _damaged(directory: Path, why: str) -> str:
+    return f"checkpoint {directory} is damaged ({why}); delete it to resume from an older one."
+
+
+def prune_checkpoints(run_directory: Path, keep_last: int) -> None:
+    """Delete all but the newest ``keep_last`` checkpoints, oldest first."""
+    for step in list_checkpoints(run_directory)[:-keep_last]:
+        path = checkpoint_directory(run_directory, step)
+        # Renamed first: a deletion cut short never leaves something that looks like a checkpoint.
+        doomed = path.with_name(f".{path.name}.deleted")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+        get_logger().info("checkpoint of step %d deleted (checkpoint.keep_last: %d)", step, keep_last)

@@ -1,0 +1,45 @@
+"""What all ranks must know alike before a step: one small host all-reduce, apart from the device."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+
+class ControlPlane:
+    """Sums host integers and floats over ranks through gloo, so that no device is synchronised.
+
+    Made after the default process group is up (or is none, with one rank).
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self.group = dist.new_group(backend="gloo") if world_size > 1 else None
+
+    def sum_integers(self, *values: int) -> list[int]:
+        """Element-wise sum over ranks; exact, whatever the order of the ranks."""
+        if self.group is None:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(tensor, group=self.group)
+        return [int(value) for value in tensor]
+
+    def sum_floats(self, *values: float) -> list[float]:
+        """Element-wise sum over ranks in fp64."""
+        if self.group is None:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.group)
+        return [float(value) for value in tensor]
+
+    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The CPU tensors of all ranks in rank order; all of one shape."""
+        if self.group is None:
+            return [tensor]
+        gathered = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(gathered, tensor.contiguous(), group=self.group)
+        return gathered
+
+    def barrier(self) -> None:
+        if self.group is not None:
+            dist.barrier(group=self.group)

@@ -1,0 +1,76 @@
+"""What makes two runs the same run: compared when a run directory is entered again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.base.errors import UserError
+from pipeline.config.loading import leaves, to_plain
+from pipeline.config.run import RunConfig
+
+FREE_KEYS = (
+    "run_directory",
+    "data.corpus",  # the path; the content is compared by its fingerprint
+    "data.workers",
+    "data.prefetch_steps",
+    "train.steps",
+    "train.micro_batch_size",
+    "train.strategy",
+    "train.zero3_persistence_threshold",
+    "train.device",
+    "train.compile",
+    "train.threads_per_rank",
+    "train.matmul_precision",
+    "checkpoint.",
+    "evaluation.",
+    "monitor.",
+)
+"""Keys that may change between restarts: they change how a step is computed or watched, not which step it is.
+``train.steps`` may be raised to train on; a decaying schedule then follows the new length from the resumed step."""
+
+
+def run_identity(config: RunConfig, corpus_fingerprint: str, stream_fingerprint: str) -> dict[str, Any]:
+    """Everything that must be equal for a resume, as flat JSON values."""
+    settings = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in leaves(to_plain(config)).items()
+        if not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)
+    }
+    return {"corpus_fingerprint": corpus_fingerprint, "stream_fingerprint": stream_fingerprint, **settings}
+
+
+def check_identity(saved: dict[str, Any], present: dict[str, Any], checkpoint: str) -> None:
+    """Refuse to resume another run.
+
+    Raises:
+        UserError: with every difference, both values, and the way out.
+    """
+    if saved == present:
+        return
+    lines = [
+        f"  - {key}: checkpoint {saved.get(key, '(absent)')!r}, now {present.get(key, '(absent)')!r}"
+        for key in [*present, *(key for key in saved if key not in present)]
+        if saved.get(key, "(absent)") != present.get(key, "(absent)")
+    ]
+    raise UserError(
+        f"{checkpoint} belongs to another run:\n" + "\n".join(lines) + "\n"
+        "Restore these values to resume it, or start a new run with another run_directory."
+    )
+
+
+def check_layout(strategy: str, world_size: int, saved_strategy: str, saved_world_size: int, checkpoint: str) -> None:
+    """Refuse what the saved optimizer state cannot do: single and ddp restore anywhere, ZeRO only as it was.
+
+    Raises:
+        UserError: with both layouts and the way out.
+    """
+    plain = ("single", "ddp")
+    if strategy in plain and saved_strategy in plain:
+        return
+    if (strategy, world_size) == (saved_strategy, saved_world_size):
+        return
+    raise UserError(
+        f"{checkpoint} was saved by strategy `{saved_strategy}` on {saved_world_size} ranks and cannot be resumed by "
+        f"`{strategy}` on {world_size}: ZeRO's optimizer shards fit only the layout that wrote them. Start "
+        f"{saved_world_size} ranks with --train.strategy {saved_strategy}."
+    )

@@ -1,0 +1,132 @@
+"""The one LightningModule: a stock Hugging Face model, an objective, and the arithmetic of a step.
+
+Letters: W ranks, N micro-batches of a rank in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from pipeline.base.keyed import key
+from pipeline.config.derived import BatchPlan
+from pipeline.config.run import RunConfig
+from pipeline.objectives.batch import Batch
+from pipeline.objectives.loss import packed_loss_sum
+from pipeline.optim.adamw import make_optimizer
+from pipeline.optim.schedules import learning_rate
+from pipeline.train.control import ControlPlane
+
+_DROPOUT_STREAM = 0xD0  # keeps dropout's keys apart from those of masks and order
+
+
+class PretrainModule(pl.LightningModule):
+    """Trains ``model`` on batches that an objective has prepared.
+
+    The step that is being computed is ``self.step`` (0 before the first). State is the weights, the optimizer and this
+    number; dropout is keyed by (seed, step, first row of the micro-batch), so nothing else needs saving.
+    """
+
+    def __init__(self, model: torch.nn.Module, config: RunConfig, plan: BatchPlan, first_step: int) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.plan = plan
+        self.first_step = first_step
+        self.step = first_step
+        self.control: ControlPlane | None = None
+        self.stop_requested: Callable[[], bool] = lambda: False
+        self.stop_agreed = False
+        self.global_predictions = 0
+        self.local_loss_sum: Tensor | None = None
+        self.gradient_norm: Tensor | float | None = None
+        self._loss_function: Callable[..., Tensor] = packed_loss_sum
+
+    def compile_loss(self) -> None:
+        """One graph for encoder, head and loss: every shape is static, so it is compiled once."""
+        self._loss_function = torch.compile(packed_loss_sum, fullgraph=True, dynamic=False)
+
+    def loss_sum(self, batch: Batch) -> Tensor:
+        """Cross-entropy sum over the micro-batch's predictions, fp32 scalar with a graph."""
+        return self._loss_function(
+            self.model,
+            batch.input_ids,
+            batch.position_ids,
+            batch.cu_seqlens,
+            batch.prediction_positions,
+            batch.labels,
+            batch.max_seqlen,
+        )
+
+    def is_first_micro_batch(self, batch_idx: int) -> bool:
+        return batch_idx % self.plan.accumulation == 0
+
+    def is_last_micro_batch(self, batch_idx: int) -> bool:
+        return (batch_idx + 1) % self.plan.accumulation == 0
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        # While the counts are still on the host: reading them later would wait for the device.
+        if self._starts_step:
+            self._agree_on_step(batch)
+        self._dropout_key = key(self.config.seed, _DROPOUT_STREAM, self.step, int(batch.first_slot_key))
+        return batch
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.is_first_micro_batch(batch_idx):
+            self.local_loss_sum = None
+            rate = self.current_learning_rate()
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = rate
+
+    def _agree_on_step(self, batch: Batch) -> None:
+        assert self.control is not None
+        predictions, stops = self.control.sum_integers(int(batch.window_predictions), int(self.stop_requested()))
+        self.global_predictions = predictions
+        self.stop_agreed = stops > 0
+
+    @property
+    def _starts_step(self) -> bool:
+        return self.is_first_micro_batch(self.trainer.fit_loop.epoch_loop.batch_idx)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        torch.manual_seed(self._dropout_key)
+        loss_sum = self.loss_sum(batch)
+        detached = loss_sum.detach()
+        self.local_loss_sum = detached if self.local_loss_sum is None else self.local_loss_sum + detached
+        # The gradient of the mean over all predictions of the global batch, whatever W and N (see strategies.py).
+        factor = self.plan.world_size * self.plan.accumulation / max(self.global_predictions, 1)
+        return loss_sum * factor
+
+    def current_learning_rate(self) -> float:
+        """Learning rate of ``self.step``, a pure function of it."""
+        config = self.config
+        return learning_rate(self.step, config.schedule, config.optimizer, config.train.steps)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return make_optimizer(self.model, self.config.optimizer)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        # DeepSpeed clips by itself; elsewhere clip here, to keep the norm without computing it twice.
+        if self.config.train.strategy in ("single", "ddp"):
+            limit = self.config.train.gradient_clip_norm or float("inf")
+            self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
+    def read_gradient_norm(self) -> float | None:
+        """Global norm before clipping of the step just finished; waits for the device."""
+        if self.config.train.strategy in ("single", "ddp"):
+            norm = self.gradient_norm
+        else:
+            norm = self.trainer.strategy.model.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def mean_loss(self) -> float:
+        """Loss of the step just finished: the mean over all predictions of the global batch; waits for the device."""
+        assert self.control is not None and self.local_loss_sum is not None
+        (total,) = self.control.sum_floats(float(self.local_loss_sum))
+        return total / max(self.global_predictions, 1)

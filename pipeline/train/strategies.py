@@ -1,0 +1,158 @@
+"""Strategies by name, each on CPU (gloo) and CUDA (nccl).
+
+Under every strategy the correct gradient comes from one formula, ``cross-entropy sum x ranks x micro-batches / global
+predictions``: Lightning divides by the micro-batches, the strategy averages over the ranks.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+
+from pipeline.base.errors import UserError
+from pipeline.base.ranks import RankFacts
+from pipeline.config.run import TrainConfig
+from pipeline.train.environment import RankEnvironment
+
+ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+_BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default; it allocates the buffer whole, so a small model gets a small one
+
+
+def resolve_device(train: TrainConfig, facts: RankFacts) -> torch.device:
+    """``auto`` -> CUDA where there is one.
+
+    Raises:
+        UserError: CUDA asked for and absent, fewer GPUs than ranks, or fp16 on a CPU.
+    """
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if train.device == "cuda" and not num_gpus:
+        raise UserError("train.device: `cuda`, but torch finds no CUDA device here; use `cpu` or `auto`.")
+    if train.device == "cpu" or not num_gpus:
+        if train.precision == "fp16":
+            raise UserError("train.precision: `fp16` needs CUDA and this run is on a CPU; use `bf16` or `fp32`.")
+        return torch.device("cpu")
+    # One visible GPU a task (SLURM's --gpus-per-task) or all of the node's.
+    index = 0 if num_gpus == 1 and facts.launcher == "slurm" else facts.local_rank
+    if index >= num_gpus:
+        raise UserError(
+            f"this node runs {facts.local_world_size} ranks but torch sees {num_gpus} GPUs: start {num_gpus} ranks a node."
+        )
+    return torch.device("cuda", index)
+
+
+def make_strategy(train: TrainConfig, facts: RankFacts, device: torch.device, num_parameters: int) -> Strategy:
+    """The Lightning strategy named by ``train.strategy``.
+
+    Args:
+        num_parameters: bounds DeepSpeed's communication buffers.
+
+    Raises:
+        UserError: ``single`` with more than one rank.
+    """
+    if train.strategy == "single":
+        if facts.world_size > 1:
+            raise UserError(
+                f"train.strategy: `single` runs one rank, but {facts.world_size} were started; use `ddp` or `zero1`."
+            )
+        return SingleDeviceStrategy(device=device)
+    environment = RankEnvironment(facts)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if train.strategy == "ddp":
+        return _IndexedDDPStrategy(
+            device, cluster_environment=environment, process_group_backend=backend, gradient_as_bucket_view=True
+        )
+    return _make_zero_strategy(train, device, environment, backend, num_parameters)
+
+
+def _make_zero_strategy(
+    train: TrainConfig, device: torch.device, environment: RankEnvironment, backend: str, num_parameters: int
+) -> Strategy:
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read at deepspeed's first import
+    import deepspeed
+
+    # Only its inference all-reduce uses this op, yet on CPU it would be compiled (g++, ninja) before the first step.
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+    bucket = min(_BUCKET_ELEMENTS, max(num_parameters, 1))
+    stage = ZERO_STAGES[train.strategy]
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "contiguous_gradients": True,
+        "overlap_comm": device.type == "cuda",
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
+    if stage == 3:
+        zero["stage3_param_persistence_threshold"] = train.zero3_persistence_threshold
+        del zero["allgather_bucket_size"]
+    return ZeroStrategy(
+        device,
+        cluster_environment=environment,
+        process_group_backend=backend,
+        precision_plugin=OnceScaledPrecision(LIGHTNING_PRECISION[train.precision]),  # type: ignore[arg-type]  # a str
+        config={
+            "train_micro_batch_size_per_gpu": 1,  # logging only; the loader decides
+            "zero_allow_untested_optimizer": True,
+            "zero_optimization": zero,
+            "gradient_clipping": train.gradient_clip_norm,  # explicit: DeepSpeed alone clips at 1.0 by default
+        },
+    )
+
+
+class _IndexedDDPStrategy(DDPStrategy):
+    """DDP whose root device is the one resolved for this rank, also where a task sees only its own GPU."""
+
+    def __init__(self, device: torch.device, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._rank_device = device
+
+    @property
+    def root_device(self) -> torch.device:
+        return self._rank_device
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """Lightning's DeepSpeed strategy, also on CPU with gloo."""
+
+    def __init__(self, device: torch.device, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # DeepSpeed reads `root_device.index`; None breaks it.
+        self._rank_device = torch.device("cpu", 0) if device.type == "cpu" else device
+
+    @property
+    def root_device(self) -> torch.device:
+        return self._rank_device
+
+    def setup_environment(self) -> None:
+        # Lightning refuses every accelerator but CUDA here, then does the two steps below.
+        assert self.accelerator is not None
+        self.accelerator.setup_device(self.root_device)
+        self.setup_distributed()
+
+    def setup_distributed(self) -> None:
+        # Lightning's check of CUDA indices is left out: our ranks' devices are resolved above.
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    def teardown(self) -> None:
+        engine = self.model
+        super().teardown()
+        if hasattr(engine, "destroy"):
+            engine.destroy()  # hooks and buffers would outlive the run in this process
+
+
+class OnceScaledPrecision(DeepSpeedPrecision):
+    """Keeps DeepSpeed from dividing the loss by the micro-batches: Lightning has already done so.
+
+    As shipped the gradient is divided twice (described in Lightning-AI/pytorch-lightning#6170); Adam hides it, but
+    clipping, epsilon and the logged norm do not. `tests/distributed/test_gradient_scale.py` pins it.
+    """
+
+    def backward(self, tensor: torch.Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        model.trainer.model.backward(tensor, *args, scale_wrt_gas=False, **kwargs)
