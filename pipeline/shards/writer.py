@@ -79,7 +79,7 @@ class ShardWriter:
         self._clear_block()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = temporary_name(path)
-        self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed by close() or discard()
+        self._file = open(self._temporary, "wb")  # noqa: SIM115 - the writer is the context manager
 
     def add(self, document_id: str, tokens: NDArray, sentence_starts: NDArray | None) -> None:
         """Append a document.
