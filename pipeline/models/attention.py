@@ -1,0 +1,117 @@
+"""The attention function that stock transformers models are built with: packed rows, no mask.
+
+Letters: T tokens of the packed row, H heads, D head width, K segments.
+
+Only transformers' ``AttentionInterface`` knows its name. With no entry in ``AttentionMaskInterface`` the models build
+no mask at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+
+from pipeline.base.errors import UserError
+from pipeline.config.run import ModelConfig, PrecisionName
+from pipeline.models.segment_attention import segment_attention
+
+ATTENTION_NAME: Final = "pretrain_varlen"
+_FLASH_DTYPES: Final = (torch.float16, torch.bfloat16)
+_FLASH_MAX_HEAD_WIDTH: Final = 256
+_FLASH_MIN_CAPABILITY: Final = (8, 0)
+
+
+def register_attention() -> None:
+    """Make :data:`ATTENTION_NAME` known to transformers; may be called again."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION_NAME, packed_attention)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention inside the segments of one packed row: flash attention on CUDA in bf16 and fp16, else the exact one.
+
+    Args:
+        module: the stock attention module; ``module.is_causal`` decides where ``is_causal`` is None.
+        query, key, value: (1, H, T, D).
+        attention_mask: must be None.
+        cu_seq_lens_q: int32 (K + 1,), starts of the segments and the end of the last.
+        max_length_q: bound of the segment lengths, a constant of the run.
+
+    Returns:
+        (1, T, H, D), and None for the attention weights.
+
+    Raises:
+        UserError: attention dropout on CUDA.
+        ValueError: a mask, or no segments: the model was not called through ``packed_logits``.
+    """
+    if attention_mask is not None or cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1:
+        raise ValueError(
+            f"attention `{ATTENTION_NAME}` takes one packed row with cu_seq_lens_q and max_length_q and no "
+            "attention_mask: call the model through pipeline.models.packed.packed_logits"
+        )
+    causal = bool(module.is_causal if is_causal is None else is_causal)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))  # T H D
+    if query.is_cuda and dropout > 0:
+        raise UserError(_no_dropout_on_cuda(dropout))
+    output: Tensor
+    if _flash_takes(q):
+        window = (-1, 0) if causal else (-1, -1)
+        lengths = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+        output = varlen_attn(q, k, v, *lengths, scale=scale, window_size=window)
+    else:
+        # Drawn from torch's default generator, so whoever seeds that seeds the dropout.
+        seed = torch.randint(2**62, (1,), dtype=torch.int64) if dropout > 0 else None
+        output = segment_attention(q, k, v, cu_seq_lens_q, seed, dropout, causal, scale)
+    return output.unsqueeze(0), None
+
+
+def check_device(config: ModelConfig, device_type: str, precision: PrecisionName) -> None:
+    """Refuse before the first step what the kernels of a device cannot do.
+
+    Args:
+        device_type: ``"cpu"`` or ``"cuda"``; for the latter the current device is asked for its capability.
+
+    Raises:
+        UserError: attention dropout on CUDA; bf16 or fp16 on a GPU without flash attention.
+    """
+    if device_type != "cuda":
+        return
+    if config.attention_dropout > 0:
+        raise UserError(_no_dropout_on_cuda(config.attention_dropout))
+    capability = torch.cuda.get_device_capability()
+    if precision != "fp32" and capability < _FLASH_MIN_CAPABILITY:
+        raise UserError(
+            f"train.precision: {precision} needs a GPU of compute capability 8.0 (Ampere) or newer for packed "
+            f"attention, this one has {capability[0]}.{capability[1]}: set `train.precision: fp32`, which is slow "
+            "there, or use a newer GPU."
+        )
+
+
+def _flash_takes(query: Tensor) -> bool:
+    width = query.shape[-1]
+    return query.is_cuda and query.dtype in _FLASH_DTYPES and width % 8 == 0 and width <= _FLASH_MAX_HEAD_WIDTH
+
+
+def _no_dropout_on_cuda(dropout: float) -> str:
+    return (
+        f"model.attention_dropout: {dropout} cannot be done on CUDA, where the kernel for packed rows has no attention "
+        "dropout: set `model.attention_dropout: 0` (model.hidden_dropout stays)."
+    )

@@ -1,0 +1,119 @@
+"""The families of models: which stock class, what its config calls our fields, what its shape adds. No torch here.
+
+A new family is a new entry of :data:`FAMILIES`; builder, packed forward, FLOP and parameter counts read the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pipeline.config.run import ModelConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of stock transformers classes."""
+
+    model_class: str
+    """Class of `transformers` that is trained and exported."""
+
+    config_class: str
+    """Its config class."""
+
+    config_names: Mapping[str, tuple[str, ...]]
+    """Keys of the Hugging Face config for every field of :class:`ModelConfig`."""
+
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Keys where the published model differs from the defaults of the class; ``model.extra`` wins over them."""
+
+    token_ids: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Special-token keys of the config, each from the first special token that the tokenizer has."""
+
+    head_entry: str | None = None
+    """First module of the vocabulary head, whose input rows are chosen; None: ``forward`` takes ``logits_to_keep``."""
+
+    forward_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Constant arguments of ``forward``."""
+
+    causal: bool = False
+    """A token sees only what stands before it."""
+
+    positions_follow_padding: bool = False
+    """Positions count from ``pad_token_id + 1`` (fairseq's convention), so there are that many more of them."""
+
+    type_vocab_size: int = 0
+    """Rows of the token-type embedding, where ``extra`` does not say otherwise."""
+
+    embedding_norm: bool = False
+    """A layer norm after the embeddings."""
+
+    final_norm: bool = False
+    """A layer norm after the last block."""
+
+    head_transform: bool = False
+    """The head begins with a dense layer and a layer norm, and ends with a bias (BERT's)."""
+
+
+_ENCODER_NAMES: Final = {
+    "hidden_size": ("hidden_size",),
+    "num_layers": ("num_hidden_layers",),
+    "num_heads": ("num_attention_heads",),
+    "intermediate_size": ("intermediate_size",),
+    "hidden_dropout": ("hidden_dropout_prob",),
+    "attention_dropout": ("attention_probs_dropout_prob",),
+    "initializer_range": ("initializer_range",),
+    "max_positions": ("max_position_embeddings",),
+}
+
+FAMILIES: Final[Mapping[str, Family]] = {
+    # Devlin et al. 2018.
+    "bert": Family(
+        model_class="BertForMaskedLM",
+        config_class="BertConfig",
+        config_names=_ENCODER_NAMES,
+        token_ids={"pad_token_id": ("pad",)},
+        head_entry="cls",
+        type_vocab_size=2,
+        embedding_norm=True,
+        head_transform=True,
+    ),
+    # Liu et al. 2019; the defaults are roberta-base's, not the class's.
+    "roberta": Family(
+        model_class="RobertaForMaskedLM",
+        config_class="RobertaConfig",
+        config_names=_ENCODER_NAMES,
+        defaults={"type_vocab_size": 1, "layer_norm_eps": 1e-5},
+        token_ids={"pad_token_id": ("pad",), "bos_token_id": ("bos", "cls"), "eos_token_id": ("eos", "sep")},
+        head_entry="lm_head",
+        positions_follow_padding=True,
+        type_vocab_size=1,
+        embedding_norm=True,
+        head_transform=True,
+    ),
+    # Radford et al. 2019. No pad_token_id: the stock forward would look for it in the ids, a wait for the GPU.
+    "gpt2": Family(
+        model_class="GPT2LMHeadModel",
+        config_class="GPT2Config",
+        config_names={
+            "hidden_size": ("n_embd",),
+            "num_layers": ("n_layer",),
+            "num_heads": ("n_head",),
+            "intermediate_size": ("n_inner",),
+            "hidden_dropout": ("resid_pdrop", "embd_pdrop"),
+            "attention_dropout": ("attn_pdrop",),
+            "initializer_range": ("initializer_range",),
+            "max_positions": ("n_positions",),
+        },
+        token_ids={"bos_token_id": ("bos", "eos"), "eos_token_id": ("eos",)},
+        forward_arguments={"use_cache": False},
+        causal=True,
+        final_norm=True,
+    ),
+}
+
+
+def num_positions(config: ModelConfig, pad_id: int = 1) -> int:
+    """Rows of the position embedding so that ``max_positions`` of them can be used."""
+    return config.max_positions + (pad_id + 1 if FAMILIES[config.family].positions_follow_padding else 0)
