@@ -40,7 +40,7 @@ def model_flops_utilization(
 class ThroughputMeter:
     """Counts what happened since the last logged step.
 
-    Call :meth:`add` after each optimizer step with that step's global counts, and :meth:`read` at logged steps. Time
+    Call :meth:`add` with the global counts of one or more optimizer steps, and :meth:`read` at logged steps. Time
     spent outside training (validation, checkpoints) is taken out with :meth:`exclude`.
     """
 
@@ -54,9 +54,9 @@ class ThroughputMeter:
     data_wait_seconds: float = 0.0
     excluded_seconds: float = 0.0
 
-    def add(self, num_tokens: int, flops: float, data_wait_seconds: float) -> None:
-        """One optimizer step: real tokens and FLOPs of the global batch, seconds this rank waited for data."""
-        self.num_steps += 1
+    def add(self, num_tokens: int, flops: float, data_wait_seconds: float, num_steps: int = 1) -> None:
+        """Optimizer steps: real tokens and FLOPs of their global batches, seconds this rank waited for data."""
+        self.num_steps += num_steps
         self.num_tokens += num_tokens
         self.flops += flops
         self.data_wait_seconds += data_wait_seconds
