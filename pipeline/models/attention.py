@@ -8,7 +8,8 @@ no mask at all.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from pipeline.config.run import ModelConfig, PrecisionName
 from pipeline.models.segment_attention import segment_attention
 
 ATTENTION_NAME: Final = "pretrain_varlen"
+# With no auxiliary output asked for it returns a tensor.
+_flash_attention = cast("Callable[..., Tensor]", varlen_attn)
 _FLASH_DTYPES: Final = (torch.float16, torch.bfloat16)
 _FLASH_MAX_HEAD_WIDTH: Final = 256
 _FLASH_MIN_CAPABILITY: Final = (8, 0)
@@ -71,11 +74,10 @@ def packed_attention(
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))  # T H D
     if query.is_cuda and dropout > 0:
         raise UserError(_no_dropout_on_cuda(dropout))
-    output: Tensor
     if _flash_takes(q):
         window = (-1, 0) if causal else (-1, -1)
         lengths = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
-        output = varlen_attn(q, k, v, *lengths, scale=scale, window_size=window)
+        output = _flash_attention(q, k, v, *lengths, scale=scale, window_size=window)
     else:
         # Drawn from torch's default generator, so whoever seeds that seeds the dropout.
         seed = torch.randint(2**62, (1,), dtype=torch.int64) if dropout > 0 else None

@@ -1,0 +1,81 @@
+"""One micro-batch, as the model takes it: tensors whose shapes are the same for every batch of a run.
+
+Letters: R rows, S sequence length, C most segments a row (padding counted), P most predictions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """R packed rows and what is predicted in them. Tensors are int64 on the CPU unless said otherwise."""
+
+    input_ids: Tensor
+    """Corrupted ids, (R, S)."""
+
+    position_ids: Tensor
+    """Positions, from 0 in every segment and in every run of padding, (R, S)."""
+
+    cu_seqlens: Tensor
+    """int32 (R * C + 1,): starts of the segments in the R * S flattened tokens, then R * S to the end.
+
+    Padding is a segment of its own; the unused entries make empty segments.
+    """
+
+    prediction_positions: Tensor
+    """Indices into the flattened tokens, (P,); 0 where the label is -100."""
+
+    labels: Tensor
+    """Ids to predict, (P,); -100 is not counted."""
+
+    window_predictions: Tensor
+    """Scalar: predictions of this rank in the whole optimizer step, over all its micro-batches."""
+
+    num_real_tokens: Tensor
+    """Scalar: tokens of this micro-batch that are no padding, special tokens included."""
+
+    sum_squared_lengths: Tensor
+    """Scalar: sum over the segments of this micro-batch of their squared length (attention FLOPs)."""
+
+    row_numbers: Tensor
+    """Run-wide numbers of the rows, (R,)."""
+
+    first_slot_key: Tensor
+    """Scalar: row number of the first row; it seeds dropout."""
+
+    max_seqlen: int
+    """Bound of the segment lengths: S."""
+
+    step: int
+    """Optimizer step that the batch belongs to; -1 where there is none (validation)."""
+
+    row_digests: Tensor | None = None
+    """uint8 (R, 32), one sha256 a row, where asked for."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch with what the model and the loss need on ``device``, copied without waiting where it is pinned.
+
+        Facts for logs and seeds stay on the CPU, where reading them waits for nothing.
+        """
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _ON_DEVICE}
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Self:
+        """The batch in page-locked memory, from which copies to a GPU need not wait."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in _ON_DEVICE})
+
+
+_ON_DEVICE: Final = (
+    "input_ids",
+    "position_ids",
+    "cu_seqlens",
+    "prediction_positions",
+    "labels",
+    "window_predictions",
+)

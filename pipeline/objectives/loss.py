@@ -1,0 +1,72 @@
+"""The loss of a packed micro-batch as one function of tensors, made to be compiled whole.
+
+Letters: R rows, S sequence length, P most predictions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from pipeline.models.packed import packed_logits
+from pipeline.objectives.batch import Batch
+from pipeline.objectives.masking import KEPT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, eq=False)
+class LossOutput:
+    """What a forward pass leaves; nothing in it has waited for the device."""
+
+    loss_sum: Tensor
+    """Scalar with graph, fp32 (fp64 for an fp64 model): the sum of the cross-entropies in nats."""
+
+
+def packed_loss_sum(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    cu_seqlens: Tensor,
+    prediction_positions: Tensor,
+    labels: Tensor,
+    max_seqlen: int,
+) -> Tensor:
+    """Sum of the cross-entropies of a micro-batch, in fp32 (fp64 for an fp64 model).
+
+    The caller divides by the predictions of the global batch; no mean is taken here, because a mean over a micro-batch
+    would weigh its predictions by how many others happen to stand beside them.
+
+    Args:
+        model: from ``build_model``.
+        input_ids, position_ids: int64 (R, S).
+        cu_seqlens: int32, over the R * S flattened tokens.
+        prediction_positions: int64 (P,), into the flattened tokens.
+        labels: int64 (P,); -100 is not counted.
+        max_seqlen: bound of the segment lengths, a constant of the run.
+    """
+    logits = packed_logits(
+        model, input_ids.view(1, -1), position_ids.view(1, -1), cu_seqlens, max_seqlen, prediction_positions
+    )  # P V
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return cross_entropy(logits, labels, ignore_index=KEPT, reduction="sum")
+
+
+def batch_loss(model: PreTrainedModel, batch: Batch) -> LossOutput:
+    """:func:`packed_loss_sum` of a batch that is on the model's device."""
+    return LossOutput(
+        packed_loss_sum(
+            model,
+            batch.input_ids,
+            batch.position_ids,
+            batch.cu_seqlens,
+            batch.prediction_positions,
+            batch.labels,
+            batch.max_seqlen,
+        )
+    )
