@@ -34,7 +34,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """What one panel shows."""
+    """What one panel shows, over whole numbers of x."""
 
     title: str
     y_label: str
@@ -114,6 +114,8 @@ class _Scale:
     start: float
     stop: float
     logarithmic: bool = False
+    whole: bool = False
+    """Ticks at whole numbers only (there is no step 19.5)."""
 
     def __call__(self, value: float) -> float:
         low, high = (math.log(self.low), math.log(self.high)) if self.logarithmic else (self.low, self.high)
@@ -125,6 +127,8 @@ class _Scale:
         if self.logarithmic:
             return [(value, tick_label(value, value, value)) for value in log_ticks(self.low, self.high)]
         values = nice_ticks(self.low, self.high)
+        if self.whole:
+            values = [value for value in values if abs(value - round(value)) < 1e-6]
         step = values[1] - values[0] if len(values) > 1 else abs(values[0]) or 1.0
         largest = max(map(abs, values))
         return [(value, tick_label(value, step, largest)) for value in values]
@@ -134,7 +138,7 @@ def _x_scale(values: Sequence[float]) -> _Scale:
     low, high = min(values), max(values)
     if low == high:
         low, high = low - 1, high + 1
-    return _Scale(low, high, _LEFT, WIDTH - _RIGHT)
+    return _Scale(low, high, _LEFT, WIDTH - _RIGHT, whole=True)
 
 
 def _y_scale(values: Sequence[float], from_zero: bool) -> _Scale:

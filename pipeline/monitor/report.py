@@ -17,7 +17,7 @@ from pipeline.monitor.meters import format_count, format_seconds
 from pipeline.monitor.report_page import page, table
 from pipeline.monitor.sinks import METRICS_NAME, read_metrics
 
-STARTING_EVENTS = ("start", "resume")
+STARTING_EVENTS = ("started", "resumed")
 """Events that begin a stretch of work; wall time counts from each to the last sign of life before the next."""
 
 _MOST_EVENTS = 300
@@ -75,7 +75,7 @@ def write_report(run_directory: Path, output: Path | None = None) -> Path:
 
 def render_report(name: str, metrics: Sequence[Record], events: Sequence[Record], config: Mapping[str, Any]) -> str:
     """The page of a run from its records (at least one metric line); pure."""
-    resumed_at = sorted({step for e in events if e.get("event") == "resume" and (step := number(e.get("step")))})
+    resumed_at = sorted({step for e in events if e.get("event") == "resumed" and (step := number(e.get("step")))})
     last, total_steps = metrics[-1], _lookup(config, "train.steps")
     done = f"step {int(last['step']):,}" + (f" of {int(total_steps):,}" if isinstance(total_steps, int) else "")
     tables = '<p class="note">Dashed lines: the run was resumed.</p>' if resumed_at else ""
@@ -170,7 +170,7 @@ def _facts(metrics: Sequence[Record], events: Sequence[Record], config: Mapping[
         facts.append(("Time waiting for data (mean)", f"{100 * sum(waits) / len(waits):.2f} %"))
     if memory := _values(metrics, "memory_gb"):
         facts.append(("Memory, most on rank 0", f"{max(memory):.2f} GB"))
-    facts.append(("Restarts", str(sum(event.get("event") == "resume" for event in events))))
+    facts.append(("Restarts", str(sum(event.get("event") == "resumed" for event in events))))
     for label, key in _CONFIG_FACTS:
         value = _lookup(config, key)
         if value is not None:

@@ -36,7 +36,7 @@ class Sink(Protocol):
         """One line of metrics; ``metrics["step"]`` never decreases. The same step again adds keys to its line."""
 
     def event(self, name: str, **facts: Any) -> None:
-        """Something worth a line of its own (``checkpoint``, ``resume``, ``signal``, ...); ``step`` if it has one."""
+        """Something worth a line of its own (``checkpoint``, ``resumed``, ``stopped``, ...); ``step`` if it has one."""
 
     def close(self) -> None:
         """Flush and release; may be called twice."""

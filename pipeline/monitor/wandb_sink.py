@@ -148,8 +148,8 @@ class WandbSink:
             self._run = None
 
     def event(self, name: str, **facts: Any) -> None:
-        """A ``signal`` marks the wandb run as preempting, so that it waits for its restart instead of crashing."""
-        if self._run is None or name != "signal":
+        """``stopped`` (by a signal) marks the wandb run as preempting, so that it waits for its restart instead of crashing."""
+        if self._run is None or name != "stopped":
             return
         try:
             self._run.mark_preempting()

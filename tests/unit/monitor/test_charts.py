@@ -95,6 +95,7 @@ def test_one_point_is_a_dot_inside_the_picture(value: float, from_zero: bool) ->
     assert 66 <= float(dot.attrib["cx"]) <= 624
     assert 14 <= float(dot.attrib["cy"]) <= 254
     assert elements(html, "line") == []
+    assert [e.text for e in elements(html, "tick")][-3:] == ["6", "7", "8"]
 
 
 def test_no_numbers_say_so() -> None:

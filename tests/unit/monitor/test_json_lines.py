@@ -59,12 +59,12 @@ def test_torn_lines_are_passed_over_at_every_cut(tmp_path: Path) -> None:
 
 
 def test_events_append_with_time_and_survive_a_torn_line(tmp_path: Path) -> None:
-    append_event(tmp_path / "run", "start", world_size=2)
+    append_event(tmp_path / "run", "started", world_size=2)
     with open(tmp_path / "run" / "events.jsonl", "ab") as file:
         file.write(b'{"time": "2026-01-')
-    written = append_event(tmp_path / "run", "resume", step=40, reason=math.nan)
+    written = append_event(tmp_path / "run", "resumed", step=40, reason=math.nan)
     events = read_events(tmp_path / "run")
-    assert [(event["event"], event["step"]) for event in events] == [("start", None), ("resume", 40)]
+    assert [(event["event"], event["step"]) for event in events] == [("started", None), ("resumed", 40)]
     assert events[0]["world_size"] == 2
     assert events[1]["reason"] == "nan"
     assert written["time"].endswith("+00:00")

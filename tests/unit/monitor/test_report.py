@@ -73,8 +73,8 @@ def checked(html: str) -> str:
 def test_a_whole_run(tmp_path: Path) -> None:
     run = tmp_path / "my <run>"
     write_metrics(run, full_records())
-    append_event(run, "start", step=0, world_size=2)
-    append_event(run, "resume", step=20, reason="<b>")
+    append_event(run, "started", step=0, world_size=2)
+    append_event(run, "resumed", step=20, reason="<b>")
     (run / "config.yaml").write_text("train: {steps: 40000, strategy: zero1}\nmodel: {family: bert}\nseed: 3\n")
     path = write_report(run)
     assert path == run / "report.html"
@@ -144,9 +144,9 @@ def test_wall_time_leaves_out_the_time_between_stretches() -> None:
 
     metrics = [{"step": s, "time": at(m)} for s, m in ((1, 1), (2, 2), (3, 31), (4, 34))]
     events = [
-        {"event": "start", "time": at(0)},
+        {"event": "started", "time": at(0)},
         {"event": "checkpoint", "time": at(3)},
-        {"event": "resume", "time": at(30)},
+        {"event": "resumed", "time": at(30)},
     ]
     assert wall_seconds(metrics, events) == (3 + 4) * 60
     assert wall_seconds(metrics, []) == 33 * 60

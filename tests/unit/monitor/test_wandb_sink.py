@@ -122,7 +122,7 @@ def test_real_offline_runs_share_the_id(tmp_path: Path, warnings: list[str]) -> 
         sink.start({"first_step": first_step, "total_steps": 20}, {"train": {"steps": 20}})
         for step in range(first_step + 1, first_step + 11):
             sink.log({"step": step, "loss": 1.0 / step, "batch_digest": "ab", "mfu": None})
-        sink.event("signal", step=first_step + 10)
+        sink.event("stopped", step=first_step + 10)
         sink.close()
     stored = (run / "wandb_id").read_text().strip()
     files = sorted((run / "wandb").glob("offline-run-*/*.wandb"))
@@ -137,7 +137,7 @@ def test_off_writes_nothing_and_imports_nothing(tmp_path: Path, monkeypatch: pyt
     sink = WandbSink(tmp_path, mode="off", project="test")
     sink.start({}, {})
     sink.log({"step": 1, "loss": 1.0})
-    sink.event("signal")
+    sink.event("stopped")
     sink.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -150,7 +150,7 @@ def test_online_sends_numbers_under_our_step_once(tmp_path: Path, monkeypatch: p
     for step in (5, 6, 7, 7, 6, 8):
         sink.log({"step": step, "loss": float("nan") if step == 8 else 1.0, "batch_digest": "ab", "mfu": None})
     sink.event("checkpoint", step=8)
-    sink.event("signal", step=8)
+    sink.event("stopped", step=8)
     sink.close()
     sink.close()
     assert [step for step, _ in runs[0].logged] == [6, 7, 7, 8]
