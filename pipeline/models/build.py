@@ -34,12 +34,13 @@ def build_model(
     *,
     vocab_size: int,
     special_ids: Mapping[str, int | None],
-    seed: int = 0,
+    seed: int | None = None,
     device: str | None = None,
 ) -> PreTrainedModel:
     """The stock class of the family with its stock initial weights, in training mode, ready for ``packed_logits``.
 
-    The weights depend on config and seed alone; torch's global generator is left as it was.
+    With a seed, the weights depend on config and seed alone and torch's global generator is left as it was; without one
+    they are drawn from that generator.
 
     Args:
         vocab_size: ids of the tokenizer; the embedding has ``config.vocab_size`` rows where that is set.
@@ -55,8 +56,9 @@ def build_model(
     register_attention()
     hf._attn_implementation = ATTENTION_NAME
     model_class = getattr(transformers, FAMILIES[config.family].model_class)
-    with torch.random.fork_rng(), torch.device(device or torch.get_default_device()):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(enabled=seed is not None), torch.device(device or torch.get_default_device()):
+        if seed is not None:
+            torch.manual_seed(seed)
         model = model_class(hf)
     prepare_packed(model)
     return model.train()

@@ -37,6 +37,9 @@ class Batch:
     window_predictions: Tensor
     """Scalar: predictions of this rank in the whole optimizer step, over all its micro-batches."""
 
+    num_predictions: Tensor
+    """Scalar: predictions of this micro-batch."""
+
     num_real_tokens: Tensor
     """Scalar: tokens of this micro-batch that are no padding, special tokens included."""
 

@@ -86,7 +86,7 @@ def make_batches(
     batches = []
     for first in range(0, num_rows, size):
         begin, end = first * length, (first + size) * length
-        inside = slice(*np.searchsorted(predictions.indices, (begin, end)))
+        inside = slice(*np.searchsorted(predictions.indices, (begin, end)).tolist())
         cut = bounds[np.searchsorted(bounds, begin) : np.searchsorted(bounds, end) + 1] - begin
         own = (rows.segment_row >= first) & (rows.segment_row < first + size)
         lengths = rows.segment_length[own].astype(np.int64)
@@ -101,6 +101,7 @@ def make_batches(
                 ),
                 labels=_padded(predictions.labels[inside], size * capacity.predictions_per_row, KEPT),
                 window_predictions=window_predictions,
+                num_predictions=torch.tensor(inside.stop - inside.start),
                 num_real_tokens=torch.tensor(int(lengths.sum())),
                 sum_squared_lengths=torch.tensor(int((lengths**2).sum())),
                 row_numbers=_tensor(rows.row_numbers[part]),

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from pipeline.base.errors import UserError
-from pipeline.config.run import ObjectiveConfig
+from pipeline.config.run import ObjectiveConfig, ObjectiveName, Packing
+from pipeline.data.packing import max_segments_per_row
 from pipeline.data.rows import RowFormat
 from pipeline.objectives.clm import CausalLanguageModel
 from pipeline.objectives.masking import masking_settings
@@ -27,33 +28,37 @@ class Vocabulary(Protocol):
     def all_special_ids(self) -> Sequence[int]: ...
 
 
-ROW_KINDS: Final[Mapping[str, RowKind]] = {
+_ROW_KINDS: Final[Mapping[str, RowKind]] = {
     objective.name: objective.row_kind for objective in (MaskedLanguageModel, CausalLanguageModel)
 }
-"""Kind of row that an objective reads, by its name: the planner asks before the objective can be made."""
+
+
+def row_kind(name: ObjectiveName) -> RowKind:
+    """Kind of row that an objective reads: the planner asks before the objective can be made."""
+    return _ROW_KINDS[name]
 
 
 def make_objective(
     config: ObjectiveConfig,
     vocabulary: Vocabulary,
     row_format: RowFormat,
-    *,
     seed: int,
-    max_segments_per_row: int,
+    *,
+    packing: Packing,
     digests: bool = False,
 ) -> Objective:
     """The objective named in the config.
 
     Args:
         vocabulary: the manifest of the corpus.
-        max_segments_per_row: the planner's bound, padding not counted.
+        packing: it bounds the segments of a row, and with them the length of ``cu_seqlens``.
         digests: let ``prepare`` compute the digest of every row, which costs more than all the rest of it.
 
     Raises:
         UserError: the tokenizer has no mask token where one is needed.
     """
     # The padded tail of a row is a segment too.
-    segments_per_row = max_segments_per_row + 1
+    segments_per_row = max_segments_per_row(row_format, packing) + 1
     return _MAKERS[config.name](config, vocabulary, row_format, seed, segments_per_row, digests)
 
 

@@ -1,0 +1,60 @@
+"""FLOPs of a step and parameters of a model in closed form, from the config alone. No torch here.
+
+Letters: E width of the model, F width of the feed-forward layer, L layers, V vocabulary, n_i length of segment i.
+
+Formula (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, PaLM, appendix B), a multiply-add being two FLOPs:
+
+    forward  = 2 (4 E^2 + 2 E F) L tokens            projections and feed-forward
+             + 4 E L sum(n_i^2)                      QK^T and PV; half of it in causal models
+             + 2 (V E [+ E^2]) predictions           vocabulary head [BERT's dense layer before it]
+    training = 3 forward                             the backward pass is two forward passes
+
+Only what the step must compute is counted: no padding, no attention between segments, no head at positions that predict
+nothing, nothing recomputed; embeddings, norms, biases, softmax and dropout are left out. PaLM counts causal attention in
+full; here it is halved, since half of it is never needed.
+"""
+
+from __future__ import annotations
+
+from pipeline.config.run import ModelConfig
+from pipeline.models.families import FAMILIES, num_positions
+
+
+def flops_per_step(
+    config: ModelConfig, vocab_size: int, real_tokens: int, sum_squared_lengths: int, predictions: int
+) -> float:
+    """FLOPs of forward and backward over what the counts describe; all of one rank or all of the run.
+
+    Args:
+        vocab_size: ids of the tokenizer; ``config.vocab_size`` counts instead where it is set.
+        real_tokens: tokens in segments, special tokens included.
+        sum_squared_lengths: sum over the segments of their squared length.
+        predictions: positions whose logits are needed.
+    """
+    family = FAMILIES[config.family]
+    width, inner = config.hidden_size, config.intermediate_size
+    rows = config.vocab_size or vocab_size
+    blocks = 2 * (4 * width**2 + 2 * width * inner) * config.num_layers * real_tokens
+    attention = 4 * width * config.num_layers * sum_squared_lengths / (2 if family.causal else 1)
+    head = 2 * (rows * width + (width**2 if family.head_transform else 0)) * predictions
+    return 3.0 * (blocks + attention + head)
+
+
+def num_parameters(config: ModelConfig, vocab_size: int, pad_id: int = 1) -> int:
+    """Parameters of the stock model, tied ones once.
+
+    Args:
+        vocab_size: ids of the tokenizer; ``config.vocab_size`` counts instead where it is set.
+        pad_id: id of the padding token, on which RoBERTa's number of positions depends.
+    """
+    family = FAMILIES[config.family]
+    width, inner = config.hidden_size, config.intermediate_size
+    rows = config.vocab_size or vocab_size
+    types = config.extra.get("type_vocab_size", family.type_vocab_size)
+    norm = 2 * width
+    embeddings = (rows + num_positions(config, pad_id) + types) * width + (norm if family.embedding_norm else 0)
+    attention = 4 * (width**2 + width)
+    feed_forward = 2 * width * inner + inner + width
+    blocks = config.num_layers * (attention + feed_forward + 2 * norm)
+    head = width**2 + width + norm + rows if family.head_transform else 0
+    return embeddings + blocks + (norm if family.final_norm else 0) + head
