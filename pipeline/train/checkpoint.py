@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.base.errors import UserError
 from pipeline.base.files import publish_directory, read_json, write_json_atomically
 from pipeline.base.logs import get_logger
-from pipeline.models.export_state import stock_state_dict
+from pipeline.models.build import stock_state_dict
 from pipeline.train.module import PretrainModule
 from pipeline.train.strategies import ZERO_STAGES
 
@@ -124,7 +124,9 @@ def _full_weights(module: PretrainModule) -> dict[str, torch.Tensor]:
     for name, parameter in module.model.named_parameters():  # tied parameters come once
         value = safe_get_full_fp32_param(parameter)  # the fp32 master, which the bf16 module only rounds
         if keep:
-            full[name] = (parameter if value is None else value).detach().to("cpu", torch.float32, copy=True).contiguous()
+            full[name] = (
+                (parameter if value is None else value).detach().to("cpu", torch.float32, copy=True).contiguous()
+            )
     return full
 
 

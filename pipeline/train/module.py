@@ -6,6 +6,7 @@ Letters: W ranks, N micro-batches of a rank in a step.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from torch import Tensor
 from pipeline.base.keyed import key
 from pipeline.config.derived import BatchPlan
 from pipeline.config.run import RunConfig
+from pipeline.data.digest import combine_row_digests
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.loss import packed_loss_sum
 from pipeline.optim.adamw import make_optimizer
@@ -22,6 +24,22 @@ from pipeline.optim.schedules import learning_rate
 from pipeline.train.control import ControlPlane
 
 _DROPOUT_STREAM = 0xD0  # keeps dropout's keys apart from those of masks and order
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """What this rank has trained on since the run was started: host integers, for the meters."""
+
+    real_tokens: int = 0
+    sum_squared_lengths: int = 0
+    predictions: int = 0
+
+    def plus(self, batch: Batch, predictions: int) -> BatchCounts:
+        return BatchCounts(
+            self.real_tokens + int(batch.num_real_tokens),
+            self.sum_squared_lengths + int(batch.sum_squared_lengths),
+            self.predictions + predictions,
+        )
 
 
 class PretrainModule(pl.LightningModule):
@@ -43,7 +61,11 @@ class PretrainModule(pl.LightningModule):
         self.stop_agreed = False
         self.global_predictions = 0
         self.local_loss_sum: Tensor | None = None
-        self.gradient_norm: Tensor | float | None = None
+        self.gradient_norm: Tensor | None = None
+        self.micro_batch = -1
+        self.counts = BatchCounts()
+        self.row_digests: list[tuple[Tensor, Tensor]] = []
+        self._dropout_key = 0
         self._loss_function: Callable[..., Tensor] = packed_loss_sum
 
     def compile_loss(self) -> None:
@@ -62,35 +84,36 @@ class PretrainModule(pl.LightningModule):
             batch.max_seqlen,
         )
 
-    def is_first_micro_batch(self, batch_idx: int) -> bool:
-        return batch_idx % self.plan.accumulation == 0
-
-    def is_last_micro_batch(self, batch_idx: int) -> bool:
-        return (batch_idx + 1) % self.plan.accumulation == 0
-
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        # While the counts are still on the host: reading them later would wait for the device.
-        if self._starts_step:
-            self._agree_on_step(batch)
+        self.micro_batch = (self.micro_batch + 1) % self.plan.accumulation
+        if self.micro_batch == 0:
+            self._begin_step(batch)
+        # Counts are read here, on the host: reading them later would wait for the device.
+        self.counts = self.counts.plus(batch, int(batch.window_predictions) if self.micro_batch == 0 else 0)
+        if batch.row_digests is not None:
+            self.row_digests.append((batch.row_numbers, batch.row_digests))
         self._dropout_key = key(self.config.seed, _DROPOUT_STREAM, self.step, int(batch.first_slot_key))
         return batch
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if self.is_first_micro_batch(batch_idx):
-            self.local_loss_sum = None
-            rate = self.current_learning_rate()
-            for group in self.trainer.optimizers[0].param_groups:
-                group["lr"] = rate
-
-    def _agree_on_step(self, batch: Batch) -> None:
+    def _begin_step(self, batch: Batch) -> None:
         assert self.control is not None
         predictions, stops = self.control.sum_integers(int(batch.window_predictions), int(self.stop_requested()))
         self.global_predictions = predictions
         self.stop_agreed = stops > 0
+        self.local_loss_sum = None
+        self.row_digests.clear()
+        rate = self.current_learning_rate()
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = rate
 
     @property
-    def _starts_step(self) -> bool:
-        return self.is_first_micro_batch(self.trainer.fit_loop.epoch_loop.batch_idx)
+    def finishes_step(self) -> bool:
+        """Whether the micro-batch at hand is the last of its step."""
+        return self.micro_batch == self.plan.accumulation - 1
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.finishes_step:  # after the callbacks' hooks of the same name
+            self.step += 1
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         torch.manual_seed(self._dropout_key)
@@ -130,3 +153,14 @@ class PretrainModule(pl.LightningModule):
         assert self.control is not None and self.local_loss_sum is not None
         (total,) = self.control.sum_floats(float(self.local_loss_sum))
         return total / max(self.global_predictions, 1)
+
+    def batch_digest(self) -> str | None:
+        """Digest of the step's global batch, if its rows were digested; every rank must call it."""
+        assert self.control is not None
+        if not self.row_digests:
+            return None
+        numbers = torch.cat([numbers for numbers, _ in self.row_digests]).cpu()  # (rows_per_rank,)
+        digests = torch.cat([digests for _, digests in self.row_digests]).cpu()  # (rows_per_rank, 32)
+        return combine_row_digests(
+            torch.cat(self.control.gather(numbers)).numpy(), torch.cat(self.control.gather(digests)).numpy()
+        )

@@ -156,3 +156,7 @@ class OnceScaledPrecision(DeepSpeedPrecision):
 
     def backward(self, tensor: torch.Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         model.trainer.model.backward(tensor, *args, scale_wrt_gas=False, **kwargs)
+
+    def convert_input(self, data: Any) -> Any:
+        # Batches hold integers only; Lightning would walk through each and refuse a frozen dataclass.
+        return data

@@ -1,0 +1,261 @@
+"""The `pretrain` command. Targets are imported inside functions, so that help and config checks answer at once.
+
+Exit status: 0 done; 2 the user must change something (one message, no traceback); 1 a bug.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.base.errors import UserError
+
+Command = Callable[[argparse.Namespace, list[str]], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = build_parser()
+    namespace, rest = parser.parse_known_args(arguments)
+    if rest and not namespace.takes_overrides:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return int(namespace.run(namespace, rest) or 0)
+    except UserError as error:
+        print(f"pretrain: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `pretrain ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every command with its arguments."""
+    parser = argparse.ArgumentParser(
+        prog="pretrain",
+        description="Pretrain BERT- and GPT-family models: corpus, training, monitoring, Hugging Face export.",
+        epilog="Keys of a config file can be overridden on the command line: --data.sequence_length 128",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_corpus_commands(commands)
+    _add_run_commands(commands)
+    _add_config_commands(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(version("pretrain"))
+        parser.exit()
+
+
+def _add(commands: Any, name: str, run: Command, help_text: str, *, overrides: bool = False) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help_text,
+        description=help_text[0].upper() + help_text[1:] + ".",
+        epilog="Any key of the config can follow, e.g. --train.steps 100." if overrides else None,
+    )
+    parser.set_defaults(run=run, takes_overrides=overrides)
+    return parser
+
+
+def _group(commands: Any, name: str, help_text: str) -> Any:
+    parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+    return parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the facts as JSON")
+
+
+def _add_corpus_commands(commands: Any) -> None:
+    corpus = _group(commands, "corpus", "build, verify and describe corpora")
+    build = _add(corpus, "build", corpus_build, "make a corpus directory from text", overrides=True)
+    build.add_argument("config", type=Path, help="corpus config (YAML)")
+    build.add_argument("--output", type=Path, required=True, metavar="DIR", help="corpus directory to make")
+    build.add_argument("--processes", type=int, metavar="N", help="worker processes (default: one a core)")
+    _add_json(build)
+    verify = _add(corpus, "verify", corpus_verify, "check every checksum and count of a corpus")
+    stats = _add(corpus, "stats", corpus_stats, "print what a corpus holds")
+    for parser in (verify, stats):
+        parser.add_argument("directory", type=Path, help="corpus directory")
+        _add_json(parser)
+
+
+def _add_run_commands(commands: Any) -> None:
+    train = _add(commands, "train", run_train, "train, or go on training, a run", overrides=True)
+    train.add_argument("config", type=Path, help="run config (YAML)")
+    batch = _add(commands, "batch", run_batch, "replay the batch of a step, without a model", overrides=True)
+    batch.add_argument("config", type=Path, help="run config (YAML)")
+    batch.add_argument("--step", type=int, required=True, metavar="K", help="step, counted from 1 as in the metrics")
+    batch.add_argument("--world-size", type=int, default=1, metavar="W", help="assemble it from the shares of W ranks")
+    batch.add_argument("--rows", type=int, default=4, metavar="N", help="rows shown as text (default 4)")
+    _add_json(batch)
+    export = _add(commands, "export", run_export, "write a run's model as a Hugging Face folder")
+    export.add_argument("run_directory", type=Path, help="run directory")
+    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
+    export.add_argument("--step", type=int, metavar="N", help="checkpoint (default: the newest)")
+    _add_json(export)
+    report = _add(commands, "report", run_report, "draw a run's metrics into one HTML file")
+    report.add_argument("run_directory", type=Path, help="run directory")
+    report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the run directory")
+    launch = _group(commands, "launch", "start the ranks of a run")
+    torchrun = _add(launch, "torchrun", launch_torchrun, "train on this machine, one process a GPU", overrides=True)
+    torchrun.add_argument("config", type=Path, help="run config (YAML)")
+    torchrun.add_argument("--processes", type=int, metavar="N", help="ranks (default: one a GPU, or 1)")
+    torchrun.add_argument("--print", action="store_true", dest="only_print", help="print the command and stop")
+    demo = _add(commands, "demo", run_demo, "run the whole pipeline on the books in demo/")
+    demo.add_argument("--fresh", action="store_true", help="delete runs/demo and corpora/demo first")
+
+
+def _add_config_commands(commands: Any) -> None:
+    config = _group(commands, "config", "check and show configs")
+    check = _add(config, "check", config_check, "check config files and report every problem")
+    check.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    show = _add(config, "show", config_show, "print a config resolved, with the numbers that follow", overrides=True)
+    show.add_argument("file", type=Path, metavar="FILE")
+    show.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks to plan for (default 1)")
+    _add_json(show)
+
+
+def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+        print(f"{name.replace('_', ' '):<{width}}  {text}")
+
+
+def corpus_build(namespace: argparse.Namespace, overrides: list[str]) -> int:
+    from pipeline.config.loading import load_corpus_config
+    from pipeline.corpus.build import build_corpus
+
+    summary = build_corpus(
+        load_corpus_config(namespace.config, overrides), namespace.output, processes=namespace.processes
+    )
+    _print_facts(summary.facts(), namespace.json)
+    return 0
+
+
+def corpus_verify(namespace: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.shards.verify import verify_corpus
+
+    _print_facts(verify_corpus(namespace.directory).facts(), namespace.json)
+    return 0
+
+
+def corpus_stats(namespace: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.corpus.stats import corpus_stats as stats
+
+    _print_facts(stats(namespace.directory), namespace.json)
+    return 0
+
+
+def run_train(namespace: argparse.Namespace, overrides: list[str]) -> int:
+    from pipeline.base.logs import configure_logging
+    from pipeline.base.ranks import rank_facts
+    from pipeline.config.derived import batch_plan
+    from pipeline.config.loading import load_run_config
+
+    config = load_run_config(namespace.config, overrides)
+    facts = rank_facts()
+    configure_logging(facts.rank, facts.world_size)
+    batch_plan(config, facts.world_size)  # refuse before torch is imported
+    from pipeline.train.run import train
+
+    train(config, facts)
+    return 0
+
+
+def run_batch(namespace: argparse.Namespace, overrides: list[str]) -> int:
+    from pipeline.config.loading import load_run_config
+    from pipeline.train.replay import print_batch, replay_batch
+
+    config = load_run_config(namespace.config, overrides)
+    replayed = replay_batch(config, namespace.step, namespace.world_size)
+    if namespace.json:
+        print(json.dumps(replayed.facts(), indent=2, ensure_ascii=False))
+    else:
+        print_batch(replayed, num_rows=namespace.rows)
+    return 0
+
+
+def run_export(namespace: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.export.run import export_run
+
+    report = export_run(namespace.run_directory, namespace.output, namespace.step)
+    _print_facts(report.facts(), namespace.json)
+    return 0
+
+
+def run_report(namespace: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.monitor.report import write_report
+
+    print(write_report(namespace.run_directory, namespace.output))
+    return 0
+
+
+def launch_torchrun(namespace: argparse.Namespace, overrides: list[str]) -> int:
+    from pipeline.config.loading import load_run_config
+    from pipeline.launch.torchrun import launch
+
+    load_run_config(namespace.config, overrides)  # one message here instead of one a rank
+    return launch(namespace.config, namespace.processes, overrides, only_print=namespace.only_print)
+
+
+def run_demo(namespace: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.demo import run
+
+    return run(fresh=namespace.fresh)
+
+
+def config_check(namespace: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.config.loading import ConfigError, load_any_config
+
+    failed = 0
+    for file in namespace.files:
+        try:
+            load_any_config(file)
+            print(f"{file}: ok")
+        except ConfigError as error:
+            failed += 1
+            print(error, file=sys.stderr)
+    return 2 if failed else 0
+
+
+def config_show(namespace: argparse.Namespace, overrides: list[str]) -> int:
+    from pipeline.config.loading import load_any_config, to_plain, to_yaml
+    from pipeline.config.run import RunConfig
+
+    config = load_any_config(namespace.file, overrides)
+    if isinstance(config, RunConfig):
+        from pipeline.train.summary import derived_numbers
+
+        numbers = derived_numbers(config, namespace.world_size)
+    else:
+        numbers = {}
+    if namespace.json:
+        print(json.dumps({"config": to_plain(config), "derived": numbers}, indent=2, ensure_ascii=False))
+        return 0
+    print(to_yaml(config), end="")
+    if numbers:
+        print("\n# what follows from it")
+        _print_facts({f"# {name}": value for name, value in numbers.items()}, as_json=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The story of a run: open the data, find the newest checkpoint, build the model, fit, leave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.base.logs import get_logger
+from pipeline.base.ranks import RankFacts, rank_facts
+from pipeline.config.derived import batch_plan
+from pipeline.config.run import RunConfig
+from pipeline.models.flops import num_parameters
+from pipeline.monitor.events import append_event
+from pipeline.train.identity import run_identity
+from pipeline.train.module import PretrainModule
+from pipeline.train.process import quiet_lightning, set_threads
+from pipeline.train.run_directory import check_run_directory
+from pipeline.train.saving import Lifecycle
+from pipeline.train.setup import find_start, make_meta, make_model, make_monitor, make_trainer, start_sinks
+from pipeline.train.strategies import resolve_device
+from pipeline.train.streams import open_streams
+from pipeline.train.validation import Validation
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a call of :func:`train` ended: after the last step, or after step ``step`` on a signal."""
+
+    run_directory: Path
+    step: int
+    finished: bool
+
+
+def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
+    """Train in ``config.run_directory``, or go on from its newest checkpoint. Every rank calls it.
+
+    Args:
+        facts: place of this rank; default: read from the launcher's environment.
+
+    Raises:
+        UserError: everything that a user can get wrong, before the first step.
+    """
+    # What can be refused is refused first, by every rank alike and before anything is written.
+    facts = facts or rank_facts()
+    plan = batch_plan(config, facts.world_size)
+    device = resolve_device(config.train, facts)
+    run_directory = Path(config.run_directory)
+    check_run_directory(run_directory)
+    set_threads(config.train, facts)
+    quiet_lightning()
+
+    streams = open_streams(config)
+    identity = run_identity(config, streams.manifest.fingerprint, streams.train.settings_fingerprint())
+    start = find_start(config, identity, facts.world_size)
+    if start.step >= config.train.steps:
+        get_logger().info("nothing to do: step %d of %d is done", start.step, config.train.steps)
+        return RunOutcome(run_directory, start.step, finished=True)
+
+    module = PretrainModule(make_model(config, streams, start), config, plan, start.step)
+    if config.train.compile:
+        module.compile_loss()
+    loader = streams.train_loader(start.step, plan, facts)
+    sinks = start_sinks(config, streams, start, plan, device) if facts.rank == 0 else []
+    monitor = make_monitor(config, streams, start, device, sinks, loader)
+    lifecycle = Lifecycle(
+        config.checkpoint,
+        run_directory,
+        total_steps=config.train.steps,
+        resume_from=start.directory,
+        make_meta=lambda step, tokens: make_meta(config, identity, facts.world_size, step, start.tokens + tokens),
+        monitor=monitor,
+    )
+    validation = Validation(streams.validation_batches(plan, facts), config.evaluation, config.train.steps, monitor)
+    size = num_parameters(config.model, streams.vocab_size)
+    # The order counts: validation is logged with its step, and both come before the save.
+    trainer = make_trainer(config, plan, facts, device, size, [validation, monitor, lifecycle])
+    try:
+        trainer.fit(module, train_dataloaders=loader)
+    finally:
+        for sink in sinks:
+            sink.close()
+    finished = lifecycle.stopped_at is None
+    if finished and facts.rank == 0:
+        append_event(run_directory, "finished", step=module.step)
+    return RunOutcome(run_directory, module.step, finished)

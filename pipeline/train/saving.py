@@ -1,0 +1,87 @@
+"""When the run is saved and when it stops: both only at a step's end, all ranks alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from pipeline.base.logs import get_logger
+from pipeline.config.run import CheckpointConfig
+from pipeline.monitor.callback import MonitorCallback, StepCallback
+from pipeline.monitor.events import append_event
+from pipeline.train.checkpoint import (
+    CheckpointMeta,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from pipeline.train.control import ControlPlane
+from pipeline.train.faults import StopSignals
+
+
+class Lifecycle(StepCallback):
+    """Brings the ranks together at the start; saves at intervals, on a signal and at the end; stops on a signal.
+
+    Args:
+        resume_from: checkpoint whose optimizer state is restored before the first step.
+        make_meta: (step, real tokens of the whole run so far) -> what the checkpoint says of itself.
+    """
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        run_directory: Path,
+        *,
+        total_steps: int,
+        resume_from: Path | None,
+        make_meta: Callable[[int, int], CheckpointMeta],
+        monitor: MonitorCallback,
+    ) -> None:
+        self.config = config
+        self.run_directory = run_directory
+        self.total_steps = total_steps
+        self.resume_from = resume_from
+        self.make_meta = make_meta
+        self.monitor = monitor
+        self.signals = StopSignals()
+        self.stopped_at: int | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        module.control = ControlPlane(trainer.world_size)
+        module.stop_requested = self.signals.requested
+        self.signals.install()
+        # Lightning would broadcast a SIGTERM flag, and read it from the device, before every micro-batch; ours rides on
+        # the one reduction a step that is needed anyway.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        if self.resume_from is not None:
+            load_checkpoint(trainer, module, self.resume_from)
+
+    def on_step_end(self, trainer: pl.Trainer, module: Any, step: int) -> None:
+        last = step == self.total_steps
+        if not (last or module.stop_agreed or step % self.config.every_steps == 0):
+            return
+        started = time.perf_counter()
+        self._save(trainer, module, step)
+        self.monitor.exclude(time.perf_counter() - started)
+        if module.stop_agreed and not last:
+            self.stopped_at = step
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                append_event(self.run_directory, "stopped", step=step, signal=self.signals.received)
+                get_logger().info("stopped after step %d on a signal; run the same command to go on", step)
+
+    def _save(self, trainer: pl.Trainer, module: Any, step: int) -> None:
+        started = time.perf_counter()
+        (tokens,) = module.control.sum_integers(module.counts.real_tokens)
+        path = save_checkpoint(trainer, module, self.run_directory, self.make_meta(step, tokens))
+        if trainer.is_global_zero:
+            seconds = round(time.perf_counter() - started, 3)
+            append_event(self.run_directory, "checkpoint", step=step, path=path.name, seconds=seconds)
+            prune_checkpoints(self.run_directory, self.config.keep_last)
+
+    def teardown(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
+        self.signals.restore()

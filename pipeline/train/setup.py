@@ -1,0 +1,155 @@
+"""The parts of a run, built from its config: where it starts, model, sinks, monitor, trainer."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from pipeline.base.keyed import key
+from pipeline.base.ranks import RankFacts
+from pipeline.config.derived import BatchPlan
+from pipeline.config.loading import to_plain
+from pipeline.config.run import RunConfig
+from pipeline.models.build import build_model
+from pipeline.models.flops import flops_per_step, num_parameters
+from pipeline.monitor.callback import MonitorCallback
+from pipeline.monitor.events import append_event
+from pipeline.monitor.peak_flops import number_format, peak_flops
+from pipeline.monitor.sinks import Sink, make_sinks
+from pipeline.train.checkpoint import CheckpointMeta, checkpoint_directory, list_checkpoints, load_weights, read_meta
+from pipeline.train.identity import check_identity, check_layout
+from pipeline.train.run_directory import enter_run_directory
+from pipeline.train.strategies import LIGHTNING_PRECISION, ZERO_STAGES, make_strategy
+from pipeline.train.streams import Streams
+
+_INIT_STREAM = 0x1417  # keeps the key of the initial weights apart from the others
+_PACKAGES = ("torch", "transformers", "lightning", "deepspeed", "numpy")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the run begins: the newest checkpoint, or nothing."""
+
+    step: int = 0
+    tokens: int = 0
+    directory: Path | None = None
+
+
+def find_start(config: RunConfig, identity: dict[str, Any], world_size: int) -> Start:
+    """The newest checkpoint of the run directory, checked against this config.
+
+    Raises:
+        UserError: it belongs to another run, or its state does not fit this strategy and number of ranks.
+    """
+    run_directory = Path(config.run_directory)
+    steps = list_checkpoints(run_directory)
+    if not steps:
+        return Start()
+    directory = checkpoint_directory(run_directory, steps[-1])
+    meta = read_meta(directory)
+    check_identity(meta.identity, identity, str(directory))
+    check_layout(config.train.strategy, world_size, meta.strategy, meta.world_size, str(directory))
+    return Start(meta.step, meta.tokens_seen, directory)
+
+
+def make_model(config: RunConfig, streams: Streams, start: Start) -> torch.nn.Module:
+    """The stock model with this seed's initial weights, or the checkpoint's (DeepSpeed restores its own later)."""
+    model = build_model(
+        config.model,
+        vocab_size=streams.manifest.vocab_size,
+        special_ids=streams.manifest.special_ids,
+        seed=key(config.seed, _INIT_STREAM),
+    )
+    if start.directory is not None and config.train.strategy not in ZERO_STAGES:
+        load_weights(model, start.directory)
+    return model
+
+
+def start_sinks(config: RunConfig, streams: Streams, start: Start, plan: BatchPlan, device: torch.device) -> list[Sink]:
+    """Enter the run directory, write down the start, open the sinks; rank 0 only."""
+    run_directory = enter_run_directory(config, start.step)
+    facts = {
+        "total_steps": config.train.steps,
+        "world_size": plan.world_size,
+        "strategy": config.train.strategy,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "host": platform.node(),
+        "parameters": num_parameters(config.model, streams.vocab_size),
+        "rows_per_micro_batch": plan.rows_per_micro_batch,
+        "accumulation": plan.accumulation,
+        "corpus_fingerprint": streams.manifest.fingerprint,
+        "versions": {name: version(name) for name in _PACKAGES},
+    }
+    append_event(run_directory, "resumed" if start.step else "started", step=start.step, **facts)
+    sinks = make_sinks(run_directory, config.monitor, run_name=run_directory.name)
+    for sink in sinks:
+        sink.start({"first_step": start.step, **facts}, to_plain(config))
+    return sinks
+
+
+def make_monitor(
+    config: RunConfig, streams: Streams, start: Start, device: torch.device, sinks: list[Sink], loader: Any
+) -> MonitorCallback:
+    """The monitor's callback with the FLOP count of this model and the peak of this device."""
+    peak = config.monitor.peak_flops_per_device
+    if peak is None and device.type == "cuda":
+        numbers = number_format(config.train.precision, config.train.matmul_precision)
+        peak = peak_flops(torch.cuda.get_device_name(device), numbers)
+    return MonitorCallback(
+        config.monitor,
+        sinks,
+        total_steps=config.train.steps,
+        peak_flops_per_device=peak,
+        flops=lambda tokens, squares, predictions: flops_per_step(
+            config.model, streams.vocab_size, tokens, squares, predictions
+        ),
+        data_wait_seconds=lambda: float(loader.wait_seconds),
+        tokens_before=start.tokens,
+    )
+
+
+def make_meta(config: RunConfig, identity: dict[str, Any], world_size: int, step: int, tokens: int) -> CheckpointMeta:
+    """What a checkpoint says of itself."""
+    return CheckpointMeta(
+        step=step,
+        tokens_seen=tokens,
+        strategy=config.train.strategy,
+        precision=config.train.precision,
+        world_size=world_size,
+        identity=identity,
+        facts={"versions": {name: version(name) for name in _PACKAGES}},
+    )
+
+
+def make_trainer(
+    config: RunConfig,
+    plan: BatchPlan,
+    facts: RankFacts,
+    device: torch.device,
+    num_model_parameters: int,
+    callbacks: list[pl.Callback],
+) -> pl.Trainer:
+    """Lightning's Trainer, with everything switched off that this project does itself."""
+    zero = config.train.strategy in ZERO_STAGES
+    return pl.Trainer(
+        accelerator="cuda" if device.type == "cuda" else "cpu",
+        devices=1,  # one rank a process; the strategy knows the device and the other ranks
+        strategy=make_strategy(config.train, facts, device, num_model_parameters),
+        precision=None if zero else LIGHTNING_PRECISION[config.train.precision],  # type: ignore[arg-type]  # a str
+        accumulate_grad_batches=plan.accumulation,
+        max_epochs=1,  # the loader ends with the last step of the run
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+    )

@@ -1,0 +1,59 @@
+"""Held-out loss during training: the same rows and masks at every evaluation, for any number of ranks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from pipeline.config.run import EvaluationConfig
+from pipeline.monitor.callback import MonitorCallback, StepCallback
+from pipeline.objectives.batch import Batch
+from pipeline.train.module import PretrainModule
+
+IGNORED = -100
+"""Label of a slot that is not predicted."""
+
+
+class Validation(StepCallback):
+    """Evaluates every ``evaluation.every_steps`` steps (0: never in between) and after the last step.
+
+    Args:
+        batches: this rank's micro-batches. All ranks hold equally many, since ZeRO-3 gathers weights in every forward;
+            one that has fewer rows repeats a batch without labels.
+    """
+
+    def __init__(
+        self, batches: Sequence[Batch], config: EvaluationConfig, total_steps: int, monitor: MonitorCallback
+    ) -> None:
+        self.batches = batches
+        self.every_steps = config.every_steps
+        self.total_steps = total_steps
+        self.monitor = monitor
+
+    def on_step_end(self, trainer: pl.Trainer, module: Any, step: int) -> None:
+        due = step == self.total_steps or (self.every_steps > 0 and step % self.every_steps == 0)
+        if not due or not self.batches:
+            return
+        started = time.perf_counter()
+        self.monitor.add_validation(held_out_loss(trainer, module, self.batches))
+        self.monitor.exclude(time.perf_counter() - started)
+
+
+def held_out_loss(trainer: pl.Trainer, module: PretrainModule, batches: Sequence[Batch]) -> float:
+    """Mean loss over the predictions of all ranks' batches, in nats."""
+    assert module.control is not None
+    device = trainer.strategy.root_device
+    was_training = module.training
+    module.eval()
+    loss_sum, predictions = torch.zeros((), dtype=torch.float64, device=device), 0
+    with torch.no_grad(), trainer.precision_plugin.val_step_context():
+        for batch in batches:
+            loss_sum += module.loss_sum(batch.to(device)).double()
+            predictions += int((batch.labels != IGNORED).sum())
+    module.train(was_training)
+    total, count = module.control.sum_floats(float(loss_sum), float(predictions))
+    return total / max(count, 1.0)
