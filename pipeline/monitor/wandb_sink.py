@@ -148,7 +148,7 @@ class WandbSink:
             self._run = None
 
     def event(self, name: str, **facts: Any) -> None:
-        """``stopped`` (by a signal) marks the wandb run as preempting, so that it waits for its restart instead of crashing."""
+        """``stopped`` (by a signal) marks the wandb run as preempting: it waits for its restart, it has not crashed."""
         if self._run is None or name != "stopped":
             return
         try:

@@ -1,0 +1,72 @@
+"""Held-out loss: a mean over predictions that no split of the work changes."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from pipeline.base.errors import UserError
+from pipeline.evaluate.heldout import HeldOutLoss, held_out_loss, unigram_entropy
+
+
+def test_the_mean_is_over_predictions_not_batches() -> None:
+    result = held_out_loss([(10.0, 2), (3.0, 8)])
+    assert result.loss == pytest.approx(1.3)
+    assert result.perplexity == pytest.approx(math.exp(1.3))
+    assert result.num_predictions == 10
+
+
+def test_any_split_over_batches_and_ranks_gives_the_same() -> None:
+    generator = random.Random(0)
+    losses = [generator.uniform(0, 12) for _ in range(600)]
+    expected = held_out_loss([(math.fsum(losses), len(losses))]).loss
+    for world_size in (1, 2, 3, 7):
+        ranks = [HeldOutLoss() for _ in range(world_size)]
+        for number, start in enumerate(range(0, 600, 25)):
+            ranks[number % world_size].add(math.fsum(losses[start : start + 25]), 25)
+        mine: list[list[float]] = []
+
+        def gather(numbers: Sequence[float], into: list[list[float]] = mine) -> Sequence[float]:
+            into.append(list(numbers))
+            return [1.0, 1.0]
+
+        for rank in ranks:
+            rank.result(gather)
+        totals = [math.fsum(column) for column in zip(*mine, strict=True)]
+        results = [rank.result(lambda _, totals=totals: totals) for rank in ranks]
+        assert {result.num_predictions for result in results} == {600}
+        assert all(result.loss == pytest.approx(expected, rel=1e-14) for result in results)
+
+
+def test_a_rank_without_rows_takes_part() -> None:
+    assert HeldOutLoss().result(lambda mine: [mine[0] + 6.0, mine[1] + 3.0]).loss == 2.0
+
+
+def test_the_order_of_batches_does_not_show() -> None:
+    batches = [(10.0 ** random.Random(i).uniform(-8, 8), 1) for i in range(200)]
+    assert held_out_loss(batches).loss == held_out_loss(batches[::-1]).loss
+
+
+def test_nothing_to_predict_is_said() -> None:
+    with pytest.raises(
+        UserError, match=r"nothing to predict in the validation rows\. .*validation_share.*evaluation\.rows"
+    ):
+        held_out_loss([])
+
+
+def test_not_a_number_and_huge_losses_stay_visible() -> None:
+    assert math.isnan(held_out_loss([(math.nan, 1), (1.0, 1)]).loss)
+    assert held_out_loss([(1e6, 1)]).perplexity == math.inf
+
+
+def test_unigram_entropy() -> None:
+    assert unigram_entropy(np.ones(64)) == pytest.approx(math.log(64))
+    assert unigram_entropy([5, 0, 0]) == 0.0
+    assert unigram_entropy([3, 1]) == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    for wrong in ([], [0, 0], [1, -1]):
+        with pytest.raises(ValueError, match="non-negative counts of at least one token"):
+            unigram_entropy(wrong)
