@@ -1,0 +1,1 @@
+"""Starting the ranks of a run: torchrun on one machine, requeueing in SLURM."""

@@ -1,0 +1,131 @@
+"""`pretrain launch torchrun`: the ranks of a run on this machine, one process a GPU.
+
+torchrun starts the ranks and ends all of them when one fails. Its own answer to a signal is a traceback and status 1,
+even if every rank saved and left in peace; so signals go past it, to the ranks, which stop at the end of their step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from pipeline.base.errors import UserError
+from pipeline.config.derived import batch_plan
+from pipeline.config.loading import load_run_config
+
+SHUTDOWN_SECONDS = 300
+"""How long torchrun lets the other ranks end (and save) before it kills them; its own default is 30."""
+
+_FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+
+
+def torchrun_command(
+    config: Path | str, processes: int, overrides: Sequence[str] = (), python: str = sys.executable
+) -> list[str]:
+    """The command line that runs `pretrain train CONFIG OVERRIDES...` in ``processes`` ranks on this machine."""
+    return [
+        *(python, "-m", "torch.distributed.run"),
+        *("--standalone", f"--nproc-per-node={processes}", f"--shutdown-timeout={SHUTDOWN_SECONDS}"),
+        *("-m", "pipeline.cli", "train", str(config), *overrides),
+    ]
+
+
+def num_visible_gpus(environ: Mapping[str, str], device_directory: Path = Path("/dev")) -> int:
+    """NVIDIA GPUs this process may use, found without CUDA: from ``CUDA_VISIBLE_DEVICES``, else the device files."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return sum(re.fullmatch(r"nvidia\d+", path.name) is not None for path in device_directory.iterdir())
+    names = [name.strip() for name in visible.split(",")]
+    # CUDA, too, stops reading at the first invalid entry.
+    return next((number for number, name in enumerate(names) if name in ("", "-1")), len(names))
+
+
+def ranks_environment(environ: Mapping[str, str], processes: int, num_cores: int) -> dict[str, str]:
+    """``environ`` with the cores shared out; without ``OMP_NUM_THREADS`` torchrun gives each rank one and warns."""
+    threads = str(max(1, num_cores // processes))
+    return {"OMP_NUM_THREADS": threads, **environ}
+
+
+def launch(
+    config: Path | str, processes: int | None = None, overrides: Sequence[str] = (), *, only_print: bool = False
+) -> int:
+    """Train in ``processes`` ranks on this machine and wait for them.
+
+    SIGTERM, SIGUSR1 and the first Ctrl-C make the ranks end their step, save and leave; a second Ctrl-C kills them.
+
+    Args:
+        processes: default one a visible GPU, or 1 without GPUs.
+        overrides: further arguments of `pretrain train`.
+        only_print: print the command and start nothing.
+
+    Returns:
+        torchrun's exit status: 0 when every rank ended with 0.
+
+    Raises:
+        UserError: the config has problems, or its global batch cannot be shared by this many ranks.
+    """
+    if processes is None:
+        processes = num_visible_gpus(os.environ) or 1
+    if processes < 1:
+        raise UserError(f"--processes is {processes}; start at least 1 rank.")
+    batch_plan(load_run_config(config, overrides), processes)  # one message here instead of one a rank
+    command = torchrun_command(config, processes, overrides)
+    print(shlex.join(command), flush=True)
+    if only_print:
+        return 0
+    num_cores = len(os.sched_getaffinity(0))
+    return run_forwarding_signals(command, ranks_environment(os.environ, processes, num_cores))
+
+
+def run_forwarding_signals(command: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run ``command`` and send the signals that arrive meanwhile to its children; its exit status.
+
+    The command leads a session of its own, so that a terminal's Ctrl-C reaches it only through here.
+    """
+    process = subprocess.Popen(command, env=dict(environ), start_new_session=True)
+    num_interrupts = 0
+
+    def forward(number: int, _: FrameType | None) -> None:
+        nonlocal num_interrupts
+        num_interrupts += number == signal.SIGINT
+        children = child_processes(process.pid)
+        if num_interrupts > 1:
+            _send(signal.SIGKILL, [*children, process.pid])
+            return
+        # Before torchrun has started the ranks there is nothing to save: it may end.
+        _send(signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM, children or [process.pid])
+
+    previous = {number: signal.signal(number, forward) for number in _FORWARDED_SIGNALS}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def child_processes(parent: int, process_directory: Path = Path("/proc")) -> list[int]:
+    """Process ids of the children of ``parent``, from Linux's process table."""
+    children = []
+    for stat in process_directory.glob("[0-9]*/stat"):
+        try:
+            # pid (name) state parent ...; the name may hold spaces and parentheses.
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            continue
+        if int(fields[1]) == parent:
+            children.append(int(stat.parent.name))
+    return sorted(children)
+
+
+def _send(number: signal.Signals, process_ids: Sequence[int]) -> None:
+    for process_id in process_ids:
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            os.kill(process_id, number)

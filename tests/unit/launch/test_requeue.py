@@ -1,0 +1,105 @@
+"""`pretrain launch requeue`: which jobs go back into the queue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.base.errors import UserError
+from pipeline.launch.requeue import requeue, run_was_stopped
+
+
+def write_events(run_directory: Path, *names: str) -> None:
+    run_directory.mkdir(exist_ok=True)
+    (run_directory / "events.jsonl").write_text("".join(f'{{"event": "{name}", "step": 3}}\n' for name in names))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"run_directory: {tmp_path}/run\ndata: {{corpus: {tmp_path}/corpus}}\n")
+    return path
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins for squeue, which says what `state` holds, and scontrol, which notes its arguments in `requeued`."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, body in {"squeue": 'cat "$0.state"', "scontrol": 'echo "$@" > "$0.called"'}.items():
+        (commands / name).write_text(f"#!/bin/sh\n{body}\n")
+        (commands / name).chmod(0o755)
+    (commands / "squeue.state").write_text("RUNNING\n")
+    monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
+    return commands
+
+
+@pytest.mark.parametrize(
+    ("names", "stopped"),
+    [
+        (["started", "checkpoint", "stopped"], True),
+        (["started", "stopped", "resumed", "checkpoint", "stopped", "export"], True),
+        (["started", "stopped", "resumed", "finished"], False),
+        (["started", "stopped", "resumed"], False),  # the ranks were killed: SLURM knows better than the run
+        (["started", "finished", "export"], False),
+    ],
+)
+def test_what_happened_last_decides(names: list[str], stopped: bool, tmp_path: Path) -> None:
+    write_events(tmp_path, *names)
+    assert run_was_stopped(tmp_path) is stopped
+
+
+def test_a_torn_line_is_passed_over(tmp_path: Path) -> None:
+    write_events(tmp_path, "started", "stopped")
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"event": "resu')
+    assert run_was_stopped(tmp_path)
+
+
+def test_a_run_that_never_started(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"events.jsonl does not exist: no run was started"):
+        run_was_stopped(tmp_path)
+
+
+def test_a_stopped_run_goes_back_into_the_queue(config: Path, slurm: Path) -> None:
+    write_events(config.parent / "run", "started", "stopped")
+    assert requeue(config, environ={"SLURM_JOB_ID": "17"})
+    assert (slurm / "scontrol.called").read_text() == "requeue 17\n"
+
+
+def test_overrides_name_the_run_directory(config: Path, slurm: Path) -> None:
+    write_events(config.parent / "other", "started", "stopped")
+    assert requeue(config, ["--run_directory", str(config.parent / "other")], {"SLURM_JOB_ID": "17"})
+
+
+def test_a_finished_run_does_not(config: Path, slurm: Path) -> None:
+    write_events(config.parent / "run", "started", "finished")
+    assert not requeue(config, environ={"SLURM_JOB_ID": "17"})
+    assert not (slurm / "scontrol.called").exists()
+
+
+def test_a_job_that_slurm_is_ending_does_not(config: Path, slurm: Path) -> None:
+    write_events(config.parent / "run", "started", "stopped")
+    (slurm / "squeue.state").write_text("COMPLETING\n")
+    assert not requeue(config, environ={"SLURM_JOB_ID": "17"})
+    assert not (slurm / "scontrol.called").exists()
+
+
+def test_outside_a_job(config: Path) -> None:
+    with pytest.raises(UserError, match=r"SLURM_JOB_ID is not set: .* works only inside a SLURM job"):
+        requeue(config, environ={})
+
+
+def test_slurm_refuses(config: Path, slurm: Path) -> None:
+    write_events(config.parent / "run", "started", "stopped")
+    (slurm / "scontrol").write_text("#!/bin/sh\necho Job is not requeuable >&2; exit 1\n")
+    with pytest.raises(UserError, match="`scontrol requeue 17` failed: Job is not requeuable"):
+        requeue(config, environ={"SLURM_JOB_ID": "17"})
+
+
+def test_without_slurm(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_events(config.parent / "run", "started", "stopped")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="squeue is not on PATH"):
+        requeue(config, environ={"SLURM_JOB_ID": "17"})
