@@ -115,6 +115,8 @@ def _add_run_commands(commands: Any) -> None:
     torchrun.add_argument("config", type=Path, help="run config (YAML)")
     torchrun.add_argument("--processes", type=int, metavar="N", help="ranks (default: one a GPU, or 1)")
     torchrun.add_argument("--print", action="store_true", dest="only_print", help="print the command and stop")
+    requeue = _add(launch, "requeue", launch_requeue, "put this SLURM job back if its run was stopped", overrides=True)
+    requeue.add_argument("config", type=Path, help="run config (YAML)")
     demo = _add(commands, "demo", run_demo, "run the whole pipeline on the books in demo/")
     demo.add_argument("--fresh", action="store_true", help="delete runs/demo and corpora/demo first")
 
@@ -209,11 +211,16 @@ def run_report(namespace: argparse.Namespace, _: list[str]) -> int:
 
 
 def launch_torchrun(namespace: argparse.Namespace, overrides: list[str]) -> int:
-    from pipeline.config.loading import load_run_config
     from pipeline.launch.torchrun import launch
 
-    load_run_config(namespace.config, overrides)  # one message here instead of one a rank
     return launch(namespace.config, namespace.processes, overrides, only_print=namespace.only_print)
+
+
+def launch_requeue(namespace: argparse.Namespace, overrides: list[str]) -> int:
+    from pipeline.launch.requeue import requeue
+
+    requeue(namespace.config, overrides)
+    return 0
 
 
 def run_demo(namespace: argparse.Namespace, _: list[str]) -> int:
