@@ -73,13 +73,13 @@ def read_meta(directory: Path) -> CheckpointMeta:
     try:
         if value["format_version"] > FORMAT_VERSION:
             raise UserError(
-                f"checkpoint {directory} has format {value['format_version']}, this version reads up to {FORMAT_VERSION}: "
-                "update pretrain."
+                f"checkpoint {directory} has format {value['format_version']}; this version reads up to "
+                f"{FORMAT_VERSION}: update pretrain."
             )
         return CheckpointMeta(**{name: value[name] for name in CheckpointMeta.__dataclass_fields__})
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"checkpoint {directory}: {META_NAME} is damaged ({error!r}); delete this checkpoint to resume from an older one."
+            f"checkpoint {directory}: {META_NAME} is damaged ({error!r}); delete it to resume from an older one."
         ) from None
 
 
@@ -124,9 +124,8 @@ def _full_weights(module: PretrainModule) -> dict[str, torch.Tensor]:
     for name, parameter in module.model.named_parameters():  # tied parameters come once
         value = safe_get_full_fp32_param(parameter)  # the fp32 master, which the bf16 module only rounds
         if keep:
-            full[name] = (
-                (parameter if value is None else value).detach().to("cpu", torch.float32, copy=True).contiguous()
-            )
+            whole = parameter if value is None else value
+            full[name] = whole.detach().to("cpu", torch.float32, copy=True).contiguous()
     return full
 
 

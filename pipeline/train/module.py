@@ -150,7 +150,8 @@ class PretrainModule(pl.LightningModule):
 
     def mean_loss(self) -> float:
         """Loss of the step just finished: the mean over all predictions of the global batch; waits for the device."""
-        assert self.control is not None and self.local_loss_sum is not None
+        assert self.control is not None
+        assert self.local_loss_sum is not None
         (total,) = self.control.sum_floats(float(self.local_loss_sum))
         return total / max(self.global_predictions, 1)
 

@@ -41,7 +41,8 @@ def resolve_device(train: TrainConfig, facts: RankFacts) -> torch.device:
     index = 0 if num_gpus == 1 and facts.launcher == "slurm" else facts.local_rank
     if index >= num_gpus:
         raise UserError(
-            f"this node runs {facts.local_world_size} ranks but torch sees {num_gpus} GPUs: start {num_gpus} ranks a node."
+            f"this node runs {facts.local_world_size} ranks but torch sees {num_gpus} GPUs: "
+            f"start {num_gpus} ranks a node."
         )
     return torch.device("cuda", index)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline.base.errors import UserError
@@ -18,10 +19,10 @@ from pipeline.config.run import RunConfig
 from pipeline.data.loader import make_loader
 from pipeline.data.row_format import row_format
 from pipeline.data.rows import RowFormat, Rows
-from pipeline.data.stream import RowStream, validation_rows
+from pipeline.data.stream import RowStream
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.objective import Objective
-from pipeline.objectives.registry import ROW_KINDS, make_objective
+from pipeline.objectives.registry import make_objective, row_kind
 from pipeline.shards.manifest import Manifest, read_manifest
 from pipeline.train.validation import IGNORED
 
@@ -63,22 +64,21 @@ class Streams:
         """Rows of the model's embedding."""
         return self.config.model.vocab_size or self.manifest.vocab_size
 
-    def objective(self, stream: RowStream, seed: int, digests: bool = False) -> Objective:
+    def objective(self, seed: int, digests: bool = False) -> Objective:
+        """The objective under a seed of its own."""
         return make_objective(
             self.config.objective,
             self.manifest,
             self.format,
-            seed=seed,
-            max_segments_per_row=stream.max_segments_per_row,
+            seed,
+            packing=self.config.data.packing,
             digests=digests,
         )
 
     def train_loader(self, first_step: int, plan: BatchPlan, facts: RankFacts) -> Any:
         """Micro-batches of this rank, from the step after ``first_step`` to the last of the run."""
         seed = self.config.seed
-        preparation = Preparation(
-            self.objective(self.train, seed), self.objective(self.train, seed, digests=True), self.config
-        )
+        preparation = Preparation(self.objective(seed), self.objective(seed, digests=True), self.config)
         return make_loader(
             self.train,
             preparation,
@@ -99,14 +99,15 @@ class Streams:
         if self.validation is None:
             return []
         total = min(self.config.evaluation.rows, self.validation.num_rows)
-        rows = validation_rows(self.validation, total)
         begin, end = (total * rank // facts.world_size for rank in (facts.rank, facts.rank + 1))
         share = -(-total // facts.world_size)
         size = min(plan.rows_per_micro_batch, share)
         rounds = -(-share // size)
+        index = np.arange(rounds * size)
+        position = np.where(index < end - begin, begin + index, 0)
+        rows = self.validation.rows_at(np.zeros_like(position), position, position)
+        batches = self.objective(VALIDATION_SEED).prepare(rows, rounds)
         own = end - begin
-        indices = [begin + index if index < own else 0 for index in range(rounds * size)]
-        batches = self.objective(self.validation, VALIDATION_SEED).prepare(rows.take(indices), rounds)
         return [_without_labels_from(batch, own - number * size) for number, batch in enumerate(batches)]
 
 
@@ -130,14 +131,14 @@ def open_streams(config: RunConfig) -> Streams:
             f"model.vocab_size: {config.model.vocab_size} is smaller than the tokenizer of corpus {directory} "
             f"({manifest.vocab_size} ids); leave it out or set it to at least {manifest.vocab_size}."
         )
-    form = row_format(manifest, ROW_KINDS[config.objective.name], config.data.sequence_length)
+    form = row_format(manifest, row_kind(config.objective.name), config.data.sequence_length)
 
     def stream(split: str, seed: int) -> RowStream:
         return RowStream(
             directory,
             manifest,
             split,
-            form,
+            row_format=form,
             packing=config.data.packing,
             open_shards=config.data.open_shards,
             seed=seed,
