@@ -1,0 +1,170 @@
+"""Best-fit decreasing over runs of equal rows: how many rows a histogram of sizes needs, and what stands in each.
+
+The textbook algorithm (Johnson 1973) takes items by decreasing size and puts each into the row with the least room that
+holds it. Items of a size are alike, and so are rows with the same content, so runs of them are moved at once; a big
+integer whose bit ``r`` says that some row has ``r`` slots left finds the tightest room.
+
+Letters: S sequence length (slots of a row).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+Content: TypeAlias = "tuple[Content, int, int] | None"
+"""What stands in a row, newest first: (content before, size, number of items of that size)."""
+
+
+class Run(NamedTuple):
+    """Rows with the same content."""
+
+    num_rows: int
+    num_segments: int
+    content: Content
+
+
+class _Rows:
+    """Rows that may take more, by room; and closed ones."""
+
+    def __init__(self, num_slots: int, max_segments: int) -> None:
+        self.num_slots = num_slots
+        self.max_segments = max_segments
+        self.by_room: list[list[Run]] = [[] for _ in range(num_slots + 1)]
+        self.rooms = 0
+        self.closed: list[Run] = []
+        self.bound_met = False
+
+    def put(self, room: int, run: Run) -> None:
+        if room and run.num_segments < self.max_segments:
+            self.by_room[room].append(run)
+            self.rooms |= 1 << room
+        else:
+            self.closed.append(run)
+            self.bound_met |= room > 0
+
+    def take(self, room: int) -> Run:
+        runs = self.by_room[room]
+        run = runs.pop()
+        if not runs:
+            self.rooms ^= 1 << room
+        return run
+
+    def add_best_fit(self, size: int, num_items: int) -> None:
+        """Place items of one size, each into the tightest row; among equals, the row changed last."""
+        while num_items:
+            wide_enough = self.rooms >> size
+            if wide_enough:
+                room = size + (wide_enough & -wide_enough).bit_length() - 1
+                run = self.take(room)
+            else:
+                room = self.num_slots
+                a_row = min(room // size, self.max_segments)
+                run = Run(-(-num_items // a_row), 0, None)
+            # A row that took one item is now the tightest, so it takes the next ones too, until full.
+            fit = min(room // size, self.max_segments - run.num_segments)
+            filled = min(run.num_rows, num_items // fit)
+            num_items -= filled * fit
+            left = run.num_rows - filled
+            rest = num_items if left else 0  # fewer than `fit`: the run was long enough for all items
+            if left - bool(rest):
+                self.put(room, run._replace(num_rows=left - bool(rest)))
+            if filled:
+                self.put(room - fit * size, Run(filled, run.num_segments + fit, (run.content, size, fit)))
+            if rest:
+                self.put(room - rest * size, Run(1, run.num_segments + rest, (run.content, size, rest)))
+                num_items = 0
+
+    def add_roomiest(self, size: int, num_items: int) -> int:
+        """Place items of one size, one a row, into the roomiest rows; return how many fitted nowhere."""
+        while num_items and (room := self.rooms.bit_length() - 1) >= size:
+            run = self.take(room)
+            dealt = min(run.num_rows, num_items)
+            num_items -= dealt
+            if run.num_rows > dealt:
+                self.put(room, run._replace(num_rows=run.num_rows - dealt))
+            self.put(room - size, Run(dealt, run.num_segments + 1, (run.content, size, 1)))
+        return num_items
+
+    def runs(self) -> list[Run]:
+        return [run for run in self.closed + [run for runs in self.by_room for run in runs] if run.num_segments]
+
+
+def best_fit_decreasing(num_items: Sequence[int], num_slots: int, max_segments: int) -> tuple[list[Run], bool]:
+    """Pack ``num_items[size]`` items of every size into rows of ``num_slots``.
+
+    Returns:
+        the runs, and whether some row was closed with room left because it had ``max_segments`` items.
+    """
+    rows = _Rows(num_slots, max_segments)
+    for size in range(len(num_items) - 1, 0, -1):
+        if num_items[size]:
+            rows.add_best_fit(size, num_items[size])
+    return rows.runs(), rows.bound_met
+
+
+def deal_small_items(num_items: Sequence[int], num_slots: int, max_segments: int) -> list[Run]:
+    """Pack as :func:`best_fit_decreasing`, but spread items up to ``num_slots // 8`` evenly, so that no row fills up
+    with tiny ones: three in four go to the roomiest row each, the fourth fills what is left, by best fit."""
+    small = num_slots // 8
+    rows = _Rows(num_slots, max_segments)
+    for size in range(len(num_items) - 1, small, -1):
+        if num_items[size]:
+            rows.add_best_fit(size, num_items[size])
+    needed = max(
+        -(-sum(size * count for size, count in enumerate(num_items)) // num_slots), -(-sum(num_items) // max_segments)
+    )
+    missing = needed - count_rows(rows.runs())
+    if missing > 0:
+        rows.put(num_slots, Run(missing, 0, None))
+    kept_back = [0] * (small + 1)
+    for size in range(small, 0, -1):
+        count = num_items[size]
+        kept_back[size] = count // 4
+        kept_back[size] += rows.add_roomiest(size, count - kept_back[size])
+    for size in range(small, 0, -1):
+        if kept_back[size]:
+            rows.add_best_fit(size, kept_back[size])
+    return rows.runs()
+
+
+def count_rows(runs: Sequence[Run]) -> int:
+    """Rows of all runs."""
+    return sum(run.num_rows for run in runs)
+
+
+def pack(num_items: Sequence[int], num_slots: int, max_segments: int) -> list[Run]:
+    """Rows for a histogram: best-fit decreasing; if the bound on segments costs rows, the better of it and dealing.
+
+    Args:
+        num_items: items of every size, index 0 unused; sizes up to ``num_slots``.
+        num_slots: S.
+        max_segments: most items a row.
+    """
+    runs, bound_met = best_fit_decreasing(num_items, num_slots, max_segments)
+    if not bound_met:
+        return runs
+    unbounded, _ = best_fit_decreasing(num_items, num_slots, num_slots)
+    if count_rows(runs) == count_rows(unbounded):
+        return runs
+    dealt = deal_small_items(num_items, num_slots, max_segments)
+    return dealt if count_rows(dealt) < count_rows(runs) else runs
+
+
+def expand(runs: Sequence[Run]) -> tuple[list[int], list[int]]:
+    """Runs to rows.
+
+    Returns:
+        sizes of all items, row by row, each row's largest first as placed; and the number of items of every row.
+    """
+    sizes: list[int] = []
+    counts: list[int] = []
+    for run in runs:
+        row: list[int] = []
+        content = run.content
+        while content is not None:
+            content, size, times = content
+            row[:0] = [size] * times
+        sizes += row * run.num_rows
+        counts += [len(row)] * run.num_rows
+    return sizes, counts

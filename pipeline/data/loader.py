@@ -1,0 +1,235 @@
+"""Batches ahead of the training loop: a thread, or worker processes. The same batches in the same order either way.
+
+Letters: G rows of a step over all ranks, R rows of this rank's share.
+"""
+
+from __future__ import annotations
+
+import pickle
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+from pipeline.base.errors import UserError
+from pipeline.data.rows import Rows
+from pipeline.data.stream import RowStream
+
+BatchT = TypeVar("BatchT")
+Transform = Callable[[Rows, int], Sequence[BatchT]]
+"""(rows of this rank's share of a step, number of micro-batches) -> micro-batches."""
+
+_MOST_STEPS_TOGETHER: Final = 8
+_POLL_SECONDS: Final = 0.1
+_END: Final = object()
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An exception on its way from the producer to the consumer."""
+
+    error: BaseException
+    where: str
+
+    def reraise(self) -> None:
+        """Raise the error, with the producer's traceback as a note if the error came from another process."""
+        if self.error.__traceback__ is None:
+            self.error.add_note(self.where)
+        raise self.error
+
+
+@dataclass(frozen=True)
+class _Steps(Generic[BatchT]):
+    """What a producer computes: pure and picklable."""
+
+    stream: RowStream
+    transform: Transform[BatchT]
+    first_step: int
+    last_step: int
+    rank: int
+    world_size: int
+    num_micro_batches: int
+    steps_together: int
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of steps that are planned and gathered together."""
+        return -(-max(0, self.last_step - self.first_step) // self.steps_together)
+
+    def group(self, number: int) -> list[list[BatchT]]:
+        """Micro-batches of every step of a group."""
+        first = self.first_step + number * self.steps_together
+        steps = range(first, min(first + self.steps_together, self.last_step))
+        rows_of_steps = self.stream.rows_of_steps(steps, self.rank, self.world_size)
+        return [list(self.transform(rows, self.num_micro_batches)) for rows in rows_of_steps]
+
+
+class Loader(Generic[BatchT]):
+    """Iterable of micro-batches; every iteration starts again at the first step.
+
+    Anything that takes a PyTorch loader as an iterable takes it, Lightning's Trainer too. It has no length.
+    """
+
+    def __init__(self, steps: _Steps[BatchT], workers: int, prefetch_steps: int) -> None:
+        self.steps = steps
+        self.workers = workers
+        self.prefetch_steps = prefetch_steps
+        self.num_micro_batches = steps.num_micro_batches
+        self.wait_seconds = 0.0
+        """Time the consumer has waited for batches, in all."""
+
+    def __iter__(self) -> Iterator[BatchT]:
+        source = _from_processes if self.workers else _from_thread
+        produced = source(self.steps, self.workers, self.prefetch_steps)
+        try:
+            while True:
+                asked = time.perf_counter()
+                micro_batches = next(produced, None)
+                self.wait_seconds += time.perf_counter() - asked
+                if micro_batches is None:
+                    return
+                if isinstance(micro_batches, _Failure):
+                    micro_batches.reraise()
+                yield from micro_batches
+        finally:
+            produced.close()
+
+
+def make_loader(
+    stream: RowStream,
+    transform: Transform[BatchT],
+    *,
+    first_step: int,
+    last_step: int,
+    rank: int,
+    world_size: int,
+    micro_batch_size: int,
+    workers: int,
+    prefetch_steps: int,
+) -> Loader[BatchT]:
+    """Micro-batches of steps ``first_step .. last_step - 1`` of one rank, in order.
+
+    Args:
+        transform: the objective's ``prepare``; runs in the thread or process, must not touch global state.
+        micro_batch_size: most rows of a micro-batch; the largest divisor of the rank's share up to it is used.
+        workers: 0 uses one thread of this process; else that many processes.
+        prefetch_steps: steps ready ahead, a thread or worker.
+
+    Raises:
+        UserError: the world size does not divide the global batch, or a number is out of range.
+    """
+    if stream.global_batch_size % world_size:
+        raise UserError(
+            f"train.global_batch_size is {stream.global_batch_size}, which {world_size} ranks do not divide: "
+            "every rank needs the same number of rows. Change one of them."
+        )
+    if micro_batch_size < 1 or workers < 0 or prefetch_steps < 1:
+        raise UserError(
+            f"train.micro_batch_size is {micro_batch_size} (at least 1), data.workers {workers} (at least 0), "
+            f"data.prefetch_steps {prefetch_steps} (at least 1)."
+        )
+    share = stream.global_batch_size // world_size
+    micro = next(size for size in range(min(share, micro_batch_size), 0, -1) if share % size == 0)
+    steps_together = min(_MOST_STEPS_TOGETHER, max(1, prefetch_steps // 2))
+    steps = _Steps(stream, transform, first_step, last_step, rank, world_size, share // micro, steps_together)
+    return Loader(steps, workers, prefetch_steps)
+
+
+def _from_thread(steps: _Steps[Any], workers: int, prefetch_steps: int) -> Generator[Any]:
+    """One background thread; it ends when the iterator is exhausted, closed or collected."""
+    ready: queue.Queue[Any] = queue.Queue(maxsize=prefetch_steps)
+    stop = threading.Event()
+    # A daemon, so that a consumer that never closes its iterator cannot keep the interpreter from ending.
+    thread = threading.Thread(target=_produce, args=(steps, ready, stop), name="pretrain-loader", daemon=True)
+    thread.start()
+    try:
+        while (item := _get(ready, thread)) is not _END:
+            yield item
+    finally:
+        stop.set()
+        thread.join(timeout=10.0)
+
+
+def _produce(steps: _Steps[Any], ready: queue.Queue[Any], stop: threading.Event) -> None:
+    try:
+        for group in range(steps.num_groups):
+            for micro_batches in steps.group(group):
+                if not _put(ready, micro_batches, stop):
+                    return
+        _put(ready, _END, stop)
+    except BaseException as error:
+        _put(ready, _Failure(error, traceback.format_exc()), stop)
+
+
+def _put(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> bool:
+    """Put unless stopped meanwhile."""
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=_POLL_SECONDS)
+            return True
+        except queue.Full:
+            continue
+    return False
+
+
+def _get(ready: queue.Queue[Any], thread: threading.Thread) -> Any:
+    """Next item; a thread that died without a word is an error, not a hang."""
+    while True:
+        try:
+            return ready.get(timeout=1.0)
+        except queue.Empty:
+            if not thread.is_alive() and ready.empty():
+                raise RuntimeError("the loader's thread ended without finishing its steps") from None
+
+
+def _from_processes(steps: _Steps[Any], workers: int, prefetch_steps: int) -> Generator[Any]:
+    """A torch DataLoader over worker processes: group i of steps is done by worker i mod workers, and all in order."""
+    import torch
+    from torch.utils.data import DataLoader, Dataset
+
+    class Groups(_Groups, Dataset):
+        """Torch asks for its own base class."""
+
+    groups: DataLoader[Any] = DataLoader(
+        Groups(steps),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=max(1, prefetch_steps // steps.steps_together),
+        collate_fn=_as_it_is,
+        # Else torch draws a seed from the global generator, and dropout would depend on the number of workers.
+        generator=torch.Generator(),
+    )
+    for group in groups:
+        yield from group
+
+
+class _Groups:
+    """Groups of consecutive steps by number; what a worker process is asked for."""
+
+    def __init__(self, steps: _Steps[Any]) -> None:
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps.num_groups
+
+    def __getitem__(self, group: int) -> list[Any]:
+        try:
+            return self.steps.group(group)
+        except Exception as error:
+            return [_Failure(_that_travels(error), traceback.format_exc())]
+
+
+def _that_travels(error: Exception) -> Exception:
+    """The error, or its text where it cannot be pickled: a worker's queue would lose it without a word."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _as_it_is(item: Any) -> Any:
+    return item

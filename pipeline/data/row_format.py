@@ -1,0 +1,51 @@
+"""How pieces of documents stand in a row, for a corpus and a kind of model.
+
+Letters: S sequence length.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from pipeline.base.errors import UserError
+from pipeline.data.rows import RowFormat
+from pipeline.shards.manifest import Manifest
+
+RowKind = Literal["bert", "gpt"]
+MIN_SEQUENCE_LENGTH: Final = 8
+"""So that a row always holds more than one separator, and S // 8 segments are at least one."""
+
+
+def row_format(manifest: Manifest, kind: RowKind, sequence_length: int) -> RowFormat:
+    """The rows of a corpus: ``[CLS] piece [SEP]`` for the BERT kind, ``piece <eos>`` for the GPT kind.
+
+    A tokenizer without a padding token pads with its end-of-text token; padded slots are in no segment and no loss.
+
+    Raises:
+        UserError: ``sequence_length`` is too short, or the tokenizer lacks cls, sep, pad (BERT) or eos (GPT).
+    """
+    if sequence_length < MIN_SEQUENCE_LENGTH:
+        raise UserError(f"data.sequence_length is {sequence_length}; it must be at least {MIN_SEQUENCE_LENGTH}.")
+    if kind == "gpt":
+        end = _special_id(manifest, "eos", kind)
+        pad = manifest.special_ids.get("pad")
+        return RowFormat(sequence_length, (), (end,), end if pad is None else pad, end_only_at_document_end=True)
+    return RowFormat(
+        sequence_length=sequence_length,
+        begin_ids=(_special_id(manifest, "cls", kind),),
+        end_ids=(_special_id(manifest, "sep", kind),),
+        pad_id=_special_id(manifest, "pad", kind),
+        end_only_at_document_end=False,
+    )
+
+
+def _special_id(manifest: Manifest, name: str, kind: RowKind) -> int:
+    found = manifest.special_ids.get(name)
+    if found is None:
+        present = ", ".join(f"{other}={value}" for other, value in manifest.special_ids.items() if value is not None)
+        raise UserError(
+            f"The corpus's tokenizer has no {name} token, which rows of the {kind} kind need "
+            f"(it has: {present or 'none'}). "
+            "Build the corpus with a tokenizer of that family, or train a model of another family."
+        )
+    return int(found)

@@ -1,0 +1,129 @@
+"""Windows: the packed rows of a few shards in their keyed order, planned when a lane enters them and kept while in use.
+
+Everything kept here is a cache of a pure function; dropping it at any moment changes no row.
+
+Letters: R rows of a window, K pieces, M shards of a window.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base.errors import UserError
+from pipeline.base.keyed import key
+from pipeline.data.order import CUTS, DOCUMENTS, EpochOrder, SourceOrder
+from pipeline.data.packing import Packing
+from pipeline.data.rows import RowFormat
+from pipeline.shards.layout import shard_name
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.reader import Shard, read_index
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Recent(Generic[K, V]):
+    """The values used last, made again when asked for after they were dropped."""
+
+    def __init__(self, make: Callable[[K], V], capacity: int) -> None:
+        self.make = make
+        self.capacity = capacity
+        self._kept: OrderedDict[K, V] = OrderedDict()
+
+    def __call__(self, name: K) -> V:
+        if name in self._kept:
+            self._kept.move_to_end(name)
+            return self._kept[name]
+        value = self._kept[name] = self.make(name)
+        if len(self._kept) > self.capacity:
+            self._kept.popitem(last=False)
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A window of an epoch."""
+
+    row_at: NDArray[np.int64]
+    """Keyed order: the packed row at every place, (R,)."""
+
+    first_piece: NDArray[np.int64]
+    """First piece of every packed row, then K, (R+1,)."""
+
+    pieces: NDArray[np.void]
+    """Pieces with their places in the tars, (K,) of ``pieces.PIECE``."""
+
+    shard: NDArray[np.int64]
+    """Shard of every packed row, (R,)."""
+
+
+class Windows:
+    """Plans windows of one split of one corpus; opens indexes, and tars only when tokens are asked for."""
+
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        split: str,
+        packing: Packing,
+        row_format: RowFormat,
+        order: SourceOrder,
+    ) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self.split = split
+        self.packing = packing
+        self.row_format = row_format
+        self.order = order
+        # Lanes leave their windows at different steps, so a few more than are open are kept.
+        in_use = order.lanes + 32
+        self.window: Recent[tuple[int, int], Window] = Recent(self._plan_window, in_use)
+        self.shard: Recent[int, Shard] = Recent(self._open_shard, in_use * order.window_shards)
+        self.epoch: Recent[int, EpochOrder] = Recent(order.epoch, 16)
+
+    def _open_shard(self, number: int) -> Shard:
+        return Shard.open(self.directory, self.split, number, self.manifest)
+
+    def _plan_window(self, name: tuple[int, int]) -> Window:
+        epoch, window = name
+        first = window * self.order.window_shards
+        shards = self.epoch(epoch).shards[first : first + self.order.window_shards].tolist()
+        pieces, first_pieces, num_pieces = [], [], 0
+        for shard in shards:
+            planned, first_piece = self._plan_shard(epoch, shard)
+            pieces.append(planned)
+            first_pieces.append(first_piece[:-1] + num_pieces)
+            num_pieces += len(planned)
+        first_piece = np.concatenate([*first_pieces, [num_pieces]])
+        return Window(
+            row_at=self.order.window_rows(epoch, window, len(first_piece) - 1),
+            first_piece=first_piece,
+            pieces=np.concatenate(pieces),
+            shard=np.repeat(shards, [len(rows) for rows in first_pieces]),
+        )
+
+    def _plan_shard(self, epoch: int, shard: int) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+        index = read_index(self.directory, self.split, shard, self.manifest)
+        seed, source = self.order.seed, self.order.source
+        plan = self.packing.plan(
+            index.lengths,
+            self.row_format,
+            key(seed, DOCUMENTS, source, epoch, shard),
+            key(seed, CUTS, source, epoch, shard),
+        )
+        expected = int(self.order.rows_per_shard[shard])
+        if plan.num_rows != expected:
+            raise UserError(
+                f"Shard {shard_name(self.split, shard)} packs into {plan.num_rows} rows, but the row table says "
+                f"{expected}: the table under {self.directory / 'rows'} is of another corpus or damaged. "
+                "Delete that folder; it is made again."
+            )
+        plan.pieces["item"] = index.starts[plan.pieces["document"]] + plan.pieces["offset"]
+        return plan.pieces, plan.first_piece
