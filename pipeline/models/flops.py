@@ -9,9 +9,9 @@ Formula (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, PaLM, appendix 
              + 2 (V E [+ E^2]) predictions           vocabulary head [BERT's dense layer before it]
     training = 3 forward                             the backward pass is two forward passes
 
-Only what the step must compute is counted: no padding, no attention between segments, no head at positions that predict
-nothing, nothing recomputed; embeddings, norms, biases, softmax and dropout are left out. PaLM counts causal attention in
-full; here it is halved, since half of it is never needed.
+Only what the step must compute is counted: no padding, no attention between segments, no head at positions that
+predict nothing, nothing recomputed; embeddings, norms, biases, softmax and dropout are left out. PaLM counts causal
+attention in full; here it is halved, since half of it is never needed.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.digest import row_digests
 from pipeline.data.rows import Rows
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.layout import Capacity, Predictions, make_batches
@@ -39,8 +40,7 @@ class Objective(ABC):
 
     def labels_of(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Inputs (R, S) and, at every position that predicts, the id it is to predict; -100 elsewhere (R, S)."""
-        predictions = self.predictions(rows)
-        return predictions.input_ids, predictions.dense_labels()
+        return self._dense(self.predictions(rows))
 
     def prepare(self, rows: Rows, num_micro_batches: int, step: int = -1) -> list[Batch]:
         """The micro-batches of one rank for one optimizer step, equal in size and shape, in the order of the rows.
@@ -49,7 +49,7 @@ class Objective(ABC):
             ValueError: the rows cannot be split evenly.
         """
         predictions = self.predictions(rows)
-        digests = self._row_digests(rows, predictions) if self.digests else None
+        digests = row_digests(rows, *self._dense(predictions)) if self.digests else None
         return make_batches(rows, predictions, self.capacity, num_micro_batches, step, digests)
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> LossOutput:
@@ -57,7 +57,5 @@ class Objective(ABC):
         return batch_loss(model, batch)
 
     @staticmethod
-    def _row_digests(rows: Rows, predictions: Predictions) -> NDArray[np.uint8]:
-        from pipeline.data.digest import batch_digest
-
-        return batch_digest(rows, predictions.input_ids, predictions.dense_labels())
+    def _dense(predictions: Predictions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return predictions.input_ids, predictions.dense_labels()

@@ -1,0 +1,99 @@
+"""Closed forms against the models themselves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.config.run import Family, ModelConfig
+from pipeline.models.build import build_model
+from pipeline.models.flops import flops_per_step, num_parameters
+from pipeline.models.packed import packed_logits
+from tests.unit.models.packing_cases import FAMILIES, SPECIAL_IDS, VOCAB_SIZE, PackedCase, tiny_config
+
+
+def gpt2(width: int, layers: int, heads: int) -> ModelConfig:
+    return ModelConfig(
+        family="gpt2",
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=heads,
+        intermediate_size=4 * width,
+        max_positions=1024,
+    )
+
+
+PUBLISHED = {
+    # name: config, vocabulary, parameters of the published checkpoint's masked or causal language model
+    "bert-base": (ModelConfig(), 30_522, 109_514_298),
+    "bert-large": (
+        ModelConfig(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096),
+        30_522,
+        335_174_458,
+    ),
+    "roberta-base": (ModelConfig(family="roberta"), 50_265, 124_697_433),
+    "gpt2-small": (gpt2(768, 12, 12), 50_257, 124_439_808),
+    "gpt2-medium": (gpt2(1024, 24, 16), 50_257, 354_823_168),
+    "gpt2-xl": (gpt2(1600, 48, 25), 50_257, 1_557_611_200),
+}
+
+
+def parameters_of_the_stock_model(config: ModelConfig, vocab_size: int) -> int:
+    model = build_model(config, vocab_size=vocab_size, special_ids=SPECIAL_IDS, device="meta")
+    assert all(parameter.is_meta for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_of_published_models(name: str) -> None:
+    config, vocab_size, published = PUBLISHED[name]
+    assert num_parameters(config, vocab_size) == published
+    assert parameters_of_the_stock_model(config, vocab_size) == published
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_of_odd_shapes(family: Family) -> None:
+    config = tiny_config(family, vocab_size=131, num_layers=3, intermediate_size=17, max_positions=45)
+    assert num_parameters(config, VOCAB_SIZE) == parameters_of_the_stock_model(config, VOCAB_SIZE)
+
+
+def test_token_types_from_extra_count() -> None:
+    config = tiny_config("bert", extra={"type_vocab_size": 5})
+    assert num_parameters(config, VOCAB_SIZE) == parameters_of_the_stock_model(config, VOCAB_SIZE)
+    assert num_parameters(config, VOCAB_SIZE) == num_parameters(tiny_config("bert"), VOCAB_SIZE) + 3 * 24
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flops_equal_what_torch_counts(family: Family) -> None:
+    """torch counts every product of matrices outside of the opaque attention operator."""
+    config = tiny_config(family)
+    model = build_model(config, vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS)
+    case = PackedCase([[32]], cu_capacity=9)
+    with FlopCounterMode(display=False) as counter:
+        packed_logits(model, case.input_ids, case.position_ids, case.cu_seqlens, 32, case.predicted).sum().backward()
+    products = {
+        name: count for name, count in counter.get_flop_counts()["Global"].items() if "attention" not in str(name)
+    }
+    attention = flops_per_step(config, VOCAB_SIZE, 0, 32**2, 0)
+    assert sum(products.values()) == flops_per_step(config, VOCAB_SIZE, 32, 32**2, len(case.predicted)) - attention
+
+
+def test_attention_flops_follow_from_squared_lengths_and_are_halved_in_causal_models() -> None:
+    bert, gpt = tiny_config("bert"), tiny_config("gpt2")
+    # forward: QK^T and PV, 2 FLOPs each for every pair of tokens, unit of width and layer; training is three forwards.
+    assert flops_per_step(bert, VOCAB_SIZE, 0, 100, 0) == 3 * (2 * 2 * 100 * 24 * 2)
+    assert flops_per_step(gpt, VOCAB_SIZE, 0, 100, 0) == 3 * (2 * 2 * 100 * 24 * 2) / 2
+
+
+def test_bert_base_needs_about_six_flops_a_parameter_and_token() -> None:
+    blocks_and_head = flops_per_step(ModelConfig(), 30_522, 1_000_000, 0, 1_000_000) / 1e6
+    outside_products = (512 + 2) * 768
+    assert blocks_and_head == pytest.approx(6 * (109_514_298 - outside_products), rel=2e-3)
+
+
+def test_closed_forms_do_not_import_torch() -> None:
+    code = "import sys, pipeline.models.flops, pipeline.optim.schedules; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

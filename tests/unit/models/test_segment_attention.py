@@ -1,0 +1,120 @@
+"""The attention operator against plain formulas, in forward and gradient (fp64)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.models import segment_attention as module
+from pipeline.models.segment_attention import segment_attention
+
+WIDTH = 8
+SCALE = 0.3
+LENGTHS = {
+    "one segment": [11],
+    "different lengths": [3, 1, 7, 2],
+    "equal neighbours": [4, 4, 4],
+    "equal but apart": [4, 2, 4, 3, 4, 2],
+    "empty segments": [0, 5, 0, 0, 3, 0, 0],
+}
+
+
+def inputs(lengths: list[int], dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], Tensor]:
+    """Query, key and value (T, H, D), not contiguous as in the models, and cu_seqlens."""
+    generator = torch.Generator().manual_seed(sum(lengths))
+    total = sum(lengths)
+    fused = torch.randn(total, 3, 2, WIDTH, generator=generator, dtype=torch.float64).to(dtype)
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    return [part.detach().requires_grad_() for part in fused.unbind(1)], cu_seqlens
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool) -> Tensor:
+    """softmax(scale Q K^T) V over all T tokens with a mask that separates the segments; autograd does the gradient."""
+    number = torch.zeros(len(q), dtype=torch.int64)
+    for index, (first, last) in enumerate(pairwise(cu_seqlens.tolist())):
+        number[first:last] = index
+    allowed = number[:, None] == number[None, :]
+    if causal:
+        allowed = allowed.tril()
+    scores = torch.einsum("qhd,khd->hqk", q, k) * SCALE
+    weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
+    return torch.einsum("hqk,khd->qhd", weights, v)
+
+
+@pytest.mark.parametrize("block_scores", [1, 64, 1 << 20])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", LENGTHS)
+def test_equals_masked_attention(name: str, causal: bool, block_scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK_SCORES", block_scores)
+    tensors, cu_seqlens = inputs(LENGTHS[name])
+    output = segment_attention(*tensors, cu_seqlens, None, 0.0, causal, SCALE)
+    truth = plain_attention(*tensors, cu_seqlens, causal)
+    torch.testing.assert_close(output, truth, rtol=1e-12, atol=1e-12)
+    direction = torch.randn(truth.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for ours, expected in zip(
+        torch.autograd.grad(output, tensors, direction), torch.autograd.grad(truth, tensors, direction), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_equals_finite_differences(causal: bool, dropout: float) -> None:
+    """With dropout too: a fixed seed makes it a deterministic function."""
+    tensors, cu_seqlens = inputs(LENGTHS["equal but apart"])
+    seed = torch.tensor([5]) if dropout else None
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: segment_attention(q, k, v, cu_seqlens, seed, dropout, causal, SCALE), tensors
+    )
+
+
+def test_dropout_is_named_by_its_seed() -> None:
+    tensors, cu_seqlens = inputs([40, 24])
+    first, again, other = (
+        segment_attention(*tensors, cu_seqlens, torch.tensor([seed]), 0.5, False, SCALE) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_dropout_keeps_the_mean_and_drops_the_share_asked_for() -> None:
+    """With equal weights and values of one, an output is the kept share / (1 - dropout): 400 draws a token."""
+    length, dropout = 400, 0.2
+    zeros, ones = torch.zeros(length, 2, WIDTH), torch.ones(length, 2, WIDTH)
+    cu_seqlens = torch.tensor([0, length], dtype=torch.int32)
+    output = segment_attention(zeros, zeros, ones, cu_seqlens, torch.tensor([3]), dropout, False, SCALE)
+    kept = output[:, :, 0] * (1 - dropout)  # (T, H), each a mean of 400 Bernoulli(0.8) draws
+    assert kept.mean().item() == pytest.approx(1 - dropout, abs=5 * (0.16 / (400 * 800)) ** 0.5)
+    assert kept.std().item() == pytest.approx((0.16 / 400) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_bf16_is_as_close_as_bf16_can_be(causal: bool) -> None:
+    tensors, cu_seqlens = inputs([30, 18], torch.bfloat16)
+    output = segment_attention(*tensors, cu_seqlens, None, 0.0, causal, SCALE)
+    assert output.dtype == torch.bfloat16
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    truth = plain_attention(*exact, cu_seqlens, causal)
+    torch.testing.assert_close(output.double(), truth, rtol=2**-7, atol=2**-7)
+    gradients = torch.autograd.grad(output.float().sum(), tensors)
+    for ours, expected in zip(gradients, torch.autograd.grad(truth.sum(), exact), strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.double(), expected, rtol=2**-5, atol=2**-6)
+
+
+def test_tokens_of_no_segment_are_zero() -> None:
+    tensors, _ = inputs([6])
+    output = segment_attention(*tensors, torch.tensor([0, 4, 4], dtype=torch.int32), None, 0.0, False, SCALE)
+    assert torch.equal(output[4:], torch.zeros_like(output[4:]))
+    assert output[:4].abs().min() > 0
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_operator_keeps_the_rules_of_torch(dropout: float) -> None:
+    """Schema, fake tensors, autograd registration and tracing agree with what the operator does."""
+    tensors, cu_seqlens = inputs(LENGTHS["different lengths"], torch.float32)
+    seed = torch.tensor([5]) if dropout else None
+    torch.library.opcheck(segment_attention, (*tensors, cu_seqlens, seed, dropout, True, SCALE))
