@@ -73,6 +73,7 @@ class ShardWriter:
         self.num_tokens = 0
         self._has_sentences: bool | None = None
         self._num_bytes = 0
+        self._lone_index = False
         self._digest = hashlib.sha256()
         self._lengths: list[int] = []
         self._blocks: list[tuple[int, int]] = []
@@ -145,7 +146,9 @@ class ShardWriter:
             index = index_bytes(self.dtype.itemsize, np.array(self._lengths, np.uint32), blocks)
             # The index first: whoever finds a tar finds its index.
             write_bytes_atomically(self.path.with_suffix(".idx"), index)
+            self._lone_index = True
             os.replace(self._temporary, self.path)
+            self._lone_index = False
             fsync_directory(self.path.parent)
         except BaseException:
             self.discard()
@@ -157,7 +160,7 @@ class ShardWriter:
         """Give up: nothing of this shard stays on disk."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)
-        if not self.path.exists():
+        if self._lone_index:
             self.path.with_suffix(".idx").unlink(missing_ok=True)
 
     def __enter__(self) -> Self:

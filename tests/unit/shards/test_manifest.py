@@ -1,0 +1,115 @@
+"""The manifest: reads back, and refuses what is not one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.base.errors import UserError
+from pipeline.shards.manifest import ShardTable, check_tokenizer, read_manifest, write_manifest
+from pipeline.shards.writer import ShardFacts
+from tests.corpora import Corpus, write_corpus
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    return write_corpus(tmp_path / "corpus", [[5, 6], [7]])
+
+
+def edit(corpus: Corpus, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = corpus.directory / "manifest.json"
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_manifest_reads_back(corpus: Corpus) -> None:
+    found, written = read_manifest(corpus.directory), corpus.manifest
+    assert found.fingerprint == written.fingerprint
+    for name in ("tokenizer_fingerprint", "vocab_size", "dtype", "special_ids", "all_special_ids", "drops", "extra"):
+        assert getattr(found, name) == getattr(written, name), name
+    assert found.dtype == "uint16"
+    for split, table in written.splits.items():
+        assert found.splits[split].sha256 == table.sha256
+        for column in ("documents", "tokens", "bytes"):
+            np.testing.assert_array_equal(getattr(found.splits[split], column), getattr(table, column))
+    assert len(found.splits["train"]) == 2
+    assert found.splits["train"].sha256_of(1) == written.splits["train"].sha256[64:]
+
+
+def test_fingerprint_covers_tokenizer_dtype_and_shards_but_not_provenance(corpus: Corpus) -> None:
+    manifest = corpus.manifest
+    assert replace(manifest, sources=[], drops={}, extra={}).fingerprint == manifest.fingerprint
+    assert replace(manifest, tokenizer_fingerprint="0").fingerprint != manifest.fingerprint
+    assert replace(manifest, vocab_size=70_000).fingerprint != manifest.fingerprint
+    assert replace(manifest, splits={"train": manifest.splits["train"]}).fingerprint != manifest.fingerprint
+
+
+def test_table_from_facts_sorts_by_number_and_refuses_gaps() -> None:
+    facts = [ShardFacts(f"train/{number:05d}", number, number * 10, 512, f"{number:064x}") for number in (2, 0, 1)]
+    table = ShardTable.from_facts(facts)
+    assert table.documents.tolist() == [0, 1, 2]
+    assert table.sha256_of(2) == f"{2:064x}"
+    with pytest.raises(ValueError, match="numbered from 0 in one split"):
+        ShardTable.from_facts(facts[:1])
+    assert len(ShardTable.from_facts([])) == 0
+
+
+def test_missing_manifest_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"No corpus at .*manifest\.json does not exist.*pretrain corpus build"):
+        read_manifest(tmp_path)
+
+
+CHANGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+    (lambda value: value.update(format="x"), "is not a corpus manifest"),
+    (lambda value: value.update(format_version=2), r"format version 2; this program reads version 1\. Update pretrain"),
+    (lambda value: value.pop("vocab_size"), "the key 'vocab_size' is missing"),
+    (lambda value: value.update(vocab_size="many"), "is not valid: .*many"),
+    (lambda value: value.update(special_ids=None), "is not valid: "),
+    (lambda value: value.update(dtype="uint32"), "dtype is 'uint32', but 1000 ids are stored as uint16"),
+    (lambda value: value["splits"].update({"../other": value["splits"]["train"]}), r"'\.\./other'.*outside the corpus"),
+    (lambda value: value["splits"].update({"a/b": value["splits"]["train"]}), "'a/b'.*outside the corpus"),
+    (lambda value: value["splits"].update({"..": value["splits"]["train"]}), r"'\.\.'.*outside the corpus"),
+    (
+        lambda value: value["splits"]["train"]["tokens"].pop(),
+        "documents, tokens, bytes and sha256 of 2, 1, 2, 2 shards",
+    ),
+    (lambda value: value["splits"]["train"].update(sha256="ab"), "of 2, 2, 2, 0 shards"),
+    (lambda value: value["splits"]["train"]["tokens"].__setitem__(0, -1), "'train' has a negative count"),
+    (lambda value: value.update(tokenizer_fingerprint="0" * 64), r"the fingerprint is .*edited or damaged: restore"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES)
+def test_invalid_manifest_is_refused(corpus: Corpus, change: Callable[[dict[str, Any]], Any], message: str) -> None:
+    edit(corpus, change)
+    with pytest.raises(UserError, match=message):
+        read_manifest(corpus.directory)
+
+
+def test_manifest_that_is_no_json_is_refused(corpus: Corpus) -> None:
+    (corpus.directory / "manifest.json").write_text('{"format": ')
+    with pytest.raises(UserError, match=r"manifest\.json is not valid JSON"):
+        read_manifest(corpus.directory)
+
+
+def test_a_manifest_that_would_not_read_back_is_not_written(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="outside the corpus"):
+        write_manifest(tmp_path / "new", replace(corpus.manifest, splits={"../x": corpus.manifest.splits["train"]}))
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_tokenizer_is_refused(corpus: Corpus) -> None:
+    check_tokenizer(corpus.directory, corpus.manifest)
+    (corpus.directory / "tokenizer/tokenizer.json").write_text("{} ")
+    with pytest.raises(UserError, match=r"tokenizer\.json has sha256 .*but the corpus was built with .*other text"):
+        check_tokenizer(corpus.directory, corpus.manifest)
+    (corpus.directory / "tokenizer/tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"has no tokenizer: .*tokenizer\.json does not exist"):
+        check_tokenizer(corpus.directory, corpus.manifest)
