@@ -1,0 +1,1 @@
+"""Text -> clean -> tokenizer -> shards: `pretrain corpus build`, on datatrove's executors."""

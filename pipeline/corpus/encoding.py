@@ -1,0 +1,220 @@
+"""Clean texts -> token ids and sentence starts, without special tokens.
+
+Letters: D documents of a task, T tokens of a text, N sentences of a text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from datatrove.data import Document, DocumentsPipeline
+from datatrove.pipeline.base import PipelineStep
+from numpy.typing import NDArray
+
+from pipeline.base.errors import UserError
+from pipeline.corpus.counters import TaskCounter
+from pipeline.corpus.duplicates import kept_documents
+from pipeline.corpus.sentences import sentence_starts, token_starts
+from pipeline.corpus.text_store import TextStore, write_facts
+from pipeline.corpus.tokenizer import encoder, read_tokenizer_facts
+from pipeline.shards.layout import token_dtype
+
+_BATCH_CHARACTERS = 1 << 19
+_PIECE_CHARACTERS = 1 << 13
+_LARGEST_TEXT_CHARACTERS = 1 << 20
+
+ENCODED: Final = np.dtype(
+    [
+        ("document", "<u4"),  # index in the task's text store
+        ("tokens", "<u4"),
+        ("sentences", "<u4"),
+    ]
+)
+
+
+def pieces_of(text: str, piece_characters: int) -> list[str]:
+    """Cut a text in front of empty lines into pieces of at least ``piece_characters``; joined they are the text."""
+    cuts = [0]
+    search_from = piece_characters
+    while (cut := text.find("\n\n", search_from)) >= 0:
+        if text[cut - 1].isspace():  # inside a run of white space, where byte-level BPE would notice the cut
+            search_from = cut + 1
+            continue
+        cuts.append(cut)
+        search_from = cut + piece_characters
+    return [text[begin:end] for begin, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+
+
+def piece_characters(backend: Any) -> int:
+    """How small pieces may be.
+
+    BERT's and GPT-2's pre-tokenizers never join what stands on both sides of an empty line, so the pieces of a text have
+    the tokens of the text, and many small texts encode faster than a large one. Of other tokenizers we do not
+    know that: only texts too large for the memory are cut.
+    """
+    names = {"BertPreTokenizer", "ByteLevel"}
+    pre_tokenizer = json.loads(backend.to_str())["pre_tokenizer"] or {}
+    return _PIECE_CHARACTERS if pre_tokenizer.get("type") in names else _LARGEST_TEXT_CHARACTERS
+
+
+def encode_texts(
+    backend: Any, texts: list[str], piece: int, sentences: bool
+) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
+    """Token ids (T,) of every text, and the first token of each of its sentences (N,) if asked for (else empty)."""
+    cut = [pieces_of(text, piece) for text in texts]
+    encode = backend.encode_batch if sentences else backend.encode_batch_fast
+    encodings = iter(encode([part for parts in cut for part in parts], add_special_tokens=False))
+    for text, parts in zip(texts, cut, strict=True):
+        ids, ends = [], []
+        offset = 0
+        for part in parts:
+            encoding = next(encodings)
+            ids.append(np.array(encoding.ids, np.uint32))
+            if sentences:
+                ends.append(np.fromiter((end for _, end in encoding.offsets), np.int64, len(ids[-1])) + offset)
+            offset += len(part)
+        tokens = np.concatenate(ids)
+        starts = np.zeros(0, np.int64)
+        if sentences and len(tokens):
+            starts = token_starts(sentence_starts(text), np.concatenate(ends))
+        yield tokens, starts
+
+
+class TextEncoder(PipelineStep):
+    """Encodes the kept documents of a task.
+
+    Files of task ``NNNNN`` in ``output``: ``.tokens`` (uint16 or uint32, end to end), ``.sentences.npy`` (uint32 starts within the
+    document), ``.encoded.npy`` (D,) of :data:`ENCODED`, ``.facts.json`` (tokens, unknown tokens, documents without tokens).
+    """
+
+    type = "tokenizer"
+    name = "token ids and sentences"
+
+    def __init__(
+        self,
+        texts: Path,
+        duplicates: Path | None,
+        first_documents: list[int],
+        tokenizer: Path,
+        tokenizer_facts: Path,
+        sentences: bool,
+        output: Path,
+        counters: Path,
+    ) -> None:
+        super().__init__()
+        self.texts = texts
+        self.duplicates = duplicates
+        self.first_documents = first_documents
+        self.tokenizer = tokenizer
+        self.tokenizer_facts = tokenizer_facts
+        self.sentences = sentences
+        self.output = output
+        self.counters = counters
+
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Encodes task ``rank``; yields none."""
+        facts = read_tokenizer_facts(self.tokenizer_facts)
+        store = TextStore.open(self.texts, rank)
+        self.output.mkdir(parents=True, exist_ok=True)
+        counts: dict[int, Counter[str]] = {}
+        problems: list[dict[str, Any]] = []
+        entries: list[tuple[int, int, int]] = []
+        starts: list[NDArray[np.int64]] = []
+        dtype = token_dtype(facts.vocab_size)
+        unknown = facts.special_ids["unk"]
+        others = [number for name, number in facts.special_ids.items() if name != "unk"]
+        # GPT-2 has one special token for everything; byte-level BPE never needs the unknown token.
+        marks = np.array(
+            [number for number in facts.all_special_ids if number != unknown or unknown in others], np.uint32
+        )
+        with open(self.output / f"{rank:05d}.tokens", "wb") as file:
+            for document, text, tokens, sentence in self._encoded(store, rank):
+                source = int(store.documents["source"][document])
+                count = counts.setdefault(source, Counter())
+                if not len(tokens):
+                    count["drop:no_tokens"] += 1
+                    problems.append(_without_tokens(store.id_of(document), source))
+                    continue
+                self._refuse_marks(tokens, marks, store.id_of(document))
+                file.write(tokens.astype(dtype).tobytes())
+                entries.append((document, len(tokens), len(sentence)))
+                starts.append(sentence)
+                count["documents"] += 1
+                count["characters"] += len(text)
+                count["bytes"] += len(text.encode())
+                count["tokens"] += len(tokens)
+                count["unknown_tokens"] += 0 if unknown is None else int((tokens == unknown).sum())
+                self.stat_update("tokens", value=len(tokens))
+        np.save(self.output / f"{rank:05d}.encoded.npy", np.array(entries, ENCODED))
+        np.save(
+            self.output / f"{rank:05d}.sentences.npy", np.concatenate([*starts, np.zeros(0, np.int64)]).astype("<u4")
+        )
+        write_facts(self.output, rank, counts, problems)
+        yield from ()
+
+    def _encoded(self, store: TextStore, rank: int) -> Iterator[tuple[int, str, NDArray[np.uint32], NDArray[np.int64]]]:
+        """Index, text, token ids and sentence starts of the kept documents, in input order."""
+        backend = encoder(self.tokenizer)
+        piece = piece_characters(backend)
+        counter = TaskCounter(self.counters, rank)
+        begin, end = self.first_documents[rank : rank + 2]
+        batch: list[int] = []
+        texts: list[str] = []
+        num_characters = 0
+        kept = kept_documents(self.duplicates, begin, end).tolist()
+        for index, document in enumerate(kept):
+            batch.append(document)
+            texts.append(store.text_of(document))
+            num_characters += len(texts[-1])
+            if num_characters >= _BATCH_CHARACTERS or index == len(kept) - 1:
+                encoded = encode_texts(backend, texts, piece, self.sentences)
+                for number, text, (tokens, starts) in zip(batch, texts, encoded, strict=True):
+                    yield number, text, tokens, starts
+                counter.set(int(store.documents["text_end"][document]))
+                batch, texts, num_characters = [], [], 0
+        counter.finish(len(store.text))
+
+    def _refuse_marks(self, tokens: NDArray[np.uint32], marks: NDArray[np.uint32], document_id: str) -> None:
+        if np.isin(tokens, marks).any():
+            found = sorted({int(token) for token in tokens[np.isin(tokens, marks)]})
+            raise UserError(
+                f"The tokenizer gives the special id {found[0]} for plain text of document {document_id!r}: its files do not "
+                "mark that token as special. Mark it in `added_tokens` of its tokenizer.json."
+            )
+
+
+def _without_tokens(document_id: str, source: int) -> dict[str, Any]:
+    detail = "the tokenizer gives no token for its text"
+    return {"source": source, "place": document_id, "reason": "no_tokens", "detail": detail}
+
+
+@dataclass(frozen=True, eq=False)
+class TokenStore:
+    """The encoded documents of one task."""
+
+    encoded: NDArray[np.void]
+    """(D,) of :data:`ENCODED`."""
+
+    tokens: Any
+    """All tokens, end to end."""
+
+    sentences: NDArray[np.uint32]
+    """Sentence starts of all documents, each within its document."""
+
+    @classmethod
+    def open(cls, directory: Path, rank: int, dtype: np.dtype) -> TokenStore:
+        """Open what :class:`TextEncoder` wrote for task ``rank``."""
+        path = directory / f"{rank:05d}.tokens"
+        tokens = np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
+        return cls(read_encoded(directory, rank), tokens, np.load(directory / f"{rank:05d}.sentences.npy"))
+
+
+def read_encoded(directory: Path, rank: int) -> NDArray[np.void]:
+    """The table of task ``rank``, (D,) of :data:`ENCODED`."""
+    return np.load(directory / f"{rank:05d}.encoded.npy")

@@ -1,0 +1,170 @@
+"""Encoded documents -> shards: the deal of all documents, and the step that writes one shard.
+
+Letters: D documents of a shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from datatrove.data import Document, DocumentsPipeline
+from datatrove.pipeline.base import PipelineStep
+from numpy.typing import NDArray
+
+from pipeline.base.files import read_json, write_json_atomically
+from pipeline.config.corpus import ShardConfig
+from pipeline.corpus.counters import TaskCounter
+from pipeline.corpus.dealing import shard_numbers, with_both_splits
+from pipeline.corpus.encoding import TokenStore, read_encoded
+from pipeline.corpus.text_store import TextStore, read_documents
+from pipeline.shards.layout import shard_path
+from pipeline.shards.writer import ShardFacts, ShardWriter
+
+DEALT: Final = np.dtype([("task", "<u4"), ("index", "<u4")])
+"""Where a document of a shard is found: task, and index in the task's table of encoded documents."""
+
+SPLITS: Final = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class Deal:
+    """What the deal came to."""
+
+    shards: list[tuple[str, int]]
+    """Split and number of every shard, in the order of the writing tasks."""
+
+    num_tokens: int
+    """Tokens of the corpus."""
+
+    num_documents: int
+    """Documents of the corpus."""
+
+    num_repeated_ids: int
+    """Documents whose id another document before has."""
+
+
+def deal_documents(texts: Path, encoded: Path, num_tasks: int, shards: ShardConfig, output: Path) -> Deal:
+    """Assign every encoded document a split, a shard and a place in it; one ``.npy`` of :data:`DEALT` a shard.
+
+    Needs about 40 bytes of memory a document.
+    """
+    places, split_keys, order_keys, tokens = [], [], [], []
+    for task in range(num_tasks):
+        table = read_encoded(encoded, task)
+        documents = read_documents(texts, task)[table["document"]]
+        place = np.empty(len(table), DEALT)
+        place["task"], place["index"] = task, np.arange(len(table))
+        places.append(place)
+        split_keys.append(documents["split_key"])
+        order_keys.append(documents["order_key"])
+        tokens.append(table["tokens"].astype(np.int64))
+    place, order_key, num_tokens = np.concatenate(places), np.concatenate(order_keys), np.concatenate(tokens)
+    validation = with_both_splits(np.concatenate(split_keys), shards.validation_share)
+    order = np.argsort(order_key, kind="stable")
+    num_repeated = len(order) - len(np.unique(order_key))
+    output.mkdir(parents=True, exist_ok=True)
+    dealt: list[tuple[str, int]] = []
+    for split, chosen in zip(SPLITS, (~validation, validation), strict=True):
+        documents = order[chosen[order]]
+        numbers = shard_numbers(num_tokens[documents], shards.tokens, shards.documents)
+        ends = np.flatnonzero(np.diff(numbers, append=-1)) + 1
+        for number, (begin, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+            np.save(output / f"{len(dealt):05d}.npy", place[documents[begin:end]])
+            dealt.append((split, number))
+    return Deal(dealt, int(num_tokens.sum()), len(order), num_repeated)
+
+
+class ShardStep(PipelineStep):
+    """Task ``n`` writes the ``n``-th shard of the deal; a shard appears whole or not at all.
+
+    Files in ``facts``: ``NNNNN.json`` (what the manifest keeps) and, for validation, ``NNNNN.counts.npy`` (tokens by id).
+    """
+
+    type = "writer"
+    name = "shards"
+
+    def __init__(
+        self,
+        texts: Path,
+        encoded: Path,
+        deal: Path,
+        dealt: Sequence[tuple[str, int]],
+        vocab_size: int,
+        dtype: str,
+        shards: ShardConfig,
+        output: Path,
+        facts: Path,
+        counters: Path,
+    ) -> None:
+        super().__init__()
+        self.texts = texts
+        self.encoded = encoded
+        self.deal = deal
+        self.dealt = list(dealt)
+        self.vocab_size = vocab_size
+        self.dtype = dtype
+        self.shards = shards
+        self.output = output
+        self.facts = facts
+        self.counters = counters
+
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Writes shard ``rank``; yields none."""
+        split, number = self.dealt[rank]
+        counter = TaskCounter(self.counters, rank)
+        dealt = np.load(self.deal / f"{rank:05d}.npy")
+        tokens, sentences, ids = self._gather(dealt)
+        counts = np.zeros(self.vocab_size, np.int64)
+        with ShardWriter(
+            shard_path(self.output, split, number), np.dtype(self.dtype), self.shards.block_tokens
+        ) as writer:
+            for document, content in enumerate(tokens):
+                writer.add(ids[document], content, sentences[document] if self.shards.sentences else None)
+                counter.finish(len(content))
+                if split == "validation":
+                    counts += np.bincount(content, minlength=self.vocab_size)
+            facts = writer.close()
+        self.facts.mkdir(parents=True, exist_ok=True)
+        if split == "validation":
+            np.save(self.facts / f"{rank:05d}.counts.npy", counts)
+        write_json_atomically(self.facts / f"{rank:05d}.json", vars(facts))
+        self.stat_update("documents", value=len(dealt))
+        yield from ()
+
+    def _gather(self, dealt: NDArray[np.void]) -> tuple[list[NDArray], list[NDArray], list[str]]:
+        """Tokens, sentence starts and ids of a shard's documents, read task by task so that few files are open."""
+        tokens: list[NDArray] = [np.zeros(0)] * len(dealt)
+        sentences: list[NDArray] = [np.zeros(0)] * len(dealt)
+        ids = [""] * len(dealt)
+        for task in np.unique(dealt["task"]).tolist():
+            store = TokenStore.open(self.encoded, task, np.dtype(self.dtype))
+            texts = TextStore.open(self.texts, task)
+            token_ends = np.cumsum(store.encoded["tokens"], dtype=np.int64)
+            sentence_ends = np.cumsum(store.encoded["sentences"], dtype=np.int64)
+            for place in np.flatnonzero(dealt["task"] == task).tolist():
+                index = int(dealt["index"][place])
+                entry = store.encoded[index]
+                tokens[place] = np.array(store.tokens[token_ends[index] - entry["tokens"] : token_ends[index]])
+                sentences[place] = store.sentences[sentence_ends[index] - entry["sentences"] : sentence_ends[index]]
+                ids[place] = texts.id_of(int(entry["document"]))
+        return tokens, sentences, ids
+
+
+def written_facts(facts: Path, dealt: Sequence[tuple[str, int]]) -> dict[str, list[ShardFacts]]:
+    """What all shard tasks wrote, by split."""
+    by_split: dict[str, list[ShardFacts]] = {split: [] for split in SPLITS}
+    for rank, (split, _) in enumerate(dealt):
+        by_split[split].append(ShardFacts(**read_json(facts / f"{rank:05d}.json", "shard facts")))
+    return by_split
+
+
+def validation_counts(facts: Path, vocab_size: int) -> NDArray[np.int64]:
+    """Tokens of the validation split by id, (vocab_size,)."""
+    counts = np.zeros(vocab_size, np.int64)
+    for path in sorted(facts.glob("*.counts.npy")):
+        counts += np.load(path)
+    return counts

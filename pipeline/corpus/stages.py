@@ -1,0 +1,155 @@
+"""The stages of a build as datatrove pipelines. Worker processes import this module and what it imports, nothing heavier.
+
+texts        units of input  -> clean documents with hashes
+duplicates   buckets of text hashes -> numbers of the copies to drop
+tokenizer    one task
+encoded      clean documents -> token ids, sentence starts
+shards       the deal -> one shard a task
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from datatrove.data import Document, DocumentsPipeline
+from datatrove.pipeline.base import PipelineStep
+
+from pipeline.config.corpus import CorpusConfig
+from pipeline.corpus.counters import TaskCounter
+from pipeline.corpus.dealing import evenly_spread, in_validation
+from pipeline.corpus.duplicates import DuplicateFinder, kept_documents, num_buckets
+from pipeline.corpus.encoding import TextEncoder
+from pipeline.corpus.reading import TextCleaner, UnitReader
+from pipeline.corpus.sharding import Deal, ShardStep
+from pipeline.corpus.text_store import TextStore, TextStoreWriter, read_documents
+from pipeline.corpus.tokenizer import TokenizerFacts, make_tokenizer
+from pipeline.corpus.workspace import Workspace
+from pipeline.shards.layout import token_dtype
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pipeline and how to show it."""
+
+    name: str
+    """Names its files; also what resumes."""
+
+    title: str
+    """What a person reads."""
+
+    pipeline: list[PipelineStep]
+    """datatrove steps."""
+
+    num_tasks: int
+    """From the input."""
+
+    total: int
+    """What the counters sum up to at the end."""
+
+    unit: str
+    """Of the counters."""
+
+    in_parent: bool = False
+    """A single task that uses all cores by itself."""
+
+
+def texts_stage(config: CorpusConfig, workspace: Workspace, num_tasks: int, total: int) -> Stage:
+    """Read and clean."""
+    steps = [
+        UnitReader(config.sources, workspace.tasks, workspace.counters("texts")),
+        TextCleaner(config.cleaning),
+        TextStoreWriter(workspace.texts, config.seed),
+    ]
+    return Stage("texts", "Reading and cleaning", steps, num_tasks, total, "B")
+
+
+def duplicates_stage(workspace: Workspace, first_documents: list[int]) -> Stage:
+    """Find exact duplicates."""
+    step = DuplicateFinder(workspace.texts, workspace.duplicates, first_documents, workspace.counters("duplicates"))
+    num_documents = first_documents[-1]
+    return Stage("duplicates", "Finding duplicates", [step], num_buckets(num_documents), num_documents, " documents")
+
+
+def tokenizer_stage(config: CorpusConfig, workspace: Workspace, first_documents: list[int]) -> Stage:
+    """Train or take the tokenizer."""
+    step = TokenizerStep(config, workspace, first_documents)
+    title = "Loading tokenizer" if config.tokenizer.path else "Training tokenizer"
+    num_texts = 0 if config.tokenizer.path else len(step.training_documents())
+    return Stage("tokenizer", title, [step], 1, num_texts, " documents", in_parent=True)
+
+
+def encoded_stage(config: CorpusConfig, workspace: Workspace, first_documents: list[int], num_bytes: int) -> Stage:
+    """Tokenise."""
+    step = TextEncoder(
+        texts=workspace.texts,
+        duplicates=workspace.duplicates if config.cleaning.deduplicate else None,
+        first_documents=first_documents,
+        tokenizer=workspace.tokenizer,
+        tokenizer_facts=workspace.tokenizer_facts,
+        sentences=config.shards.sentences,
+        output=workspace.encoded,
+        counters=workspace.counters("encoded"),
+    )
+    return Stage("encoded", "Tokenising", [step], len(first_documents) - 1, num_bytes, "B")
+
+
+def shards_stage(config: CorpusConfig, workspace: Workspace, deal: Deal, facts: TokenizerFacts) -> Stage:
+    """Write the shards."""
+    step = ShardStep(
+        texts=workspace.texts,
+        encoded=workspace.encoded,
+        deal=workspace.deal,
+        dealt=deal.shards,
+        vocab_size=facts.vocab_size,
+        dtype=token_dtype(facts.vocab_size).str,
+        shards=config.shards,
+        output=workspace.output,
+        facts=workspace.shard_facts,
+        counters=workspace.counters("shards"),
+    )
+    return Stage("shards", "Writing shards", [step], len(deal.shards), deal.num_tokens, " tokens")
+
+
+class TokenizerStep(PipelineStep):
+    """Trains the tokenizer on evenly spread training documents (none of the validation split), or takes one."""
+
+    type = "tokenizer"
+    name = "vocabulary"
+
+    def __init__(self, config: CorpusConfig, workspace: Workspace, first_documents: list[int]) -> None:
+        super().__init__()
+        self.config = config
+        self.workspace = workspace
+        self.first_documents = first_documents
+
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Saves tokenizer and facts; yields none."""
+        make_tokenizer(self.config.tokenizer, self._texts, self.workspace.tokenizer, self.workspace.tokenizer_facts)
+        yield from ()
+
+    def training_documents(self) -> np.ndarray:
+        """Numbers of the documents to train on, increasing, at most ``tokenizer.training_documents``."""
+        duplicates = self.workspace.duplicates if self.config.cleaning.deduplicate else None
+        kept, training = [], []
+        for task, (begin, end) in enumerate(zip(self.first_documents, self.first_documents[1:], strict=False)):
+            numbers = kept_documents(duplicates, begin, end)
+            keys = read_documents(self.workspace.texts, task)["split_key"][numbers]
+            held_out = in_validation(keys, self.config.shards.validation_share)
+            kept.append(numbers + begin)
+            training.append(numbers[~held_out] + begin)
+        candidates = np.concatenate(training)
+        if not len(candidates):  # a handful of documents whose hashes all fell into the validation split
+            candidates = np.concatenate(kept)
+        return candidates[evenly_spread(len(candidates), self.config.tokenizer.training_documents)]
+
+    def _texts(self) -> Iterator[str]:
+        counter = TaskCounter(self.workspace.counters("tokenizer"), 0)
+        numbers = self.training_documents()
+        tasks = np.searchsorted(self.first_documents, numbers, side="right") - 1
+        for task in np.unique(tasks).tolist():
+            store = TextStore.open(self.workspace.texts, task)
+            for number in numbers[tasks == task].tolist():
+                yield store.text_of(number - self.first_documents[task])
+                counter.finish(1)

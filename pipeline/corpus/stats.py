@@ -1,0 +1,92 @@
+"""`pretrain corpus stats`: what a finished corpus holds, from its manifest and indexes alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.shards.manifest import Manifest, read_manifest
+from pipeline.shards.reader import read_index
+
+_PERCENTILES = (5, 25, 50, 75, 95)
+
+
+def corpus_stats(directory: Path) -> dict[str, Any]:
+    """Facts of a corpus, ready for JSON.
+
+    Returns:
+        fingerprint, vocab_size, dtype, special_ids, drops, sources (provenance of each), unknown_tokens,
+        validation_unigram_entropy (nats), and per split: documents, tokens, shards, bytes, and the document lengths in
+        tokens (mean, shortest, longest, percentiles).
+
+    Raises:
+        UserError: no corpus there, or a damaged manifest or index.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    extra = manifest.extra
+    return {
+        "directory": str(directory),
+        "fingerprint": manifest.fingerprint,
+        "vocab_size": manifest.vocab_size,
+        "dtype": manifest.dtype,
+        "special_ids": dict(manifest.special_ids),
+        "splits": {split: _split_stats(directory, split, manifest) for split in manifest.splits},
+        "sources": [dict(source) for source in manifest.sources],
+        "drops": dict(manifest.drops),
+        "unknown_tokens": extra.get("unknown_tokens"),
+        "validation_unigram_entropy": extra.get("validation_unigram_entropy"),
+    }
+
+
+def _split_stats(directory: Path, split: str, manifest: Manifest) -> dict[str, Any]:
+    table = manifest.splits[split]
+    lengths = [read_index(directory, split, number, manifest).lengths for number in range(len(table))]
+    joined = np.concatenate([*lengths, np.zeros(0, np.uint32)])
+    facts: dict[str, Any] = {
+        "documents": int(table.documents.sum()),
+        "tokens": int(table.tokens.sum()),
+        "shards": len(table),
+        "bytes": int(table.bytes.sum()),
+    }
+    if len(joined):
+        facts["document_tokens"] = {
+            "mean": round(float(joined.mean()), 1),
+            "shortest": int(joined.min()),
+            "longest": int(joined.max()),
+            "percentiles": {
+                str(share): int(value)
+                for share, value in zip(_PERCENTILES, np.percentile(joined, _PERCENTILES), strict=True)
+            },
+        }
+    return facts
+
+
+def stats_lines(stats: dict[str, Any]) -> list[str]:
+    """The facts of :func:`corpus_stats` for people."""
+    lines = [
+        f"{stats['directory']}: {stats['vocab_size']:,} ids ({stats['dtype']}), fingerprint {stats['fingerprint'][:16]}"
+    ]
+    for split, facts in stats["splits"].items():
+        lines.append(
+            f"  {split}: {facts['documents']:,} documents, {facts['tokens']:,} tokens, {facts['shards']:,} shards, "
+            f"{facts['bytes'] / 1e6:,.1f} MB"
+        )
+        if length := facts.get("document_tokens"):
+            percentiles = ", ".join(f"{share} %: {value:,}" for share, value in length["percentiles"].items())
+            lines.append(
+                f"    tokens a document: mean {length['mean']:,}, {length['shortest']:,} to {length['longest']:,} ({percentiles})"
+            )
+    for source in stats["sources"]:
+        drops = ", ".join(f"{count:,} {reason}" for reason, count in source["drops"].items()) or "none"
+        lines.append(
+            f"  source {source['name']} ({source['kind']}, {source['path']}): {source['records']:,} records, "
+            f"{source['documents']:,} documents, {source['characters']:,} characters, {source['tokens']:,} tokens; drops: {drops}"
+        )
+    if stats["unknown_tokens"]:
+        lines.append(f"  unknown tokens: {stats['unknown_tokens']:,}")
+    if stats["validation_unigram_entropy"]:
+        lines.append(f"  unigram entropy of the validation tokens: {stats['validation_unigram_entropy']:.4f} nats")
+    return lines

@@ -1,0 +1,164 @@
+"""`OUTPUT/.build`: the work of an unfinished build, and the rules by which a build may go on there.
+
+Removed when the build is complete. Nothing in it is ever mixed between two configs or two states of the input.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline.base.errors import UserError
+from pipeline.base.files import read_json, write_json_atomically
+from pipeline.config.corpus import CorpusConfig
+from pipeline.corpus.units import InputFile
+from pipeline.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
+
+BUILD_VERSION = 1
+"""Raised when the same config would give other bytes."""
+
+WORK_NAME = ".build"
+LOG_NAME = "build_log.jsonl"
+_OF_A_BUILD = {WORK_NAME, LOG_NAME, "train", "validation", "tokenizer", MANIFEST_NAME}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Names of everything a build keeps until it is complete."""
+
+    output: Path
+    """The corpus directory."""
+
+    @property
+    def root(self) -> Path:
+        return self.output / WORK_NAME
+
+    def stage(self, name: str) -> Path:
+        """Completion marks, logs and statistics of a stage."""
+        return self.root / "stages" / name
+
+    def counters(self, name: str) -> Path:
+        """Progress counters of a stage."""
+        return self.root / "stages" / name / "counters"
+
+    @property
+    def tasks(self) -> Path:
+        return self.root / "tasks"
+
+    @property
+    def texts(self) -> Path:
+        return self.root / "texts"
+
+    @property
+    def duplicates(self) -> Path:
+        return self.root / "duplicates"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.root / "tokenizer"
+
+    @property
+    def tokenizer_facts(self) -> Path:
+        return self.root / "tokenizer.json"
+
+    @property
+    def encoded(self) -> Path:
+        return self.root / "encoded"
+
+    @property
+    def deal(self) -> Path:
+        return self.root / "deal"
+
+    @property
+    def shard_facts(self) -> Path:
+        return self.root / "shard_facts"
+
+
+def config_fingerprint(config: CorpusConfig) -> str:
+    """sha256 of all settings that the bytes of the corpus depend on."""
+    value = asdict(config)
+    del value["cleaning"]["max_bad_share"]  # stops a build or does not; a build may go on with another one
+    return hashlib.sha256(json.dumps([BUILD_VERSION, value], sort_keys=True).encode()).hexdigest()
+
+
+def complete_corpus(config: CorpusConfig, output: Path) -> Manifest | None:
+    """The manifest, if ``output`` holds the finished corpus of this very config; None if the build has to run.
+
+    Raises:
+        UserError: ``output`` is a file, holds another corpus, an unfinished build of another config, or other files.
+    """
+    fingerprint = config_fingerprint(config)
+    way_out = "Choose another --output, or delete that directory first."
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file; a corpus is a directory. Choose another --output.")
+    if (output / MANIFEST_NAME).exists():
+        manifest = read_manifest(output)
+        built = str(manifest.extra.get("config_fingerprint"))
+        if built != fingerprint:
+            raise UserError(
+                f"{output} holds a corpus built with another config (fingerprint {built[:12]}, this one {fingerprint[:12]}). "
+                f"{way_out}"
+            )
+        return manifest
+    state = output / WORK_NAME / "state.json"
+    if state.exists():
+        built = str(read_json(state, "state of the unfinished build").get("config_fingerprint"))
+        if built != fingerprint:
+            raise UserError(
+                f"{output} holds an unfinished build of another config (fingerprint {built[:12]}, this one "
+                f"{fingerprint[:12]}). Go back to that config to finish it. {way_out}"
+            )
+        return None
+    foreign = sorted(set(os.listdir(output)) - _OF_A_BUILD) if output.exists() else []
+    if foreign:
+        raise UserError(f"{output} is not empty and holds no corpus (found {', '.join(foreign[:5])}). {way_out}")
+    return None
+
+
+@contextmanager
+def locked(workspace: Workspace) -> Iterator[None]:
+    """Hold the workspace for this process; the lock ends with the process.
+
+    Raises:
+        UserError: another build runs there.
+    """
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    with open(workspace.root / "lock", "a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another `pretrain corpus build` is writing {workspace.output}: wait for it, or choose another --output."
+            ) from None
+        yield
+
+
+def starts_anew(workspace: Workspace, config: CorpusConfig, files: Sequence[InputFile]) -> bool:
+    """Record config and input, and throw away work done on other input.
+
+    Returns:
+        True if an unfinished build was thrown away because a file of its input changed, came or went.
+    """
+    listing = [[file.path, file.bytes, file.modified] for file in files]
+    state = {
+        "config_fingerprint": config_fingerprint(config),
+        "input_fingerprint": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
+    }
+    path = workspace.root / "state.json"
+    old = read_json(path, "state of the unfinished build") if path.exists() else None
+    if old == state:
+        return False
+    for child in sorted(workspace.root.iterdir()):
+        if child.name not in ("lock", "datasets"):
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
+    for name in ("train", "validation", "tokenizer"):
+        shutil.rmtree(workspace.output / name, ignore_errors=True)
+    write_json_atomically(path, state)
+    return old is not None
