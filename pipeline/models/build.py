@@ -116,7 +116,7 @@ def _check_extra(config: ModelConfig, known: Mapping[str, Any]) -> None:
             raise UserError(f"model.extra.{name}: cannot be changed here: {_REFUSED_KEYS[name]}. Remove it.")
         if name not in known or name.startswith("_"):
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
+            hint = f"; did you mean `{near[0]}`?" if near else "."
             raise UserError(
                 f"model.extra.{name}: {FAMILIES[config.family].config_class} has no such key{hint} "
                 "Correct the name or remove it."

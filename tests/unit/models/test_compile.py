@@ -1,0 +1,52 @@
+"""One graph and no second compilation: shapes are static, and nothing in the loss depends on values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from pipeline.config.run import Family
+from pipeline.models.build import build_model
+from pipeline.objectives.loss import packed_loss_sum
+from tests.unit.models.packing_cases import FAMILIES, SPECIAL_IDS, VOCAB_SIZE, PackedCase, tiny_config
+
+BATCHES = [[[32], [32]], [[7, 12, 5], [20]], [[1, 1, 9, 9], [16, 16]], [[8, 8, 8, 8], [31, 1]], [[2], [3]]]
+
+
+@pytest.fixture(autouse=True)
+def _no_recompilation() -> Iterator[None]:
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("family", "dropout"), [*((family, 0.0) for family in FAMILIES), ("bert", 0.3)])
+def test_loss_compiles_whole_and_once(family: Family, dropout: float) -> None:
+    config = tiny_config(family, num_layers=1, attention_dropout=dropout, hidden_dropout=dropout)
+    model = build_model(config, vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS, seed=0)
+    compiled = torch.compile(packed_loss_sum, fullgraph=True, dynamic=False, backend="aot_eager")
+    for number, rows in enumerate(BATCHES):
+        case = PackedCase(rows, seed=number)
+        positions, labels = case.padded_predictions(48)
+        arguments = (
+            case.input_ids.view(2, 32),
+            case.position_ids.view(2, 32),
+            case.cu_seqlens,
+            positions,
+            labels,
+            32,
+        )
+        results = []
+        for loss_sum in (packed_loss_sum, compiled):
+            torch.manual_seed(number)  # dropout, where there is some
+            model.zero_grad()
+            loss = loss_sum(model, *arguments)
+            loss.backward()
+            results.append((loss.detach(), model.get_input_embeddings().weight.grad.clone()))
+        (eager_loss, eager_gradient), (loss, gradient) = results
+        assert loss > 0
+        torch.testing.assert_close(loss, eager_loss, rtol=1e-5, atol=0)
+        torch.testing.assert_close(gradient, eager_gradient, rtol=1e-4, atol=1e-5 * eager_gradient.abs().max().item())
