@@ -1,7 +1,8 @@
 """`pretrain corpus build`: the story of a build, stage by stage.
 
-Every stage is a datatrove pipeline whose number of tasks comes from the input, so the corpus has the same bytes whatever
-the number of processes; every finished task leaves a mark, so a build that was interrupted goes on where it stopped.
+Every stage is a datatrove pipeline whose number of tasks comes from the input, so the corpus has the same bytes
+whatever the number of processes; every finished task leaves a mark, so a build that was interrupted goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -218,7 +219,8 @@ def _disk_errors(output: Path) -> Iterator[None]:
         where = error.filename or output
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"The disk is full while writing {output} ({where}). Free some space (a build needs about the size of the "
+                f"The disk is full while writing {output} ({where}). Free some space (a build needs about the size "
+                "of the "
                 "text as free space) and run the same command: it goes on where it stopped."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -28,8 +28,8 @@ def with_both_splits(split_keys: NDArray[np.uint64], share: float) -> NDArray[np
 def shard_numbers(tokens: NDArray[np.int64], most_tokens: int, most_documents: int) -> NDArray[np.int64]:
     """Cut a sequence of documents into the fewest shards of about equal size.
 
-    A document takes the larger one of its shares of the two limits; shard ends are spread evenly over the sum. So a shard
-    passes a limit by its last document at most.
+    A document takes the larger one of its shares of the two limits; shard ends are spread evenly over the sum. So a
+    shard passes a limit by its last document at most.
 
     Args:
         tokens: tokens of every document in order, (D,).

@@ -54,8 +54,8 @@ def pieces_of(text: str, piece_characters: int) -> list[str]:
 def piece_characters(backend: Any) -> int:
     """How small pieces may be.
 
-    BERT's and GPT-2's pre-tokenizers never join what stands on both sides of an empty line, so the pieces of a text have
-    the tokens of the text, and many small texts encode faster than a large one. Of other tokenizers we do not
+    BERT's and GPT-2's pre-tokenizers never join what stands on both sides of an empty line, so the pieces of a text
+    have the tokens of the text, and many small texts encode faster than a large one. Of other tokenizers we do not
     know that: only texts too large for the memory are cut.
     """
     names = {"BertPreTokenizer", "ByteLevel"}
@@ -89,8 +89,9 @@ def encode_texts(
 class TextEncoder(PipelineStep):
     """Encodes the kept documents of a task.
 
-    Files of task ``NNNNN`` in ``output``: ``.tokens`` (uint16 or uint32, end to end), ``.sentences.npy`` (uint32 starts within the
-    document), ``.encoded.npy`` (D,) of :data:`ENCODED`, ``.facts.json`` (tokens, unknown tokens, documents without tokens).
+    Files of task ``NNNNN`` in ``output``: ``.tokens`` (uint16 or uint32, end to end), ``.sentences.npy`` (uint32
+    starts within the document), ``.encoded.npy`` (D,) of :data:`ENCODED`, ``.facts.json`` (tokens, unknown tokens,
+    documents without tokens).
     """
 
     type = "tokenizer"
@@ -184,7 +185,8 @@ class TextEncoder(PipelineStep):
         if np.isin(tokens, marks).any():
             found = sorted({int(token) for token in tokens[np.isin(tokens, marks)]})
             raise UserError(
-                f"The tokenizer gives the special id {found[0]} for plain text of document {document_id!r}: its files do not "
+                f"The tokenizer gives the special id {found[0]} for plain text of document {document_id!r}: its "
+                "files do not "
                 "mark that token as special. Mark it in `added_tokens` of its tokenizer.json."
             )
 

@@ -1,8 +1,8 @@
 """datatrove's local executor with worker processes that end with the build, and whose death is noticed.
 
 A pipeline here is plain datatrove: its SLURM and Ray executors run the same steps. What this class changes in
-`LocalPipelineExecutor.run`: a worker killed by the kernel (out of memory) raises an error, where a `Pool` waits for ever;
-the workers serve all stages, so they import once; log lines go to the task's log file and not to the terminal.
+`LocalPipelineExecutor.run`: a worker killed by the kernel (out of memory) raises an error, where a `Pool` waits for
+ever; the workers serve all stages, so they import once; log lines go to the task's log file and not to the terminal.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ record that cannot be used travels on as a document without text whose ``metadat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from datatrove.data import Document, DocumentsPipeline
@@ -81,7 +82,7 @@ def _read_text(unit: Unit, source: SourceConfig) -> Iterator[Document]:
     except UnicodeDecodeError as error:
         newlines = content.count(b"\n", 0, error.start)
         place = f"{place}:{newlines + 1}"
-    yield _document(source, unit.file.name, place, lambda: decode(content))
+    yield _document(source, unit.file.name, place, partial(decode, content))
 
 
 def _read_jsonl(unit: Unit, source: SourceConfig) -> Iterator[Document]:
@@ -108,7 +109,7 @@ def _record_of_line(line: bytes, number: int, unit: Unit, source: SourceConfig) 
             id=f"{source.name}/{identity}",
             metadata={"place": place, "drop": error.reason, "detail": error.detail},
         )
-    return _document(source, _identity(record, source, identity), place, lambda: text_of(record, source.text_field))
+    return _document(source, _identity(record, source, identity), place, partial(text_of, record, source.text_field))
 
 
 def _identity(record: dict, source: SourceConfig, default: str) -> str:
@@ -127,13 +128,14 @@ def _read_rows(unit: Unit, source: SourceConfig) -> Iterator[Document]:
             source,
             _identity(record, source, f"{unit.file.name}:{number}"),
             f"{unit.file.place}:row {number}",
-            lambda record=record: text_of(record, source.text_field),
+            partial(text_of, record, source.text_field),
         )
 
 
 def _damaged(place: str, error: DamagedFileError) -> UserError:
     return UserError(
-        f"{place}: the compressed file is damaged ({error}). What follows cannot be read and nobody knows how much that "
+        f"{place}: the compressed file is damaged ({error}). What follows cannot be read and nobody knows how much "
+        "that "
         "is, so the build stops: repair the file, or remove it from the source, and run the command again."
     )
 

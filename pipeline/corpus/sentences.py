@@ -1,12 +1,12 @@
 """Sentence boundaries by rule: no model, no download, offsets into the text kept.
 
-datatrove's splitters need spaCy or NLTK and their data. What sentence-pair objectives need is much less: boundaries that
-are right nearly always and the same everywhere. A boundary stands
+datatrove's splitters need spaCy or NLTK and their data. What sentence-pair objectives need is much less: boundaries
+that are right nearly always and the same everywhere. A boundary stands
 
 - at every empty line;
-- after ``. ! ? …`` (with closing quotes and brackets) and white space, unless the next letter is lower case, and, after a
-  full stop, unless the word before is an initial (``J. Austen``), an abbreviation (``Mr.``, ``e.g.``), or an abbreviation of a
-  number (``No. 5``, ``p. 12``) before a digit;
+- after ``. ! ? …`` (with closing quotes and brackets) and white space, unless the next letter is lower case, and,
+  after a full stop, unless the word before is an initial (``J. Austen``), an abbreviation (``Mr.``, ``e.g.``), or an
+  abbreviation of a number (``No. 5``, ``p. 12``) before a digit;
 - after the full stops of Chinese, Japanese and Indic scripts, with or without white space.
 """
 
@@ -28,12 +28,15 @@ _BOUNDARY = re.compile(
 _WORD_BEFORE = re.compile(r"[^\s(\[\"'“‘«—-]*\Z")
 _OPENING = re.compile(r"[\"'“‘«(\[¿¡—–\-\s]*")
 _LONGEST_ABBREVIATION = 24
-_ABBREVIATIONS = frozenset(
-    "mr mrs ms messrs mme mlle dr prof rev hon st sr jr esq gen col maj capt lieut lt sgt cpl adm gov pres sen rep"
-    " supt mt ft vs viz etc cf al ed eds trans approx dept est inc ltd co corp bros jan feb mar apr jun jul aug sep"
-    " sept oct nov dec e.g i.e a.m p.m ph.d b.a m.a d.c u.s u.k u.n".split()
+_ABBREVIATIONS_TEXT = """
+    mr mrs ms messrs mme mlle dr prof rev hon st sr jr esq gen col maj capt lieut lt sgt cpl adm gov pres sen rep
+    supt mt ft vs viz etc cf al ed eds trans approx dept est inc ltd co corp bros jan feb mar apr jun jul aug sep
+    sept oct nov dec e.g i.e a.m p.m ph.d b.a m.a d.c u.s u.k u.n
+"""
+_ABBREVIATIONS = frozenset(_ABBREVIATIONS_TEXT.split())
+_NUMBER_ABBREVIATIONS = frozenset(
+    ("no", "nos", "p", "pp", "vol", "vols", "fig", "figs", "ch", "chap", "sec", "art", "eq", "ca", "c", "v")
 )
-_NUMBER_ABBREVIATIONS = frozenset("no nos p pp vol vols fig figs ch chap sec art eq ca c v".split())
 
 
 def sentence_starts(text: str) -> list[int]:
@@ -67,8 +70,8 @@ def _ends_a_sentence(text: str, stop: int, following: int, mark: str) -> bool:
 def token_starts(character_starts: list[int], token_ends: NDArray[np.int64]) -> NDArray[np.int64]:
     """Sentence starts in characters -> sentence starts in tokens.
 
-    A sentence starts at the first token that ends after the sentence's first character: tokens of byte-level BPE begin one
-    character early, with the space before the word.
+    A sentence starts at the first token that ends after the sentence's first character: tokens of byte-level BPE
+    begin one character early, with the space before the word.
 
     Args:
         character_starts: increasing, from 0.

@@ -81,7 +81,8 @@ def deal_documents(texts: Path, encoded: Path, num_tasks: int, shards: ShardConf
 class ShardStep(PipelineStep):
     """Task ``n`` writes the ``n``-th shard of the deal; a shard appears whole or not at all.
 
-    Files in ``facts``: ``NNNNN.json`` (what the manifest keeps) and, for validation, ``NNNNN.counts.npy`` (tokens by id).
+    Files in ``facts``: ``NNNNN.json`` (what the manifest keeps) and, for validation, ``NNNNN.counts.npy`` (tokens by
+    id).
     """
 
     type = "writer"

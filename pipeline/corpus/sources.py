@@ -53,7 +53,8 @@ def _check_names(sources: Sequence[SourceConfig]) -> None:
     names = [source.name for source in sources]
     if not all(names):
         raise UserError(
-            f"sources[{names.index('')}] has no name: give every source a short `name`, the first part of its document ids."
+            f"sources[{names.index('')}] has no name: give every source a short `name`, the first part of its "
+            "document ids."
         )
     for name in names:
         if names.count(name) > 1:
@@ -68,7 +69,8 @@ def _listed(number: int, source: SourceConfig) -> list[InputFile]:
     remote = "://" in source.path
     if not remote and not Path(source.path).exists():
         raise UserError(
-            f"Source {source.name!r}: the path {source.path!r} does not exist (looked in {Path.cwd()} if it is relative). "
+            f"Source {source.name!r}: the path {source.path!r} does not exist (looked in {Path.cwd()} if it is "
+            "relative). "
             "Correct `path`, or make the folder."
         )
     if not remote and Path(source.path).is_file():
@@ -157,7 +159,8 @@ def _check_fields(source: SourceConfig, files: Sequence[InputFile]) -> None:
     for option, field in (("text_field", source.text_field), ("id_field", source.id_field)):
         if field is not None and field not in fields:
             raise UserError(
-                f"Source {source.name!r}: {files[0].place} has no field {field!r}; it has {', '.join(fields) or 'none'}. "
+                f"Source {source.name!r}: {files[0].place} has no field {field!r}; it has "
+                f"{', '.join(fields) or 'none'}. "
                 f"Set `{option}`."
             )
 

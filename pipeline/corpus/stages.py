@@ -1,4 +1,4 @@
-"""The stages of a build as datatrove pipelines. Worker processes import this module and what it imports, nothing heavier.
+"""The stages of a build as datatrove pipelines. Worker processes import this module and what it needs, nothing more.
 
 texts        units of input  -> clean documents with hashes
 duplicates   buckets of text hashes -> numbers of the copies to drop

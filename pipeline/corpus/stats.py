@@ -77,13 +77,15 @@ def stats_lines(stats: dict[str, Any]) -> list[str]:
         if length := facts.get("document_tokens"):
             percentiles = ", ".join(f"{share} %: {value:,}" for share, value in length["percentiles"].items())
             lines.append(
-                f"    tokens a document: mean {length['mean']:,}, {length['shortest']:,} to {length['longest']:,} ({percentiles})"
+                f"    tokens a document: mean {length['mean']:,}, {length['shortest']:,} to {length['longest']:,} "
+                f"({percentiles})"
             )
     for source in stats["sources"]:
         drops = ", ".join(f"{count:,} {reason}" for reason, count in source["drops"].items()) or "none"
         lines.append(
             f"  source {source['name']} ({source['kind']}, {source['path']}): {source['records']:,} records, "
-            f"{source['documents']:,} documents, {source['characters']:,} characters, {source['tokens']:,} tokens; drops: {drops}"
+            f"{source['documents']:,} documents, {source['characters']:,} characters, {source['tokens']:,} tokens; "
+            f"drops: {drops}"
         )
     if stats["unknown_tokens"]:
         lines.append(f"  unknown tokens: {stats['unknown_tokens']:,}")

@@ -1,8 +1,8 @@
 """Bytes and lines of a file, plain, gzip or zstd, that never end early without saying so.
 
-Two traps are closed here. zstandard's ``stream_reader`` returns an end of file at the first of several frames and, worse,
-at the place where a file was cut off; fsspec's ``compression="zstd"`` is made of it. And a text-mode reader that meets
-one wrong byte gives up the rest of its file.
+Two traps are closed here. zstandard's ``stream_reader`` returns an end of file at the first of several frames and,
+worse, at the place where a file was cut off; fsspec's ``compression="zstd"`` is made of it. And a text-mode reader
+that meets one wrong byte gives up the rest of its file.
 """
 
 from __future__ import annotations

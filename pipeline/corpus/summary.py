@@ -86,7 +86,8 @@ def bad_share_message(problems: Sequence[Mapping[str, Any]], num_records: int, l
     """Why a build stops over too many bad records."""
     places = "".join(f"\n  {format_problem(problem)}" for problem in problems[:SHOWN_PROBLEMS])
     return (
-        f"{len(problems):,} of {num_records:,} records cannot be used ({100 * len(problems) / max(1, num_records):.3g} %); "
+        f"{len(problems):,} of {num_records:,} records cannot be used "
+        f"({100 * len(problems) / max(1, num_records):.3g} %); "
         f"at most {100 * limit:.3g} % may (cleaning.max_bad_share: {limit}). The first places:{places}\n"
         f"All of them are in {log}. Repair or remove these files, or raise cleaning.max_bad_share, and run again."
     )

@@ -1,4 +1,5 @@
-"""The corpus's tokenizer: trained or taken, saved so that `AutoTokenizer` loads the stock class and gives the same ids."""
+"""The corpus's tokenizer: trained or taken, saved so that `AutoTokenizer` loads the stock class and gives the same
+ids."""
 
 from __future__ import annotations
 
@@ -105,8 +106,9 @@ def train_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]])
 def load_tokenizer(config: TokenizerConfig) -> Any:
     """The tokenizer ``config.path`` names: a folder in one of four forms, or a hub name.
 
-    A folder may hold a saved Hugging Face tokenizer (``tokenizer_config.json``), ``vocab.json`` and ``merges.txt`` (byte-level
-    BPE), ``vocab.txt`` (WordPiece; an accompanying ``tokenizer.json`` tells whether it lower-cases, else the config).
+    A folder may hold a saved Hugging Face tokenizer (``tokenizer_config.json``), ``vocab.json`` and ``merges.txt``
+    (byte-level BPE), ``vocab.txt`` (WordPiece; an accompanying ``tokenizer.json`` tells whether it lower-cases, else
+    the config).
     """
     path = str(config.path)
     folder = Path(path)
@@ -186,7 +188,8 @@ def _check_vocabulary(path: Path, vocabulary: dict[str, int], needed: tuple[str,
     missing = [token for token in needed if token not in vocabulary]
     if missing:
         raise UserError(
-            f"tokenizer.path: the vocabulary {path} lacks the special tokens {', '.join(missing)}. Add them, or save the "
+            f"tokenizer.path: the vocabulary {path} lacks the special tokens {', '.join(missing)}. Add them, or save "
+            "the "
             "tokenizer with `save_pretrained` and give that folder."
         )
 
@@ -214,15 +217,15 @@ def _bert(vocabulary: dict[str, int], lowercase: bool) -> Any:
     return BertTokenizer(vocab=vocabulary or None, do_lower_case=lowercase)
 
 
-def _roberta(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Any:
+def _roberta(vocabulary: dict[str, int], merges: Any) -> Any:
     from transformers import AddedToken, RobertaTokenizer
 
     # As in roberta-base: the mask swallows the space before it, as the word it stands for would.
-    mask = AddedToken("<mask>", lstrip=True, special=True, normalized=False)
+    mask: Any = AddedToken("<mask>", lstrip=True, special=True, normalized=False)
     return RobertaTokenizer(vocab=vocabulary, merges=merges, mask_token=mask)
 
 
-def _gpt2(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Any:
+def _gpt2(vocabulary: dict[str, int], merges: Any) -> Any:
     from transformers import GPT2Tokenizer
 
     return GPT2Tokenizer(vocab=vocabulary, merges=merges)

@@ -1,8 +1,9 @@
 """Training a vocabulary so that the same texts give the same ids, on any number of cores.
 
-Trap: `tokenizers` numbers the ``##x`` characters of WordPiece in the order of a randomly seeded hash map, so two trainings on the
-same text give other ids, and break ties between merges otherwise. Here every character and its ``##`` form is given
-its number beforehand. Byte-level BPE starts from the fixed alphabet of 256 bytes and has no such freedom.
+Trap: `tokenizers` numbers the ``##x`` characters of WordPiece in the order of a randomly seeded hash map, so two
+trainings on the same text give other ids, and break ties between merges otherwise. Here every character and its
+``##`` form is given its number beforehand. Byte-level BPE starts from the fixed alphabet of 256 bytes and has no
+such freedom.
 """
 
 from __future__ import annotations

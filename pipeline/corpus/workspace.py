@@ -103,7 +103,8 @@ def complete_corpus(config: CorpusConfig, output: Path) -> Manifest | None:
         built = str(manifest.extra.get("config_fingerprint"))
         if built != fingerprint:
             raise UserError(
-                f"{output} holds a corpus built with another config (fingerprint {built[:12]}, this one {fingerprint[:12]}). "
+                f"{output} holds a corpus built with another config (fingerprint {built[:12]}, this one "
+                f"{fingerprint[:12]}). "
                 f"{way_out}"
             )
         return manifest
@@ -135,7 +136,8 @@ def locked(workspace: Workspace) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"Another `pretrain corpus build` is writing {workspace.output}: wait for it, or choose another --output."
+                f"Another `pretrain corpus build` is writing {workspace.output}: wait for it, or choose another "
+                "--output."
             ) from None
         yield
 
