@@ -11,6 +11,7 @@ A row sort finds the chosen tokens because NumPy sorts 32-bit keys several times
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
@@ -87,7 +88,9 @@ def corrupt(
     chosen = (ranks <= last[:, None]) & maskable & (counts > 0)[:, None]  # R S
     indices = np.flatnonzero(chosen)  # P
     corrupted = tokens.copy()
-    corrupted.ravel()[indices] = _replacements(tokens, row_numbers, indices, settings)
+    rows = np.repeat(np.arange(len(tokens)), counts)  # P
+    places = indices - rows * tokens.shape[1]  # P
+    corrupted.ravel()[indices] = _replacements(tokens.ravel()[indices], places, row_numbers[rows], settings)
     return corrupted, indices
 
 
@@ -115,17 +118,29 @@ def _choice_keys(row_numbers: NDArray[np.int64], sequence_length: int, seed: int
 
 
 def _replacements(
-    tokens: NDArray[np.int64], row_numbers: NDArray[np.int64], indices: NDArray[np.int64], settings: MaskingSettings
+    original: NDArray[np.int64],
+    places: NDArray[np.int64],
+    row_numbers: NDArray[np.int64],
+    settings: MaskingSettings,
 ) -> NDArray[np.int64]:
-    """What stands at the predicted places (P,): the mask token, a random token, or the token itself."""
-    rows, positions = np.divmod(indices, tokens.shape[1])  # P
-    row_keys = hashes(key(settings.seed, _FATE_STREAM), row_numbers)  # R
-    draws = hashes(0, row_keys[rows] + positions.astype(np.uint64))  # P
-    fate = (draws >> np.uint64(32)).astype(np.float64) * 2.0**-32  # P, uniform in [0, 1)
+    """What stands at predicted places: the mask token, a random token, or the original one.
+
+    Args:
+        original: ids there, (P,).
+        places: their positions in their rows, (P,).
+        row_numbers: of their rows, (P,).
+    """
+    row_keys = hashes(key(settings.seed, _FATE_STREAM), row_numbers)  # P
+    draws = hashes(0, row_keys + places.astype(np.uint64))  # P
+    fate = draws >> np.uint64(32)  # P, uniform in [0, 2**32)
     # Multiply and shift maps 32 uniform bits onto n ids (Lemire 2019); the bias is below n / 2**32.
     pick = ((draws & np.uint64(0xFFFFFFFF)) * np.uint64(len(settings.random_ids))) >> np.uint64(32)  # P
     random = settings.random_ids[pick.astype(np.int64)]
-    kept = tokens.ravel()[indices]
-    is_masked = fate < settings.mask_token_share
-    is_random = ~is_masked & (fate < settings.mask_token_share + settings.random_token_share)
-    return np.where(is_masked, settings.mask_id, np.where(is_random, random, kept))
+    masked_below = _threshold(settings.mask_token_share)
+    random_below = _threshold(settings.mask_token_share + settings.random_token_share)
+    return np.where(fate < masked_below, settings.mask_id, np.where(fate < random_below, random, original))
+
+
+def _threshold(share: float) -> np.uint64:
+    """32 uniform bits are below it with this probability."""
+    return np.uint64(math.ceil(share * 2**32))
