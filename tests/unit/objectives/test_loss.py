@@ -1,0 +1,96 @@
+"""The loss of a prepared batch against the stock model, its own loss arithmetic and any split into micro-batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from pipeline.config.run import Family, ModelConfig, ObjectiveConfig
+from pipeline.data.rows import Rows
+from pipeline.models.build import build_model, hf_config
+from pipeline.models.families import FAMILIES
+from pipeline.objectives.objective import Objective
+from pipeline.objectives.registry import make_objective
+from tests.unit.objectives.hand_made_rows import SPECIAL_IDS, VOCAB_SIZE, VOCABULARY, bert_format, gpt_format, make_rows
+
+LENGTHS = [[24], [3, 9, 12], [10, 10], [5]]
+
+
+def parts(family: Family) -> tuple[transformers.PreTrainedModel, ModelConfig, Objective, Rows]:
+    config = ModelConfig(
+        family=family,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=32,
+        max_positions=24,
+        hidden_dropout=0.0,
+        initializer_range=0.2,
+    )
+    row_format = gpt_format(24) if family == "gpt2" else bert_format(24)
+    objective_config = ObjectiveConfig(name="clm" if family == "gpt2" else "mlm")
+    objective = make_objective(objective_config, VOCABULARY, row_format, 3, packing="best_fit")
+    model = build_model(config, vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS, seed=0)
+    return model, config, objective, make_rows(LENGTHS, row_format)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
+def test_equals_the_stock_model_on_single_segments(family: Family) -> None:
+    model, config, objective, rows = parts(family)
+    (batch,) = objective.prepare(rows, 1)
+    loss_sum = objective.loss(model.double(), batch).loss_sum
+    stock = getattr(transformers, FAMILIES[family].model_class)(
+        hf_config(config, vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS)
+    ).double()
+    stock.load_state_dict(model.state_dict())
+    input_ids, labels = (torch.from_numpy(array) for array in objective.labels_of(rows))
+    expected = torch.zeros((), dtype=torch.float64)
+    for row, start, length in zip(rows.segment_row, rows.segment_start, rows.segment_length, strict=True):
+        segment = slice(int(start), int(start + length))
+        logits = stock.eval()(input_ids[row, segment][None]).logits[0]
+        expected += torch.nn.functional.cross_entropy(logits, labels[row, segment], reduction="sum")
+    torch.testing.assert_close(loss_sum, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_micro_batches_add_up(family: Family) -> None:
+    model, _, objective, rows = parts(family)
+    model.double()
+    whole, quarters = (
+        sum(objective.loss(model, batch).loss_sum for batch in objective.prepare(rows, n)) for n in (1, 4)
+    )
+    torch.testing.assert_close(quarters, whole, rtol=1e-12, atol=0)
+
+
+def test_an_untrained_model_knows_as_little_as_chance() -> None:
+    model, _, objective, rows = parts("bert")
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    (batch,) = objective.prepare(rows, 1)
+    mean = objective.loss(model, batch).loss_sum / batch.window_predictions
+    assert mean.item() == pytest.approx(torch.tensor(VOCAB_SIZE).log().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_under_bf16_autocast_the_sum_is_fp32_and_close(family: Family) -> None:
+    model, _, objective, rows = parts(family)
+    (batch,) = objective.prepare(rows, 1)
+    exact = objective.loss(model, batch).loss_sum
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss_sum = objective.loss(model, batch).loss_sum
+    assert exact.dtype == loss_sum.dtype == torch.float32
+    assert loss_sum.item() == pytest.approx(exact.item(), rel=0.02)
+    loss_sum.backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert model.get_input_embeddings().weight.grad.abs().max() > 0
+
+
+def test_a_batch_without_predictions_has_loss_zero() -> None:
+    model, _, objective, _ = parts("bert")
+    (batch,) = objective.prepare(make_rows([[3], [3]], bert_format(24)), 1)
+    assert int(batch.window_predictions) == 0
+    loss_sum = objective.loss(model, batch).loss_sum
+    loss_sum.backward()
+    assert loss_sum.item() == 0
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
