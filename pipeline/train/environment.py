@@ -41,13 +41,13 @@ class RankEnvironment(ClusterEnvironment):
         return self.facts.world_size
 
     def set_world_size(self, size: int) -> None:
-        assert size == self.facts.world_size, (size, self.facts)
+        """Lightning counts its own devices here; the launcher knows better."""
 
     def global_rank(self) -> int:
         return self.facts.rank
 
     def set_global_rank(self, rank: int) -> None:
-        assert rank == self.facts.rank, (rank, self.facts)
+        """As :meth:`set_world_size`."""
 
     def local_rank(self) -> int:
         return self.facts.local_rank

@@ -25,7 +25,10 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r".*does not have many workers.*",
-        r".*tensorboardX.*",
-        r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+        r".*The `srun` command is available on your system but is not used.*",
+        # `PretrainModule.configure_gradient_clipping` leaves clipping to DeepSpeed by itself.
+        r".*Since DeepSpeed handles gradient clipping internally.*",
+        # DeepSpeed calls these by their older names.
+        r".*`torch\.distributed\.\w+` is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)

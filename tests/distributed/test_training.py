@@ -1,0 +1,149 @@
+"""Real runs: strategies agree with one process, resume is exact, signals end a run cleanly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from pipeline.base.errors import UserError
+from pipeline.train.run import RunOutcome
+from tests.rankpool import RankError, RankPool
+from tests.runs import column, metrics_of, run_rank, tiny_corpus, write_config
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_corpus(tmp_path_factory.mktemp("corpus") / "corpus").directory
+
+
+@pytest.fixture(scope="module")
+def alone(rank_pool: RankPool, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process that the others are compared with."""
+    config = write_config(tmp_path_factory.mktemp("alone"), corpus)
+    rank_pool.run(run_rank, str(config), ["--model.hidden_dropout", "0"], world_size=1)
+    return config.with_suffix("")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3"])
+def test_two_ranks_train_as_one_process(
+    strategy: str, rank_pool: RankPool, corpus: Path, alone: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, corpus)
+    rank_pool.run(run_rank, str(config), ["--train.strategy", strategy, "--model.hidden_dropout", "0"], world_size=2)
+    run = config.with_suffix("")
+    assert column(run, "step") == list(range(1, 21))
+    assert column(run, "loss") == pytest.approx(column(alone, "loss"), abs=1e-5)
+    assert column(run, "grad_norm") == pytest.approx(column(alone, "grad_norm"), rel=1e-4)
+    assert column(run, "batch_digest") == column(alone, "batch_digest")
+    assert column(run, "tokens") == column(alone, "tokens")
+    assert metrics_of(run)[-1]["validation_loss"] == pytest.approx(metrics_of(alone)[-1]["validation_loss"], abs=1e-5)
+    weights, expected = (load_file(path / "checkpoints/step-00000020/model.safetensors") for path in (run, alone))
+    assert weights.keys() == expected.keys()
+    for name, value in weights.items():
+        assert value == pytest.approx(expected[name], abs=2e-4), name
+
+
+def test_micro_batches_do_not_change_the_run(rank_pool: RankPool, corpus: Path, alone: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, corpus)
+    overrides = ["--train.strategy", "ddp", "--model.hidden_dropout", "0", "--train.micro_batch_size", "3"]
+    rank_pool.run(run_rank, str(config), [*overrides, "--data.workers", "2"], world_size=2)
+    run = config.with_suffix("")
+    assert column(run, "loss") == pytest.approx(column(alone, "loss"), abs=1e-5)
+    assert column(run, "batch_digest") == column(alone, "batch_digest")
+
+
+def _killed_after(config_path: str, overrides: list[str], step: int, signal_name: str) -> RunOutcome:
+    """Run; when ``metrics.jsonl`` shows ``step``, rank 0 gets the signal."""
+    run_directory = Path(config_path).with_suffix("")
+
+    def watch() -> None:
+        while not (run_directory / "metrics.jsonl").exists() or len(metrics_of(run_directory)) < step:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.Signals[signal_name])
+
+    if os.environ["RANK"] == "0":
+        threading.Thread(target=watch, daemon=True).start()
+    return run_rank(config_path, overrides)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "world_size", "signal_name"),
+    [("single", 1, "SIGTERM"), ("ddp", 2, "SIGUSR1"), ("zero1", 2, "SIGTERM"), ("zero3", 2, "SIGUSR1")],
+)
+def test_a_signal_stops_cleanly_and_the_resumed_run_is_bitwise_the_same(
+    strategy: str, world_size: int, signal_name: str, rank_pool: RankPool, corpus: Path, tmp_path: Path
+) -> None:
+    overrides = ["--train.strategy", strategy]
+    undisturbed = write_config(tmp_path, corpus, "undisturbed")
+    rank_pool.run(run_rank, str(undisturbed), overrides, world_size=world_size)
+    config = write_config(tmp_path, corpus, "disturbed")
+    outcomes = rank_pool.run(_killed_after, str(config), overrides, 7, signal_name, world_size=world_size)
+    run = config.with_suffix("")
+    assert {(outcome.step, outcome.finished) for outcome in outcomes} == {(outcomes[0].step, False)}
+    assert 7 <= outcomes[0].step < 20
+    assert (run / f"checkpoints/step-{outcomes[0].step:08d}/meta.json").exists()
+    outcomes = rank_pool.run(run_rank, str(config), overrides, world_size=world_size)
+    assert outcomes[0].finished
+    expected = undisturbed.with_suffix("")
+    for name in ("step", "loss", "grad_norm", "lr", "tokens", "batch_digest"):
+        assert column(run, name) == column(expected, name), name
+    weights, reference = (load_file(path / "checkpoints/step-00000020/model.safetensors") for path in (run, expected))
+    assert all((weights[name] == reference[name]).all() for name in reference)
+
+
+def _dies_after_checkpoint(config_path: str, overrides: list[str]) -> None:
+    run_directory = Path(config_path).with_suffix("")
+
+    def watch() -> None:
+        while not (run_directory / "checkpoints/step-00000010/meta.json").exists():
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+    run_rank(config_path, overrides)
+
+
+def test_kill_minus_nine_loses_nothing_but_time(rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:
+    undisturbed = write_config(tmp_path, corpus, "undisturbed")
+    rank_pool.run(run_rank, str(undisturbed), ["--train.strategy", "zero2"], world_size=2)
+    config = write_config(tmp_path, corpus, "killed")
+    overrides = ["--train.strategy", "zero2"]
+    with pytest.raises(RankError):
+        rank_pool.run(_dies_after_checkpoint, str(config), overrides, world_size=2)
+    rank_pool.run(run_rank, str(config), overrides, world_size=2)
+    run, expected = config.with_suffix(""), undisturbed.with_suffix("")
+    assert column(run, "step") == list(range(1, 21))
+    assert column(run, "loss") == column(expected, "loss")
+
+
+def test_ddp_resumes_on_another_number_of_ranks(rank_pool: RankPool, corpus: Path, alone: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, corpus)
+    overrides = ["--train.strategy", "ddp", "--model.hidden_dropout", "0"]
+    rank_pool.run(_killed_after, str(config), overrides, 7, "SIGTERM", world_size=2)
+    rank_pool.run(run_rank, str(config), ["--model.hidden_dropout", "0"], world_size=1)
+    run = config.with_suffix("")
+    assert column(run, "loss") == pytest.approx(column(alone, "loss"), abs=1e-5)
+    assert column(run, "batch_digest") == column(alone, "batch_digest")
+
+
+def test_zero_refuses_another_layout(rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, corpus)
+    overrides = ["--train.strategy", "zero1", "--train.steps", "20"]
+    rank_pool.run(_killed_after, str(config), overrides, 5, "SIGTERM", world_size=2)
+    with pytest.raises(RankError, match=r"saved by strategy `zero1` on 2 ranks and cannot be resumed by `zero1` on 1"):
+        rank_pool.run(run_rank, str(config), overrides, world_size=1)
+
+
+def test_a_world_size_that_does_not_divide_the_batch_is_refused(
+    rank_pool: RankPool, corpus: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, corpus)
+    with pytest.raises(RankError, match=r"3 ranks do not divide train.global_batch_size \(8\): start 2 or 4 ranks"):
+        rank_pool.run(run_rank, str(config), ["--train.strategy", "ddp"], world_size=3)
+    assert issubclass(UserError, ValueError)
