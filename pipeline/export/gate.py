@@ -1,0 +1,178 @@
+"""The gate of an export: the same logits from the trained model, packed, and from the folder, in a stranger's process.
+
+Letters: T tokens of all segments, V vocabulary, K segments, S sequence length.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.base.errors import UserError
+from pipeline.config.run import RunConfig
+from pipeline.data.row_format import row_format
+from pipeline.data.stream import RowStream
+from pipeline.export.fresh_process import FreshProcessError, run_fresh
+from pipeline.models.families import FAMILIES
+from pipeline.models.packed import packed_logits
+from pipeline.shards.manifest import Manifest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MAX_ABS_LOGIT_DIFFERENCE = 1e-5
+_LARGEST_ROUNDING = 1e-2
+"""No rounding of float32 logits explains more than this."""
+_NUM_ROWS = 2
+_MASK_EVERY = 7
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What the comparison found."""
+
+    max_abs_logit_difference: float
+    dtype: str
+    """``float32``; ``float64`` where rounding alone exceeded the limit in float32 (wide or deep models)."""
+
+    num_tokens: int
+    class_name: str
+    num_parameters: int
+    mask_token: str | None
+
+
+def gate_segments(corpus: Path, manifest: Manifest, config: RunConfig) -> list[NDArray[np.int64]]:
+    """Segments of two real rows of the run's own stream, for masked models with some tokens masked; each int64, 1-D."""
+    causal = FAMILIES[config.model.family].causal
+    stream = RowStream(
+        corpus,
+        manifest,
+        "train",
+        packing=config.data.packing,
+        open_shards=config.data.open_shards,
+        row_format=row_format(manifest, "gpt" if causal else "bert", config.data.sequence_length),
+        seed=config.seed,
+        global_batch_size=_NUM_ROWS,
+    )
+    rows = stream.rows(0)
+    tokens = rows.tokens.copy()  # R S
+    mask_id = manifest.special_ids.get("mask")
+    if mask_id is not None and not causal:
+        flat = tokens.reshape(-1)
+        special = np.isin(flat, list(manifest.all_special_ids))
+        flat[np.flatnonzero(~special)[::_MASK_EVERY]] = mask_id
+    return [
+        tokens[row, start : start + length]
+        for row, start, length in zip(rows.segment_row, rows.segment_start, rows.segment_length, strict=True)
+    ]
+
+
+def trained_logits(model: PreTrainedModel, segments: Sequence[NDArray[np.int64]]) -> NDArray[np.floating]:
+    """Logits of the training model over all segments packed into one row, (T, V), in the model's dtype."""
+    lengths = [len(segment) for segment in segments]
+    total = sum(lengths)
+    with torch.no_grad():
+        logits = packed_logits(
+            model,
+            torch.from_numpy(np.concatenate(segments))[None],  # 1 T
+            torch.cat([torch.arange(length) for length in lengths])[None],  # 1 T
+            torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),  # K+1
+            max(lengths),
+            torch.arange(total),
+        )
+    return logits.numpy()  # T V
+
+
+def compare(
+    model: PreTrainedModel, directory: Path, segments: Sequence[NDArray[np.int64]], manifest: Manifest
+) -> GateResult:
+    """Compare the trained model (float32, on the CPU, in evaluation mode) with the exported ``directory``.
+
+    The limit holds for float32. Where it is exceeded by as little as rounding can do, both sides compute again in
+    float64: what rounding did vanishes there, what an export did wrong stays.
+
+    Raises:
+        UserError: the folder does not load, the tokenizer's ids are not the corpus's, or the logits differ.
+    """
+    found = _compare_once(model, directory, segments, manifest, "float32")
+    if MAX_ABS_LOGIT_DIFFERENCE < found.max_abs_logit_difference <= _LARGEST_ROUNDING:
+        found = _compare_once(model.double(), directory, segments, manifest, "float64")
+    if not found.max_abs_logit_difference <= MAX_ABS_LOGIT_DIFFERENCE:  # also when it is NaN
+        raise UserError(
+            "export refused: the exported model differs from the trained one: largest absolute difference of logits "
+            f"{found.max_abs_logit_difference:.3g} over {found.num_tokens} tokens in {found.dtype}, allowed "
+            f"{MAX_ABS_LOGIT_DIFFERENCE:g}. Nothing was published. If the run's config.yaml is as it was trained with, "
+            "this is a bug: please report it."
+        )
+    return found
+
+
+def _compare_once(
+    model: PreTrainedModel, directory: Path, segments: Sequence[NDArray[np.int64]], manifest: Manifest, dtype: str
+) -> GateResult:
+    ours = trained_logits(model, segments)  # T V
+    with tempfile.TemporaryDirectory(prefix="pretrain-gate-") as folder:
+        ids_path, logits_path = Path(folder, "input_ids.npy"), Path(folder, "logits.npy")
+        np.save(ids_path, np.concatenate(segments))
+        request = {
+            "directory": str(directory.resolve()),
+            "auto_class": auto_class(model.config.model_type),
+            "dtype": dtype,
+            "input_ids": str(ids_path),
+            "lengths": [len(segment) for segment in segments],
+            "logits": str(logits_path),
+            "special_ids": [int(index) for index in manifest.all_special_ids],
+        }
+        try:
+            response = run_fresh("fresh_logits.py", request)
+        except FreshProcessError as error:
+            raise UserError(
+                f"export refused: the exported folder does not load in a process without this project: {error}. "
+                "Nothing was published."
+            ) from None
+        theirs = np.load(logits_path)  # T V
+    check_token_ids(response, manifest)
+    difference = float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else float("inf")
+    return GateResult(
+        max_abs_logit_difference=difference,
+        dtype=dtype,
+        num_tokens=len(ours),
+        class_name=response["class_name"],
+        num_parameters=response["num_parameters"],
+        mask_token=response["mask_token"],
+    )
+
+
+def auto_class(model_type: str) -> str:
+    """The transformers class that a user loads a family with."""
+    return "AutoModelForCausalLM" if FAMILIES[model_type].causal else "AutoModelForMaskedLM"
+
+
+def check_token_ids(response: dict[str, Any], manifest: Manifest) -> None:
+    """Refuse a tokenizer that, loaded by a stranger, gives other ids than the corpus was written with.
+
+    Raises:
+        UserError: its size or a special id differs, or a special token is not encoded as its id.
+    """
+    problems = []
+    if response["vocab_size"] != manifest.vocab_size:
+        problems.append(f"it has {response['vocab_size']} ids, the corpus {manifest.vocab_size}")
+    for name, index in manifest.special_ids.items():
+        found = response["token_ids"].get(name)
+        if index is not None and found != index:
+            problems.append(f"its {name} token has id {found}, in the corpus {index}")
+    for index, encoded in response["round_trips"].items():
+        if encoded != [int(index)]:
+            problems.append(f"the special token of id {index} is encoded as {encoded}")
+    if problems:
+        raise UserError(
+            f"export refused: the tokenizer loads with other ids than the corpus was built with: {'; '.join(problems)}."
+            " Nothing was published. Restore the corpus's tokenizer/ folder, or rebuild the corpus."
+        )

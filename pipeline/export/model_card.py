@@ -1,0 +1,177 @@
+"""The model card: ``README.md`` of an exported model, from the facts of its run. Pure: facts in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.config.run import RunConfig
+
+_FAMILY_NAMES = {"bert": "BERT", "roberta": "RoBERTa", "gpt2": "GPT-2"}
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run and its corpus know about themselves; None and empty where unknown."""
+
+    run_name: str
+    step: int
+    tokens_seen: int | None = None
+    strategy: str | None = None
+    world_size: int | None = None
+    training_loss: float | None = None
+    validation_loss: float | None = None
+    validation_step: int | None = None
+    corpus_fingerprint: str = ""
+    corpus_documents: int | None = None
+    corpus_tokens: int | None = None
+    sources: Sequence[str] = field(default_factory=tuple)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the export itself knows."""
+
+    class_name: str
+    auto_class: str
+    num_parameters: int
+    vocab_size: int
+    mask_token: str | None
+
+
+def model_card(config: RunConfig, run: RunFacts, model: ModelFacts) -> str:
+    """Markdown with YAML front matter. It states no licence: that is for the author of the model to choose."""
+    causal = config.objective.name == "clm"
+    family = _FAMILY_NAMES.get(config.model.family, config.model.family)
+    sections = [
+        _front_matter(config.model.family, causal),
+        f"# {run.run_name}",
+        f"A {family} model (`{model.class_name}`, {model.num_parameters:,} parameters) trained from scratch by "
+        f"{'predicting the next token' if causal else 'predicting masked tokens'} on text of its authors' choice.",
+        "## How to load it",
+        _usage(model, causal),
+        "## Training",
+        _table(_training_rows(config, run)),
+        "## Model",
+        _table(_model_rows(config, model)),
+        "## Limits",
+        "\n".join(f"- {line}" for line in _limits(config, causal)),
+        "## Licence",
+        "None is stated here. The author of the model chooses one, with a view to the licences of the text it was "
+        "trained on, and adds it to the front matter (`license: ...`).",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(family: str, causal: bool) -> str:
+    task = "text-generation" if causal else "fill-mask"
+    return f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- {family}\n- trained-from-scratch\n---"
+
+
+def _usage(model: ModelFacts, causal: bool) -> str:
+    load = (
+        "```python\n"
+        f"from transformers import AutoTokenizer, {model.auto_class}, pipeline\n\n"
+        f'model = {model.auto_class}.from_pretrained("PATH")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("PATH")\n'
+    )
+    if causal:
+        return load + (
+            'generate = pipeline("text-generation", model=model, tokenizer=tokenizer)\n'
+            'print(generate("The", max_new_tokens=40, do_sample=True)[0]["generated_text"])\n```'
+        )
+    return load + (
+        'fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)\n'
+        f'print(fill("The {model.mask_token or "[MASK]"} is here."))\n```'
+    )
+
+
+def _training_rows(config: RunConfig, run: RunFacts) -> list[tuple[str, str]]:
+    optimizer, schedule = config.optimizer, config.schedule
+    tokens_a_step = config.train.global_batch_size * config.data.sequence_length
+    objective = "causal language modelling"
+    if config.objective.name == "mlm":
+        kept = 1 - config.objective.mask_token_share - config.objective.random_token_share
+        objective = (
+            f"masked language modelling: {config.objective.mask_rate:.0%} of the tokens, of these "
+            f"{config.objective.mask_token_share:.0%} masked, {config.objective.random_token_share:.0%} random, "
+            f"{kept:.0%} kept"
+        )
+    rows = [
+        ("Steps", f"{run.step:,} of {config.train.steps:,}"),
+        ("Tokens seen", _count(run.tokens_seen)),
+        ("Objective", objective),
+        ("Training loss, last logged", _loss(run.training_loss)),
+        ("Validation loss", _loss(run.validation_loss, run.validation_step)),
+        ("Corpus", ", ".join(run.sources)),
+        ("Corpus size", _size(run)),
+        ("Corpus fingerprint", f"`{run.corpus_fingerprint}`" if run.corpus_fingerprint else ""),
+        ("Sequence length", f"{config.data.sequence_length} tokens, packed (`{config.data.packing}`); no attention "
+         "across documents"),
+        ("Global batch", f"{config.train.global_batch_size:,} rows (at most {tokens_a_step:,} tokens)"),
+        ("Optimizer", f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, betas {optimizer.betas[0]:g} and "
+         f"{optimizer.betas[1]:g}, epsilon {optimizer.epsilon:g}, weight decay {optimizer.weight_decay:g}"),
+        ("Schedule", f"{schedule.name}, {schedule.warmup_steps:,} warmup steps, final ratio {schedule.final_ratio:g}"),
+        ("Gradient clipping", f"{config.train.gradient_clip_norm:g}" if config.train.gradient_clip_norm else "none"),
+        ("Precision", config.train.precision),
+        ("Strategy", (run.strategy or config.train.strategy) + (f", {run.world_size} ranks" if run.world_size else "")),
+        ("Seed", str(config.seed)),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
+    ]  # fmt: skip
+    return [(name, value) for name, value in rows if value]
+
+
+def _model_rows(config: RunConfig, model: ModelFacts) -> list[tuple[str, str]]:
+    shape = config.model
+    return [
+        ("Class", f"`{model.class_name}`"),
+        ("Parameters", f"{model.num_parameters:,}"),
+        ("Layers, hidden size, heads, intermediate size",
+         f"{shape.num_layers}, {shape.hidden_size}, {shape.num_heads}, {shape.intermediate_size}"),
+        ("Positions", str(shape.max_positions)),
+        ("Vocabulary", f"{model.vocab_size:,}"),
+        ("Dropout (hidden, attention)", f"{shape.hidden_dropout:g}, {shape.attention_dropout:g}"),
+    ]  # fmt: skip
+
+
+def _limits(config: RunConfig, causal: bool) -> list[str]:
+    lines = [
+        "It knows the text of its corpus and nothing else, with that text's errors and biases. Nobody has evaluated "
+        "it beyond the losses above, neither for a task nor for safety.",
+    ]
+    if config.data.sequence_length < config.model.max_positions:
+        lines.append(
+            f"It was trained on rows of {config.data.sequence_length} tokens. Later positions (up to "
+            f"{config.model.max_positions}) have their random initial values; the tokenizer's `model_max_length` is "
+            f"{config.data.sequence_length}."
+        )
+    if config.data.packing == "concatenate":
+        lines.append("Documents were cut at row borders, so some were seen in parts.")
+    if causal:
+        lines.append("It continues text. It has not been tuned to follow instructions.")
+    else:
+        lines.append("It is an encoder: tune it for a task (classification, tagging, retrieval) before use.")
+        lines.append("It was trained without a sentence-pair objective: a pooler and token type 1 are untrained.")
+    return lines
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    lines = [f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _loss(value: float | None, step: int | None = None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f} nats a prediction" + ("" if step is None else f" (step {step:,})")
+
+
+def _size(run: RunFacts) -> str:
+    if run.corpus_documents is None or run.corpus_tokens is None:
+        return ""
+    return f"{run.corpus_documents:,} documents, {run.corpus_tokens:,} tokens (training split)"

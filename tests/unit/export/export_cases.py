@@ -1,0 +1,131 @@
+"""Tiny corpora and runs to export: the three families, without training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.base.files import sha256_of_file, write_json_atomically
+from pipeline.config.loading import to_yaml
+from pipeline.config.run import DataConfig, Family, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
+from pipeline.monitor.json_lines import encode_line
+from pipeline.shards.manifest import Manifest, ShardTable, read_manifest, write_manifest
+from pipeline.shards.writer import ShardWriter
+
+NUM_DOCUMENTS = 40
+SEQUENCE_LENGTH = 32
+
+
+def make_tokenizer(family: Family) -> Any:
+    """A stock tokenizer with single characters as its vocabulary."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import BertTokenizer, GPT2Tokenizer, RobertaTokenizer
+
+    letters = [chr(ord("a") + number) for number in range(26)]
+    if family == "bert":
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        vocabulary = [*special, *letters, *(f"##{letter}" for letter in letters), "the", "whale", "."]
+        return BertTokenizer(vocab={token: number for number, token in enumerate(vocabulary)}, do_lower_case=True)
+    alphabet = sorted(ByteLevel.alphabet())
+    if family == "roberta":
+        vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *alphabet, "<mask>"]
+        return RobertaTokenizer(vocab={token: number for number, token in enumerate(vocabulary)}, merges=[])
+    return GPT2Tokenizer(vocab={token: number for number, token in enumerate([*alphabet, "<|endoftext|>"])}, merges=[])
+
+
+def make_corpus(directory: Path, family: Family, seed: int = 0) -> Manifest:
+    """A corpus of random documents with a real tokenizer beside them."""
+    tokenizer = make_tokenizer(family)
+    tokenizer.save_pretrained(directory / "tokenizer")
+    special = sorted(set(tokenizer.all_special_ids))
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    text_ids = np.setdiff1d(np.arange(vocab_size), special)
+    generator = np.random.default_rng(seed)
+    tables = {}
+    for split in ("train", "validation"):
+        writer = ShardWriter(directory / split / "00000.tar", np.dtype("<u2"), block_tokens=500)
+        for number in range(NUM_DOCUMENTS):
+            tokens = generator.choice(text_ids, generator.integers(3, 50)).astype(np.uint16)
+            writer.add(f"{split}/{number}", tokens, None)
+        tables[split] = ShardTable.from_facts([writer.close()])
+    names = ("pad", "cls", "sep", "mask", "bos", "eos", "unk")
+    write_manifest(
+        directory,
+        Manifest(
+            tokenizer_fingerprint=sha256_of_file(directory / "tokenizer" / "tokenizer.json"),
+            vocab_size=vocab_size,
+            special_ids={name: getattr(tokenizer, f"{name}_token_id") for name in names},
+            all_special_ids=special,
+            splits=tables,
+            sources=[{"name": "random letters", "path": "nowhere"}],
+        ),
+    )
+    return read_manifest(directory)
+
+
+def run_config(run_directory: Path, corpus: Path, family: Family) -> RunConfig:
+    return RunConfig(
+        run_directory=str(run_directory),
+        data=DataConfig(corpus=str(corpus), sequence_length=SEQUENCE_LENGTH, open_shards=1),
+        model=ModelConfig(
+            family=family,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=2,
+            intermediate_size=64,
+            max_positions=48,
+            initializer_range=0.2,  # logits of a few units: a wrong position or mask is no rounding error
+        ),
+        objective=ObjectiveConfig(name="clm" if family == "gpt2" else "mlm"),
+        train=TrainConfig(steps=400, global_batch_size=8, precision="fp32", strategy="single", device="cpu"),
+    )
+
+
+def save_step(config: RunConfig, manifest: Manifest, step: int, fingerprint: str | None = None) -> Path:
+    """A checkpoint as `pretrain train` leaves one, with random weights of that step."""
+    from safetensors.torch import save_file
+
+    from pipeline.models.build import build_model, stock_state_dict
+
+    model = build_model(config.model, vocab_size=manifest.vocab_size, special_ids=manifest.special_ids, seed=step)
+    directory = Path(config.run_directory) / "checkpoints" / f"step-{step:08d}"
+    directory.mkdir(parents=True)
+    weights = {name: tensor.contiguous() for name, tensor in stock_state_dict(model).items()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    meta = {
+        "format_version": 1,
+        "step": step,
+        "tokens_seen": step * 256,
+        "strategy": "zero1",
+        "precision": "fp32",
+        "world_size": 2,
+        "identity": {"corpus_fingerprint": fingerprint or manifest.fingerprint},
+        "facts": {"versions": {"torch": "2.13"}},
+    }
+    write_json_atomically(directory / "meta.json", meta)
+    return directory
+
+
+def make_run(run_directory: Path, corpus: Path, family: Family, steps: tuple[int, ...] = (100, 200)) -> RunConfig:
+    """A run directory with config, metrics and checkpoints."""
+    config = run_config(run_directory, corpus, family)
+    manifest = read_manifest(corpus)
+    for step in steps:
+        save_step(config, manifest, step)
+    run_directory.mkdir(exist_ok=True)
+    (run_directory / "config.yaml").write_text(to_yaml(config))
+    records = [
+        {"step": 100, "loss": 5.5, "validation_loss": 5.25},
+        {"step": 200, "loss": 4.5},
+        {"step": 300, "loss": 3.5, "validation_loss": 3.25},
+    ]
+    (run_directory / "metrics.jsonl").write_bytes(b"".join(map(encode_line, records)))
+    return config
+
+
+def read_config(export: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((export / "config.json").read_text())
+    return value
