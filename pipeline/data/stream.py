@@ -208,13 +208,3 @@ class RowStream:
             "global_batch_size": self.global_batch_size,
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def validation_rows(stream: RowStream, limit: int, rank: int = 0, world_size: int = 1) -> Rows:
-    """A rank's share of the fixed validation rows: positions ``0 .. min(limit, N) - 1`` of epoch 0, in order.
-
-    Rank r of W has rows ``[n*r div W, n*(r+1) div W)`` of these n, perhaps none; ``row_numbers`` are the positions.
-    """
-    num_rows = min(limit, stream.num_rows)
-    position = np.arange(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)
-    return stream.rows_at(np.zeros_like(position), position, position)

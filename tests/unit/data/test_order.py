@@ -1,0 +1,122 @@
+"""Order of rows: bijections, lanes, windows, slices, against a slow reading of the definitions."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from pipeline.base.errors import UserError
+from pipeline.base.keyed import key, permutation
+from pipeline.data.order import (
+    ROWS,
+    SHARDS,
+    SourceOrder,
+    check_window,
+    num_lanes,
+    places,
+    rank_slice,
+    slot_order,
+)
+
+
+def test_position_is_a_bijection_of_every_epoch() -> None:
+    for num_rows, lanes in itertools.product(range(1, 200), range(1, 41)):
+        found = places(np.arange(2 * num_rows), num_rows, lanes)
+        for epoch in (0, 1):
+            here = found.epoch == epoch
+            np.testing.assert_array_equal(np.sort(found.position[here]), np.arange(num_rows))
+
+
+def test_lanes_are_equal_intervals_read_in_order() -> None:
+    for num_rows, lanes in ((100, 7), (5, 8), (64, 64), (1000, 1)):
+        found = places(np.arange(num_rows), num_rows, lanes)
+        of_lanes = [found.position[found.lane == lane] for lane in range(lanes)]
+        np.testing.assert_array_equal(np.concatenate(of_lanes), np.arange(num_rows))
+        sizes = [len(positions) for positions in of_lanes]
+        assert max(sizes) - min(sizes) <= 1
+        assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("rows_per_step", "open_shards", "lanes"),
+    [
+        (256, 256, 256),
+        (32, 256, 32),
+        (3000, 256, 250),
+        (4096, 256, 256),
+        (1, 256, 1),
+        (257, 256, 256),
+        (12, 8, 6),
+        (6, 1, 1),
+    ],
+)
+def test_num_lanes(rows_per_step: int, open_shards: int, lanes: int) -> None:
+    assert num_lanes(rows_per_step, open_shards) == lanes
+
+
+def test_num_lanes_divides_the_step_unless_that_leaves_under_a_quarter() -> None:
+    for rows_per_step, open_shards in itertools.product(range(1, 130), range(1, 70)):
+        lanes, most = num_lanes(rows_per_step, open_shards), min(rows_per_step, open_shards)
+        divisors = [one for one in range(1, most + 1) if rows_per_step % one == 0]
+        assert lanes == (divisors[-1] if divisors[-1] >= most / 4 else most)
+
+
+def test_slots_are_rows_by_lane_then_number() -> None:
+    lane = np.array([3, 0, 2, 1, 0, 3])
+    assert slot_order(lane, 4).tolist() == [1, 4, 3, 2, 0, 5]
+
+
+def test_rank_slices_join_without_gap_and_differ_by_one() -> None:
+    for rows, world_size in itertools.product(range(1, 40), range(1, 40)):
+        if world_size > rows:
+            continue
+        slices = [rank_slice(rows, rank, world_size) for rank in range(world_size)]
+        assert [number for begin, end in slices for number in range(begin, end)] == list(range(rows))
+        sizes = {end - begin for begin, end in slices}
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_more_ranks_than_rows_are_refused() -> None:
+    with pytest.raises(UserError, match=r"4096 ranks share 256 rows a step .*at most 256 ranks or raise"):
+        rank_slice(256, 0, 4096)
+    with pytest.raises(ValueError, match="rank 4 of 4"):
+        rank_slice(256, 4, 4)
+
+
+def slow_windows(order: SourceOrder, epoch: int) -> list[list[int]]:
+    """The shards of every window, straight from the definition."""
+    shards = permutation(key(order.seed, SHARDS, order.source, epoch), len(order.rows_per_shard)).tolist()
+    return [shards[first : first + order.window_shards] for first in range(0, len(shards), order.window_shards)]
+
+
+@pytest.mark.parametrize("window_shards", [1, 2, 3, 50])
+@pytest.mark.parametrize("num_shards", [1, 2, 7, 50])
+def test_epoch_order_is_windows_of_the_keyed_shards(num_shards: int, window_shards: int) -> None:
+    counts = np.random.default_rng(num_shards).integers(0, 6, num_shards)
+    order = SourceOrder(seed=3, source=1, rows_per_shard=counts, lanes=4, window_shards=window_shards)
+    for epoch in range(3):
+        found = order.epoch(epoch)
+        windows = slow_windows(order, epoch)
+        assert found.shards.tolist() == [shard for window in windows for shard in window]
+        rows = [int(counts[window].sum()) for window in windows]
+        assert found.first_row.tolist() == [sum(rows[:number]) for number in range(len(rows))]
+
+
+def test_orders_differ_by_seed_source_epoch_and_window() -> None:
+    counts = np.full(40, 5)
+    orders = [SourceOrder(seed, source, counts, 4, 2) for seed in (0, 1) for source in (0, 1)]
+    shards = {tuple(order.epoch(epoch).shards.tolist()) for order in orders for epoch in (0, 1)}
+    assert len(shards) == 8
+    rows = {tuple(order.window_rows(e, w, 20).tolist()) for order in orders for e in (0, 1) for w in (0, 1)}
+    assert len(rows) == 16
+    assert orders[0].window_rows(1, 2, 9).tolist() == permutation(key(0, ROWS, 0, 1, 2), 9).tolist()
+
+
+def test_a_window_that_cannot_be_shuffled_is_refused() -> None:
+    check_window(np.array([1 << 23, 1 << 23, 5]), 2, 8)
+    with pytest.raises(
+        UserError, match=r"window of 2 shards can hold 16777217 rows; .*Lower data\.open_shards \(now 8\)"
+    ):
+        check_window(np.array([(1 << 23) + 1, 5, 1 << 23]), 2, 8)

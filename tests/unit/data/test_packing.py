@@ -1,0 +1,224 @@
+"""Plans of shards: every token once, row counts that no key changes, bounds, tables."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.base.errors import UserError
+from pipeline.base.keyed import key
+from pipeline.data.concatenate import payload
+from pipeline.data.gather import segment_slots
+from pipeline.data.packing import PACKINGS, find_packing, max_segments_per_row, rows_per_shard, table_path
+from pipeline.data.pieces import ShardPlan
+from pipeline.data.rows import RowFormat
+from tests.corpora import random_lengths, write_corpus
+
+BERT = {"begin_ids": (2,), "end_ids": (3,), "pad_id": 0, "end_only_at_document_end": False}
+GPT = {"begin_ids": (), "end_ids": (5,), "pad_id": 5, "end_only_at_document_end": True}
+KINDS = {"bert": BERT, "gpt": GPT}
+
+
+def row_format(kind: str, length: int) -> RowFormat:
+    return RowFormat(sequence_length=length, **KINDS[kind])
+
+
+def make_plan(packing: str, lengths: np.ndarray, form: RowFormat, seed: int) -> ShardPlan:
+    return PACKINGS[packing].plan(lengths, form, key(seed, 1), key(seed, 2))
+
+
+def length_sets() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    sets = [np.array(lengths, np.uint32) for lengths in random_lengths(0, 3, 200, 60.0)]
+    sets += [generator.integers(1, 12, 300).astype(np.uint32), np.ones(100, np.uint32), np.full(9, 500, np.uint32)]
+    sets += [np.array([1], np.uint32), np.array([30, 31, 32, 33, 62, 64, 63, 61], np.uint32), np.zeros(0, np.uint32)]
+    return sets
+
+
+@pytest.mark.parametrize("length", [8, 32, 128])
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+@pytest.mark.parametrize("packing", sorted(PACKINGS))
+def test_every_token_once_in_rows_that_hold_it(packing: str, kind: str, length: int) -> None:
+    form = row_format(kind, length)
+    for seed, lengths in enumerate(length_sets()):
+        plan = make_plan(packing, lengths, form, seed)
+        pieces = plan.pieces
+        assert plan.num_rows == PACKINGS[packing].count_rows(lengths, form)
+        assert plan.first_piece[-1] == len(pieces)
+        if not len(lengths):
+            assert plan.num_rows == 0
+            continue
+        counts = np.diff(plan.first_piece)
+        assert counts.min() >= 1
+        assert counts.max() <= max_segments_per_row(form, packing)
+        tokens = [
+            (document, token)
+            for document, offset, size in zip(pieces["document"], pieces["offset"], pieces["length"], strict=True)
+            for token in range(offset, offset + size)
+        ]
+        assert len(tokens) == len(set(tokens)) == lengths.sum()
+        assert max(token + 1 for document, token in tokens if document == 0) == lengths[0]
+        assert ((pieces["offset"] + pieces["length"] == lengths[pieces["document"]]) == pieces["ends_document"]).all()
+        start, slots, _ = segment_slots(pieces, np.repeat(np.arange(plan.num_rows), counts), plan.num_rows, form)
+        assert (start + slots).max() <= length
+        first = plan.first_piece[:-1]
+        assert (start[first] == 0).all()
+        inside = np.setdiff1d(np.arange(len(pieces)), first)
+        np.testing.assert_array_equal(start[inside], (start + slots)[inside - 1])
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+@pytest.mark.parametrize("packing", sorted(PACKINGS))
+def test_row_count_is_the_same_for_every_key(packing: str, kind: str) -> None:
+    form = row_format(kind, 64)
+    for lengths in length_sets():
+        expected = PACKINGS[packing].count_rows(lengths, form)
+        assert {make_plan(packing, lengths, form, seed).num_rows for seed in range(20)} == {expected}
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_best_fit_splits_no_document_that_fits(kind: str) -> None:
+    form = row_format(kind, 64)
+    cap = 64 - form.overhead
+    for lengths in length_sets():
+        pieces = make_plan("best_fit", lengths, form, 3).pieces
+        number = np.bincount(pieces["document"], minlength=len(lengths))
+        np.testing.assert_array_equal(number, -(-lengths.astype(np.int64) // cap))
+
+
+def test_best_fit_moves_cuts_and_neighbours_with_the_key() -> None:
+    form = row_format("bert", 34)
+    lengths = np.array([100] * 40 + [10] * 60, np.uint32)
+    plans = [make_plan("best_fit", lengths, form, seed) for seed in range(2)]
+    cuts = [{(p["document"], p["offset"]) for p in plan.pieces if p["document"] < 40} for plan in plans]
+    assert cuts[0] != cuts[1]
+    # A remainder of 4 tokens stands before one of 3 full pieces of 32, or after them: all four occur.
+    remainders = plans[0].pieces[(plans[0].pieces["length"] == 4) & (plans[0].pieces["document"] < 40)]
+    assert set(remainders["offset"].tolist()) == {0, 32, 64, 96}
+    together = [
+        {
+            tuple(sorted(plan.pieces["document"][begin:end].tolist()))
+            for begin, end in zip(plan.first_piece[:-1], plan.first_piece[1:], strict=True)
+        }
+        for plan in plans
+    ]
+    assert together[0] != together[1]
+
+
+def test_best_fit_assigns_every_document_to_every_slot_of_its_size_equally() -> None:
+    form = row_format("gpt", 32)
+    lengths = np.array([20] * 6 + [11] * 3 + [5] * 3, np.uint32)
+    rows = np.zeros(make_plan("best_fit", lengths, form, 0).num_rows)
+    for seed in range(3000):
+        plan = make_plan("best_fit", lengths, form, seed)
+        rows[np.searchsorted(plan.first_piece, np.flatnonzero(plan.pieces["document"] == 0)[0], side="right") - 1] += 1
+    used = rows[rows > 0]
+    assert len(used) == 6
+    assert ((used - 500) ** 2 / 500).sum() < 20.5  # chi-squared, 5 degrees of freedom, p = 0.001
+
+
+def slow_concatenation(lengths: np.ndarray, order: list[int], form: RowFormat) -> list[list[tuple[int, int, int]]]:
+    """Slot by slot: the stream of documents and separators, cut every P slots; (document, offset, length) by row."""
+    stream: list[tuple[int, int] | None] = []
+    for document in order:
+        stream += [(document, token) for token in range(lengths[document])] + [None] * form.overhead
+    while stream and stream[-1] is None:
+        stream.pop()
+    size = payload(form)
+    rows = []
+    for first in range(0, len(stream), size):
+        row: list[list[int]] = []
+        for slot in stream[first : first + size]:
+            if slot is None:
+                continue
+            document, token = slot
+            if row and row[-1][0] == document:
+                row[-1][2] += 1
+            else:
+                row.append([document, token, 1])
+        rows.append([(document, offset, length) for document, offset, length in row])
+    return rows
+
+
+@pytest.mark.parametrize("length", [8, 32, 128])
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_concatenation_equals_the_stream_cut_slot_by_slot(kind: str, length: int) -> None:
+    form = row_format(kind, length)
+    for seed, lengths in enumerate(length_sets()):
+        plan = make_plan("concatenate", lengths, form, seed)
+        order = list(dict.fromkeys(plan.pieces["document"].tolist()))
+        assert sorted(order) == list(range(len(lengths)))
+        found = [
+            [(int(p["document"]), int(p["offset"]), int(p["length"])) for p in plan.pieces[begin:end]]
+            for begin, end in zip(plan.first_piece[:-1], plan.first_piece[1:], strict=True)
+        ]
+        assert found == slow_concatenation(lengths, order, form)
+
+
+def test_concatenation_bound_is_met_by_tiny_documents() -> None:
+    for kind, length, bound in (("bert", 32, 10), ("gpt", 32, 16), ("gpt", 33, 17)):
+        form = row_format(kind, length)
+        plan = make_plan("concatenate", np.ones(500, np.uint32), form, 0)
+        assert np.diff(plan.first_piece).max() == bound == max_segments_per_row(form, "concatenate")
+
+
+def test_unknown_packing_lists_what_is_allowed() -> None:
+    with pytest.raises(UserError, match=r"data\.packing is 'first_fit'; it must be one of best_fit, concatenate"):
+        find_packing("first_fit")
+
+
+def test_closed_form_of_the_manifest_equals_counting(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 4, 30))
+    for kind in KINDS:
+        form = row_format(kind, 32)
+        found = rows_per_shard(corpus.directory, corpus.manifest, "train", PACKINGS["concatenate"], form)
+        expected = [
+            PACKINGS["concatenate"].count_rows(np.array([len(d.tokens) for d in documents]), form)
+            for documents in corpus.documents["train"]
+        ]
+        assert found.tolist() == expected
+    assert not (corpus.directory / "rows").exists()
+
+
+def test_counted_table_is_kept_and_read_again(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 4, 30))
+    form, packing = row_format("bert", 32), PACKINGS["best_fit"]
+    counted = rows_per_shard(corpus.directory, corpus.manifest, "train", packing, form)
+    path = table_path(corpus.directory, "train", corpus.manifest.splits["train"], packing, form)
+    assert path.name.startswith("best_fit-1-32-2.train-")
+    assert np.load(path).tolist() == counted.tolist()
+    for index in (corpus.directory / "train").glob("*.idx"):
+        index.rename(index.with_suffix(".away"))  # so it cannot be counted again
+    np.testing.assert_array_equal(rows_per_shard(corpus.directory, corpus.manifest, "train", packing, form), counted)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a table", None])
+def test_a_kept_table_that_does_not_fit_is_counted_again(tmp_path: Path, content: bytes | None) -> None:
+    corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 4, 30))
+    form, packing = row_format("bert", 32), PACKINGS["best_fit"]
+    path = table_path(corpus.directory, "train", corpus.manifest.splits["train"], packing, form)
+    path.parent.mkdir()
+    if content is None:
+        np.save(path, np.zeros(3, np.int32))
+    else:
+        path.write_bytes(content)
+    assert len(rows_per_shard(corpus.directory, corpus.manifest, "train", packing, form)) == 4
+    assert np.load(path).shape == (4,)
+
+
+def test_a_corpus_that_cannot_be_written_is_counted_at_every_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 2, 30))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("read-only file system")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    form, packing = row_format("bert", 32), PACKINGS["best_fit"]
+    counted = rows_per_shard(corpus.directory, corpus.manifest, "train", packing, form)
+    assert (counted > 0).all()
+    assert list((corpus.directory / "rows").iterdir()) == []
