@@ -152,7 +152,8 @@ def _limits(config: RunConfig, causal: bool) -> list[str]:
         lines.append("It continues text. It has not been tuned to follow instructions.")
     else:
         lines.append("It is an encoder: tune it for a task (classification, tagging, retrieval) before use.")
-        lines.append("It was trained without a sentence-pair objective: a pooler and token type 1 are untrained.")
+        untrained = "a pooler and token type 1 are" if config.model.family == "bert" else "a pooler is"
+        lines.append(f"It was trained without a sentence-pair objective: {untrained} untrained.")
     return lines
 
 
