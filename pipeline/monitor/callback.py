@@ -1,4 +1,4 @@
-"""The one Lightning callback of the monitor: measures every step, logs at intervals, waits for the device only there."""
+"""The one Lightning callback of the monitor: it counts every step and waits for the device only at logged ones."""
 
 from __future__ import annotations
 
