@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.base.errors import UserError
 from pipeline.export import fresh_fill_mask, gate, hf, probe
+from pipeline.export import run as export_run_module
 from pipeline.export.fresh_process import FreshProcessError
-from pipeline.export.hf import export_run
 from pipeline.export.probe import fill_mask
+from pipeline.export.run import export_run
 from pipeline.monitor.events import read_events
 from tests.unit.export.export_cases import SEQUENCE_LENGTH, make_corpus, make_run, read_config, save_step
 
@@ -58,6 +60,7 @@ def test_a_run_becomes_a_stock_model(
     report = exports[family]
     assert report.max_abs_logit_difference <= 1e-5
     assert report.dtype == "float32"
+    assert json.loads(json.dumps(report.facts()))["path"] == str(report.path)
     assert (report.class_name, report.step, report.path) == (class_name, 200, runs / family / "hf")
     assert report.num_tokens_compared > SEQUENCE_LENGTH
     config = read_config(report.path)
@@ -285,7 +288,8 @@ def test_weights_that_do_not_fit_are_named(run: Path, tmp_path: Path) -> None:
 def test_another_corpus_or_tokenizer_is_refused(run: Path, runs: Path, tmp_path: Path) -> None:
     make_corpus(tmp_path / "other", "bert", seed=1)
     with pytest.raises(
-        UserError, match=r"was trained on the corpus with fingerprint [0-9a-f]{64}, but .*other has .*--corpus"
+        UserError,
+        match=r"was trained on the corpus with fingerprint [0-9a-f]{64}, but .*other has .* set `data\.corpus`",
     ):
         export_run(run, tmp_path / "hf", corpus=tmp_path / "other")
     with pytest.raises(UserError, match=r"No corpus at .*nowhere"):
@@ -332,5 +336,5 @@ def test_a_run_that_cannot_be_written_to_is_exported(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(hf, "compare", lambda *_: gate.GateResult(0.0, "float32", 1, "BertForMaskedLM", 1, "[MASK]"))
-    monkeypatch.setattr(hf, "append_event", read_only)
+    monkeypatch.setattr(export_run_module, "append_event", read_only)
     assert export_run(run, tmp_path / "hf").path.is_dir()

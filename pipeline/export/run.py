@@ -1,0 +1,100 @@
+"""The story of an export: find the checkpoint of a run, check it against its corpus, hand it on, note the event."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.base.errors import UserError
+from pipeline.base.files import read_json
+from pipeline.base.logs import get_logger
+from pipeline.config.loading import load_run_config
+from pipeline.export.checkpoint_weights import META_NAME, find_checkpoint, read_weights
+from pipeline.export.hf import ExportReport, check_output, export_model
+from pipeline.export.model_card import RunFacts
+from pipeline.monitor.events import append_event
+from pipeline.monitor.json_lines import number
+from pipeline.monitor.sinks import read_metrics
+from pipeline.shards.manifest import Manifest, check_tokenizer, read_manifest
+
+
+def export_run(
+    run_directory: Path, output: Path, step: int | None = None, *, corpus: Path | None = None
+) -> ExportReport:
+    """Export a checkpoint of a run; nothing is published unless it passes the gate.
+
+    Args:
+        output: a new (or empty) directory.
+        step: default: the newest checkpoint.
+        corpus: where the run's corpus is now; default: ``data.corpus`` of the run's config.
+
+    Raises:
+        UserError: no such run, checkpoint or step; ``output`` exists; the checkpoint is damaged or does not fit the
+            config; the corpus is another one; or the exported model differs from the trained one.
+    """
+    if not (run_directory / "config.yaml").is_file():
+        raise UserError(
+            f"export: {run_directory} holds no run (no config.yaml). Give the run_directory of a training run."
+        )
+    check_output(output)
+    step, checkpoint = find_checkpoint(run_directory, step)
+    config = load_run_config(run_directory / "config.yaml")
+    meta = read_json(checkpoint / META_NAME, "checkpoint")
+    corpus = corpus if corpus is not None else Path(config.data.corpus)
+    manifest = read_manifest(corpus)
+    _check_corpus(corpus, manifest, meta, checkpoint)
+    weights = read_weights(checkpoint)
+    facts = run_facts(run_directory, step, meta, manifest)
+    report = export_model(weights, config, corpus, manifest, output, facts, checkpoint)
+    try:
+        append_event(
+            run_directory,
+            "exported",
+            step=step,
+            path=str(output),
+            max_abs_logit_difference=report.max_abs_logit_difference,
+        )
+    except OSError as error:  # Someone else's run, readable only: the export is good all the same.
+        get_logger("export").warning("the export is not noted in %s/events.jsonl: %s", run_directory, error.strerror)
+    return report
+
+
+def run_facts(run_directory: Path, step: int, meta: Mapping[str, Any], manifest: Manifest) -> RunFacts:
+    """What the model card says of the run, as of ``step``."""
+    metrics = [record for record in read_metrics(run_directory) if int(record["step"]) <= step]
+    losses = [value for record in metrics if (value := number(record.get("loss"))) is not None]
+    validations = [
+        (value, int(record["step"]))
+        for record in metrics
+        if (value := number(record.get("validation_loss"))) is not None
+    ]
+    validation_loss, validation_step = validations[-1] if validations else (None, None)
+    train = manifest.splits.get("train")
+    facts = meta.get("facts") or {}
+    return RunFacts(
+        run_name=run_directory.resolve().name,
+        step=step,
+        tokens_seen=meta.get("tokens_seen"),
+        strategy=meta.get("strategy"),
+        world_size=meta.get("world_size"),
+        training_loss=losses[-1] if losses else None,
+        validation_loss=validation_loss,
+        validation_step=validation_step,
+        corpus_fingerprint=manifest.fingerprint,
+        corpus_documents=None if train is None else int(train.documents.sum()),
+        corpus_tokens=None if train is None else int(train.tokens.sum()),
+        sources=[str(source["name"]) for source in manifest.sources if source.get("name")],
+        versions=facts.get("versions") or {},
+    )
+
+
+def _check_corpus(corpus: Path, manifest: Manifest, meta: Mapping[str, Any], checkpoint: Path) -> None:
+    trained_on = (meta.get("identity") or {}).get("corpus_fingerprint", meta.get("corpus_fingerprint"))
+    if trained_on is not None and trained_on != manifest.fingerprint:
+        raise UserError(
+            f"export: {checkpoint} was trained on the corpus with fingerprint {trained_on}, but {corpus} has "
+            f"{manifest.fingerprint}. Put the run's corpus back, or set `data.corpus` in the run's config.yaml to "
+            "where it is now."
+        )
+    check_tokenizer(corpus, manifest)
