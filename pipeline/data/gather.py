@@ -11,7 +11,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.pieces import PIECE
+from pipeline.data.pieces import from_integers
 from pipeline.data.rows import RowFormat, Rows
 
 
@@ -45,7 +45,7 @@ def segment_slots(
 
 
 def gather_rows(
-    pieces_of_rows: Sequence[NDArray[np.void]],
+    pieces_of_rows: Sequence[NDArray[np.int64]],
     tokens_of_rows: Sequence[NDArray[np.unsignedinteger]],
     *,
     row_numbers: NDArray[np.int64],
@@ -57,7 +57,7 @@ def gather_rows(
     """Build rows.
 
     Args:
-        pieces_of_rows: R arrays of ``pieces.PIECE``.
+        pieces_of_rows: R arrays made by ``pieces.as_integers``, one row's pieces each.
         tokens_of_rows: R flat token arrays: that of the shard every row comes from.
         row_numbers, epoch, shard: of every row, (R,).
         first_documents: documents of the split before every shard, (shards,).
@@ -65,7 +65,7 @@ def gather_rows(
     num_rows, length = len(row_numbers), row_format.sequence_length
     counts = np.array([len(pieces) for pieces in pieces_of_rows], np.int64)
     segment_row = np.repeat(np.arange(num_rows), counts)  # (K,)
-    pieces = np.concatenate([np.zeros(0, PIECE), *pieces_of_rows])
+    pieces = from_integers(pieces_of_rows)
     start, slots, has_end = segment_slots(pieces, segment_row, num_rows, row_format)
 
     tokens = np.full(num_rows * length, row_format.pad_id, np.int64)  # (R*S,)

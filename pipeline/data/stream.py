@@ -154,20 +154,22 @@ class RowStream:
             first_row = self._windows.epoch(one).first_row
             window[here] = np.searchsorted(first_row, position[here], side="right") - 1
             place[here] = position[here] - first_row[window[here]]
-        epochs, windows, at = epoch.tolist(), window.tolist(), place.tolist()
-        pieces: list[Any] = [None] * len(at)
-        tokens: list[Any] = [None] * len(at)
-        shards = np.empty(len(at), np.int64)
+        pieces: list[Any] = [None] * len(position)
+        shards = np.empty(len(position), np.int64)
         # Window by window, so that a batch over more windows than are kept plans each of them once.
+        asked = list(zip(epoch.tolist(), window.tolist(), place.tolist(), strict=True))
+        last = None
         for row in np.lexsort((window, epoch)).tolist():
-            planned = self._windows.window((epochs[row], windows[row]))
-            packed = planned.row_at[at[row]]
-            pieces[row] = planned.pieces[planned.first_piece[packed] : planned.first_piece[packed + 1]]
-            shards[row] = shard = int(planned.shard[packed])
-            tokens[row] = self._windows.shard(shard).tokens
+            one, number, at = asked[row]
+            if (one, number) != last:
+                last = (one, number)
+                planned = self._windows.window(last)
+            pieces[row] = planned.pieces[planned.first_piece[at] : planned.end_piece[at]]
+            shards[row] = planned.shard[at]
+        tokens = {shard: self._windows.shard(shard).tokens for shard in set(shards.tolist())}
         return gather_rows(
             pieces,
-            tokens,
+            [tokens[shard] for shard in shards.tolist()],
             row_numbers=row_numbers,
             epoch=epoch,
             shard=shards,

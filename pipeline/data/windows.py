@@ -20,6 +20,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
 from pipeline.data.order import CUTS, DOCUMENTS, EpochOrder, SourceOrder
 from pipeline.data.packing import Packing
+from pipeline.data.pieces import as_integers
 from pipeline.data.rows import RowFormat
 from pipeline.shards.layout import shard_name
 from pipeline.shards.manifest import Manifest
@@ -51,17 +52,17 @@ class Recent(Generic[K, V]):
 class Window:
     """A window of an epoch."""
 
-    row_at: NDArray[np.int64]
-    """Keyed order: the packed row at every place, (R,)."""
-
     first_piece: NDArray[np.int64]
-    """First piece of every packed row, then K, (R+1,)."""
+    """First piece of the row at every place, (R,)."""
 
-    pieces: NDArray[np.void]
-    """Pieces with their places in the tars, (K,) of ``pieces.PIECE``."""
+    end_piece: NDArray[np.int64]
+    """Piece after its last, (R,)."""
+
+    pieces: NDArray[np.int64]
+    """Pieces with their places in the tars, as plain integers: see ``pieces.as_integers``, (K, 3)."""
 
     shard: NDArray[np.int64]
-    """Shard of every packed row, (R,)."""
+    """Shard of the row at every place, (R,)."""
 
 
 class Windows:
@@ -95,21 +96,25 @@ class Windows:
         epoch, window = name
         first = window * self.order.window_shards
         shards = self.epoch(epoch).shards[first : first + self.order.window_shards].tolist()
-        pieces, first_pieces, num_pieces = [], [], 0
+        pieces, borders, num_pieces = [], [], 0
         for shard in shards:
             planned, first_piece = self._plan_shard(epoch, shard)
             pieces.append(planned)
-            first_pieces.append(first_piece[:-1] + num_pieces)
+            borders.append(first_piece + num_pieces)
             num_pieces += len(planned)
-        first_piece = np.concatenate([*first_pieces, [num_pieces]])
+        # Packed rows, shard after shard; the keyed order then says which of them stands at every place.
+        first_piece = np.concatenate([border[:-1] for border in borders])
+        end_piece = np.concatenate([border[1:] for border in borders])
+        shard_of_row = np.repeat(shards, [len(border) - 1 for border in borders])
+        row_at = self.order.window_rows(epoch, window, len(first_piece))
         return Window(
-            row_at=self.order.window_rows(epoch, window, len(first_piece) - 1),
-            first_piece=first_piece,
+            first_piece=first_piece[row_at],
+            end_piece=end_piece[row_at],
             pieces=np.concatenate(pieces),
-            shard=np.repeat(shards, [len(rows) for rows in first_pieces]),
+            shard=shard_of_row[row_at],
         )
 
-    def _plan_shard(self, epoch: int, shard: int) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+    def _plan_shard(self, epoch: int, shard: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         index = read_index(self.directory, self.split, shard, self.manifest)
         seed, source = self.order.seed, self.order.source
         plan = self.packing.plan(
@@ -126,4 +131,4 @@ class Windows:
                 "Delete that folder; it is made again."
             )
         plan.pieces["item"] = index.starts[plan.pieces["document"]] + plan.pieces["offset"]
-        return plan.pieces, plan.first_piece
+        return as_integers(plan.pieces), plan.first_piece
