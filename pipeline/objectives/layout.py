@@ -96,8 +96,8 @@ def make_batches(
                 input_ids=_tensor(predictions.input_ids[part]),
                 position_ids=_tensor(positions[begin:end].reshape(size, length)),
                 cu_seqlens=_padded(cut.astype(np.int32), size * capacity.segments_per_row + 1, size * length),
-                prediction_positions=_padded(
-                    predictions.indices[inside] - begin, size * capacity.predictions_per_row, 0
+                prediction_positions=_filled_up(
+                    predictions.indices[inside] - begin, size * capacity.predictions_per_row, size * length
                 ),
                 labels=_padded(predictions.labels[inside], size * capacity.predictions_per_row, KEPT),
                 window_predictions=window_predictions,
@@ -135,6 +135,19 @@ def _padded(values: NDArray[np.integer], size: int, fill: int) -> Tensor:
     padded = np.full(size, fill, values.dtype)
     padded[: len(values)] = values
     return torch.from_numpy(padded)
+
+
+def _filled_up(positions: NDArray[np.int64], size: int, num_positions: int) -> Tensor:
+    """Positions (P,) and after them others that predict nothing, each once.
+
+    No position comes twice, so the gradient of the selection adds nothing up: no atomics, no order that could vary.
+    """
+    is_free = np.ones(num_positions, np.bool_)
+    is_free[positions] = False
+    filled = np.concatenate([positions, np.flatnonzero(is_free)])[:size]
+    if len(positions) > size or len(filled) < size:
+        raise ValueError(f"{len(positions)} predictions among {num_positions} positions do not fit {size} places")
+    return torch.from_numpy(filled)
 
 
 def _tensor(array: NDArray[np.generic]) -> Tensor:

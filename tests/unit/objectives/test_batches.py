@@ -12,7 +12,7 @@ from pipeline.config.run import ObjectiveConfig
 from pipeline.data.digest import row_digests
 from pipeline.data.rows import Rows
 from pipeline.objectives.batch import Batch
-from pipeline.objectives.layout import has_next, is_real
+from pipeline.objectives.layout import Capacity, has_next, is_real
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.registry import make_objective
 from tests.unit.objectives.hand_made_rows import VOCABULARY, bert_format, gpt_format, make_rows
@@ -87,7 +87,7 @@ def test_micro_batches_hold_what_labels_of_says(config: ObjectiveConfig, num_mic
         dense[batch.prediction_positions[real]] = batch.labels[real]
         seen.append(dense.view(batch.input_ids.shape))
         assert int(real.sum()) == int(batch.num_predictions)
-        assert not batch.prediction_positions[~real].any()
+        assert len(set(batch.prediction_positions.tolist())) == len(batch.prediction_positions)
     assert np.array_equal(torch.cat(seen).numpy(), labels)
     total = int((labels != -100).sum())
     assert {int(batch.window_predictions) for batch in batches} == {total}
@@ -148,6 +148,9 @@ def test_uneven_splits_and_overfull_rows_are_bugs_of_the_caller() -> None:
     crowded = make_objective(MLM, VOCABULARY, bert_format(24), 5, packing="best_fit")  # 3 segments and a tail a row
     with pytest.raises(ValueError, match="needs 49 places where the capacity is 33"):
         crowded.prepare(rows_for(MLM, [[4] * 6] * 8), 1)
+    crowded.capacity = Capacity(predictions_per_row=2, segments_per_row=9)
+    with pytest.raises(ValueError, match="predictions among 192 positions do not fit 16 places"):
+        crowded.prepare(rows_for(MLM), 1)
 
 
 def test_moving_a_batch_leaves_facts_for_the_log_behind() -> None:
