@@ -220,8 +220,7 @@ def _disk_errors(output: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"The disk is full while writing {output} ({where}). Free some space (a build needs about the size "
-                "of the "
-                "text as free space) and run the same command: it goes on where it stopped."
+                "of the text as free space) and run the same command: it goes on where it stopped."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(

@@ -186,8 +186,7 @@ class TextEncoder(PipelineStep):
             found = sorted({int(token) for token in tokens[np.isin(tokens, marks)]})
             raise UserError(
                 f"The tokenizer gives the special id {found[0]} for plain text of document {document_id!r}: its "
-                "files do not "
-                "mark that token as special. Mark it in `added_tokens` of its tokenizer.json."
+                "files do not mark that token as special. Mark it in `added_tokens` of its tokenizer.json."
             )
 
 

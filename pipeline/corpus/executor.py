@@ -8,15 +8,15 @@ ever; the workers serve all stages, so they import once; log lines go to the tas
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from datatrove.executor.local import LocalPipelineExecutor
@@ -25,8 +25,6 @@ from datatrove.utils.logging import logger
 from datatrove.utils.stats import PipelineStats
 
 from pipeline.base.errors import UserError
-
-_PR_SET_PDEATHSIG = 1
 
 
 class CorpusExecutor(LocalPipelineExecutor):
@@ -85,8 +83,9 @@ def run_task(executor: CorpusExecutor, rank: int) -> None:
 def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor | None]:
     """Worker processes for all stages of a build, or None for one process.
 
-    They come from a fork server: it imports once, holds no threads (forking a process with the threads of `tokenizers`
-    or Arrow may hang), and ends with this process even if that is killed; the workers end with it.
+    They come from a fork server: it imports once and holds no threads (forking a process with the threads of
+    `tokenizers` or Arrow may hang). Even if this process is killed, they end with it: each waits for the end of a pipe
+    whose other side is here.
 
     Raises:
         UserError: a worker was killed.
@@ -98,7 +97,8 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor | None]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipeline.corpus.stages"])
     before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
+    end_of_build, held_open = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(end_of_build,))
     try:
         yield pool
         pool.shutdown()
@@ -112,13 +112,21 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor | None]:
                 f"command again with fewer processes (--processes {max(1, processes // 2)}; this time {processes})."
             ) from error
         raise
+    finally:
+        held_open.close()
+        end_of_build.close()
 
 
-def _start_worker() -> None:
+def _start_worker(end_of_build: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process, one core
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_end_with_the_build, args=(end_of_build,), daemon=True).start()
+
+
+def _end_with_the_build(end_of_build: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        end_of_build.recv()  # nothing is ever sent: this returns when the building process is gone
+    os._exit(1)
 
 
 @contextlib.contextmanager

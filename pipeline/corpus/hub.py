@@ -72,6 +72,5 @@ def _load(source: SourceConfig) -> Any:
         detail = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"Source {source.name!r}: `datasets` cannot load {source.path!r}{subset}, split {source.split!r}: "
-            f"{detail}. "
-            "Check `path` (a hub name or a folder), `subset` and `split`, and the network or HF_HUB_OFFLINE."
+            f"{detail}. Check `path` (a hub name or a folder), `subset` and `split`, and the network or HF_HUB_OFFLINE."
         ) from error

@@ -135,8 +135,7 @@ def _read_rows(unit: Unit, source: SourceConfig) -> Iterator[Document]:
 def _damaged(place: str, error: DamagedFileError) -> UserError:
     return UserError(
         f"{place}: the compressed file is damaged ({error}). What follows cannot be read and nobody knows how much "
-        "that "
-        "is, so the build stops: repair the file, or remove it from the source, and run the command again."
+        "that is, so the build stops: repair the file, or remove it from the source, and run the command again."
     )
 
 

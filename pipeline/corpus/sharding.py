@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -71,8 +72,8 @@ def deal_documents(texts: Path, encoded: Path, num_tasks: int, shards: ShardConf
     for split, chosen in zip(SPLITS, (~validation, validation), strict=True):
         documents = order[chosen[order]]
         numbers = shard_numbers(num_tokens[documents], shards.tokens, shards.documents)
-        ends = np.flatnonzero(np.diff(numbers, append=-1)) + 1
-        for number, (begin, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        ends = (np.flatnonzero(np.diff(numbers, append=-1)) + 1).tolist()
+        for number, (begin, end) in enumerate(pairwise([0, *ends])):
             np.save(output / f"{len(dealt):05d}.npy", place[documents[begin:end]])
             dealt.append((split, number))
     return Deal(dealt, int(num_tokens.sum()), len(order), num_repeated)

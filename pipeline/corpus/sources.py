@@ -70,8 +70,7 @@ def _listed(number: int, source: SourceConfig) -> list[InputFile]:
     if not remote and not Path(source.path).exists():
         raise UserError(
             f"Source {source.name!r}: the path {source.path!r} does not exist (looked in {Path.cwd()} if it is "
-            "relative). "
-            "Correct `path`, or make the folder."
+            "relative). Correct `path`, or make the folder."
         )
     if not remote and Path(source.path).is_file():
         path = Path(source.path)

@@ -1,5 +1,4 @@
-"""The corpus's tokenizer: trained or taken, saved so that `AutoTokenizer` loads the stock class and gives the same
-ids."""
+"""The corpus's tokenizer, trained or taken: saved so that `AutoTokenizer` loads the stock class with the same ids."""
 
 from __future__ import annotations
 
@@ -189,8 +188,7 @@ def _check_vocabulary(path: Path, vocabulary: dict[str, int], needed: tuple[str,
     if missing:
         raise UserError(
             f"tokenizer.path: the vocabulary {path} lacks the special tokens {', '.join(missing)}. Add them, or save "
-            "the "
-            "tokenizer with `save_pretrained` and give that folder."
+            "the tokenizer with `save_pretrained` and give that folder."
         )
 
 

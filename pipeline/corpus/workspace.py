@@ -104,8 +104,7 @@ def complete_corpus(config: CorpusConfig, output: Path) -> Manifest | None:
         if built != fingerprint:
             raise UserError(
                 f"{output} holds a corpus built with another config (fingerprint {built[:12]}, this one "
-                f"{fingerprint[:12]}). "
-                f"{way_out}"
+                f"{fingerprint[:12]}). {way_out}"
             )
         return manifest
     state = output / WORK_NAME / "state.json"

@@ -1,0 +1,83 @@
+"""Texts become the tokens of the whole text, and sentences keep their place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.config.corpus import TokenizerConfig
+from pipeline.corpus.cleaning import clean_text
+from pipeline.corpus.encoding import encode_texts, piece_characters, pieces_of
+from pipeline.corpus.sentences import sentence_starts
+from pipeline.corpus.tokenizer import encoder, make_tokenizer
+from tests.unit.corpus.writing import make_texts
+
+STYLES = {
+    "bert": TokenizerConfig(vocab_size=300),
+    "roberta": TokenizerConfig(kind="byte_bpe", style="roberta", vocab_size=500),
+    "gpt2": TokenizerConfig(kind="byte_bpe", style="gpt2", vocab_size=500),
+}
+SENTENCES = "It rained. We stayed at home.\n\nThe sea was high! “Come,” said the captain. He left."
+
+
+@pytest.fixture(scope="module", params=STYLES)
+def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    directory = tmp_path_factory.mktemp(request.param)
+    texts = [*make_texts(100), SENTENCES]
+    make_tokenizer(STYLES[request.param], lambda: iter(texts), directory / "tokenizer", directory / "facts.json")
+    return encoder(directory / "tokenizer")
+
+
+def random_text(generator: np.random.Generator) -> str:
+    alphabet = ["sea", "Whale", " ", "\n", "\n\n", ".", "é", "😀", "'s", "12", "  ", "日本", "\t"]
+    return "x" + "".join(generator.choice(alphabet, int(generator.integers(1, 200))).tolist())
+
+
+def test_pieces_give_the_tokens_of_the_whole_text(backend: Any) -> None:
+    generator = np.random.default_rng(0)
+    assert piece_characters(backend) < 1 << 20
+    for number in range(200):
+        text = random_text(generator) if number % 2 else clean_text(random_text(generator)) or "x"
+        pieces = pieces_of(text, 5)
+        assert "".join(pieces) == text
+        [(tokens, _)] = encode_texts(backend, [text], 5, sentences=False)
+        assert tokens.tolist() == backend.encode(text, add_special_tokens=False).ids
+
+
+def test_sentences_start_where_their_text_starts(backend: Any) -> None:
+    text = SENTENCES
+    [(tokens, starts)] = encode_texts(backend, [text], 20, sentences=True)
+    characters = sentence_starts(text)
+    assert len(starts) == len(characters) == 5
+    ends = [*starts[1:], len(tokens)]
+    for begin, end, first, last in zip(starts, ends, characters, [*characters[1:], len(text)], strict=True):
+        words = backend.decode(tokens[begin:end].tolist())
+        assert "".join(words.split()).lower() == "".join(text[first:last].split()).lower()
+
+
+def test_many_texts_keep_their_order(backend: Any) -> None:
+    texts = make_texts(20, seed=3)
+    found = list(encode_texts(backend, texts, 30, sentences=True))
+    for text, (tokens, starts) in zip(texts, found, strict=True):
+        assert tokens.tolist() == backend.encode(text, add_special_tokens=False).ids
+        assert starts[0] == 0
+        assert (np.diff(starts) > 0).all()
+        assert starts[-1] < len(tokens)
+
+
+def test_unknown_pre_tokenizers_are_cut_rarely() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    backend = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    assert piece_characters(backend) == 1 << 20
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    assert piece_characters(backend) == 1 << 20
+
+
+def test_a_text_may_have_no_tokens(tmp_path: Path) -> None:
+    make_tokenizer(STYLES["bert"], lambda: iter(make_texts(20)), tmp_path / "tokenizer", tmp_path / "facts.json")
+    [(tokens, starts)] = encode_texts(encoder(tmp_path / "tokenizer"), ["\u200d"], 100, sentences=True)
+    assert len(tokens) == len(starts) == 0
