@@ -23,7 +23,7 @@ def format_line(metrics: Mapping[str, Any], total_steps: int, eta_seconds: float
     parts = [f"step {int(metrics['step'])}/{total_steps}"]
     for name, form in (
         ("loss", lambda x: f"loss {x:.3f}"),
-        ("lr", lambda x: f"lr {x:.1e}".replace("e-0", "e-")),
+        ("lr", lambda x: f"lr {x:.1e}".replace("e-0", "e-") if x else "lr 0"),
         ("grad_norm", lambda x: f"grad {x:.2f}"),
         ("tokens_per_second", lambda x: f"{format_count(x)} tok/s"),
         ("mfu", lambda x: f"mfu {x * 100:.1f} %"),

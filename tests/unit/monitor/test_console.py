@@ -39,6 +39,7 @@ class Clock:
 def test_a_plain_line_says_all_that_was_measured() -> None:
     expected = "step 120/1000 loss 6.123 lr 1.0e-3 grad 0.85 12.3k tok/s wait 0.1 % eta 3:20"
     assert format_line(LINE, 1000, 200.0) == expected
+    assert format_line({"step": 4, "lr": 0.0}, 4) == "step 4/4 lr 0"
     more = {"step": 2, "loss": math.nan, "mfu": 0.412, "memory_gb": 3.21, "validation_loss": 5.912}
     text = format_line({**more, "validation_perplexity": 369.44}, 4)
     assert text == "step 2/4 loss nan mfu 41.2 % mem 3.2 GB validation loss 5.912 perplexity 369.4"
