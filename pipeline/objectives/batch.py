@@ -29,7 +29,7 @@ class Batch:
     """
 
     prediction_positions: Tensor
-    """Indices into the flattened tokens, (P,), all different; positions that predict nothing where the label is -100."""
+    """Indices into the flattened tokens, (P,), all different; where the label is -100, any others."""
 
     labels: Tensor
     """Ids to predict, (P,); -100 is not counted."""

@@ -27,6 +27,9 @@ KEPT: Final = -100
 _CHOICE_STREAM: Final = 0x4D41534B  # "MASK"
 _FATE_STREAM: Final = 0x46415445  # "FATE"
 
+# Larger temporary arrays would be mapped and unmapped by the allocator at every call, which doubles the time.
+_BLOCK_TOKENS: Final = 1 << 14
+
 
 @dataclass(frozen=True, eq=False)
 class MaskingSettings:
@@ -80,6 +83,20 @@ def corrupt(
         Corrupted ids (R, S) and flat indices (P,) of the predicted tokens, ascending; their labels are
         ``tokens.ravel()[indices]``.
     """
+    corrupted = tokens.copy()
+    rows_at_once = max(1, _BLOCK_TOKENS // tokens.shape[1])
+    indices = [np.empty(0, np.int64)]
+    for first in range(0, len(tokens), rows_at_once):
+        block = slice(first, first + rows_at_once)
+        chosen = _corrupt_block(corrupted[block], row_numbers[block], is_real[block], settings)
+        indices.append(chosen + first * tokens.shape[1])
+    return corrupted, np.concatenate(indices)
+
+
+def _corrupt_block(
+    tokens: NDArray[np.int64], row_numbers: NDArray[np.int64], is_real: NDArray[np.bool_], settings: MaskingSettings
+) -> NDArray[np.int64]:
+    """Corrupt ``tokens`` (contiguous) in place and return the flat indices of the predicted ones."""
     maskable = is_real & ~settings.is_special[tokens]  # R S
     counts = num_predictions(maskable.sum(1), settings.rate)  # R
     ranks = np.where(maskable, _choice_keys(row_numbers, tokens.shape[1], settings.seed), np.uint32(0xFFFFFFFF))  # R S
@@ -87,11 +104,12 @@ def corrupt(
     last = np.sort(ranks, axis=1)[np.arange(len(tokens)), np.maximum(counts - 1, 0)]  # R
     chosen = (ranks <= last[:, None]) & maskable & (counts > 0)[:, None]  # R S
     indices = np.flatnonzero(chosen)  # P
-    corrupted = tokens.copy()
     rows = np.repeat(np.arange(len(tokens)), counts)  # P
     places = indices - rows * tokens.shape[1]  # P
-    corrupted.ravel()[indices] = _replacements(tokens.ravel()[indices], places, row_numbers[rows], settings)
-    return corrupted, indices
+    flat = tokens.reshape(-1)
+    row_keys = hashes(key(settings.seed, _FATE_STREAM), row_numbers)[rows]  # P
+    flat[indices] = _replacements(flat[indices], places, row_keys, settings)
+    return indices
 
 
 def _choice_keys(row_numbers: NDArray[np.int64], sequence_length: int, seed: int) -> NDArray[np.uint32]:
@@ -120,7 +138,7 @@ def _choice_keys(row_numbers: NDArray[np.int64], sequence_length: int, seed: int
 def _replacements(
     original: NDArray[np.int64],
     places: NDArray[np.int64],
-    row_numbers: NDArray[np.int64],
+    row_keys: NDArray[np.uint64],
     settings: MaskingSettings,
 ) -> NDArray[np.int64]:
     """What stands at predicted places: the mask token, a random token, or the original one.
@@ -128,9 +146,8 @@ def _replacements(
     Args:
         original: ids there, (P,).
         places: their positions in their rows, (P,).
-        row_numbers: of their rows, (P,).
+        row_keys: 64-bit keys of their rows, (P,).
     """
-    row_keys = hashes(key(settings.seed, _FATE_STREAM), row_numbers)  # P
     draws = hashes(0, row_keys + places.astype(np.uint64))  # P
     fate = draws >> np.uint64(32)  # P, uniform in [0, 2**32)
     # Multiply and shift maps 32 uniform bits onto n ids (Lemire 2019); the bias is below n / 2**32.
