@@ -20,6 +20,9 @@ from pipeline.monitor.sinks import METRICS_NAME, read_metrics
 STARTING_EVENTS = ("started", "resumed")
 """Events that begin a stretch of work; wall time counts from each to the last sign of life before the next."""
 
+OUTSIDE_EVENTS = ("exported", "config_changed")
+"""Events that happen while nothing trains, perhaps days after the run: no sign of life."""
+
 _MOST_EVENTS = 300
 
 _CONFIG_FACTS = (
@@ -184,7 +187,7 @@ def wall_seconds(metrics: Sequence[Record], events: Sequence[Record]) -> float |
     moments += [
         (when, event.get("event") in STARTING_EVENTS)
         for event in events
-        if (when := _seconds(event.get("time"))) is not None
+        if event.get("event") not in OUTSIDE_EVENTS and (when := _seconds(event.get("time"))) is not None
     ]
     if not moments:
         return None

@@ -146,6 +146,8 @@ def test_wall_time_leaves_out_the_time_between_stretches() -> None:
     events = [
         {"event": "started", "time": at(0)},
         {"event": "checkpoint", "time": at(3)},
+        {"event": "exported", "time": at(20)},
+        {"event": "config_changed", "time": at(29)},
         {"event": "resumed", "time": at(30)},
     ]
     assert wall_seconds(metrics, events) == (3 + 4) * 60
