@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +44,13 @@ def test_equals_the_slow_reference() -> None:
 def test_buckets_and_tasks_do_not_matter(tmp_path: Path, buckets: int) -> None:
     hashes = random_hashes(np.random.default_rng(1), 500, 180)
     firsts = [0, 120, 120, 400, 500]
-    for task, (begin, end) in enumerate(zip(firsts, firsts[1:], strict=False)):
+    for task, (begin, end) in enumerate(itertools.pairwise(firsts)):
         np.save(tmp_path / f"{task:05d}.hashes.npy", hashes[begin:end])
     make_counters(tmp_path / "counters", buckets)
     step = DuplicateFinder(tmp_path, tmp_path / "out", firsts, tmp_path / "counters")
     for bucket in range(buckets):
         assert list(step.run(rank=bucket, world_size=buckets)) == []
-    kept = [
-        kept_documents(tmp_path / "out", begin, end) + begin for begin, end in zip(firsts, firsts[1:], strict=False)
-    ]
+    kept = [kept_documents(tmp_path / "out", begin, end) + begin for begin, end in itertools.pairwise(firsts)]
     assert np.concatenate(kept).tolist() == sorted(set(range(500)) - set(reference(hashes)))
     assert int(np.fromfile(tmp_path / "counters", np.int64).sum()) == 500
 

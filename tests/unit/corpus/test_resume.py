@@ -28,10 +28,16 @@ from tests.unit.corpus.writing import config_of, files_of, make_texts, write_jso
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PROGRAM = """
-import sys
+import sys, time
 from pathlib import Path
 from pipeline.config.loading import load_corpus_config
 from pipeline.corpus.build import build_corpus
+from pipeline.corpus.sharding import ShardStep
+gather = ShardStep._gather
+def slow_gather(step, dealt):
+    time.sleep(0.3)  # so that there is a middle in which to kill it
+    return gather(step, dealt)
+ShardStep._gather = slow_gather
 if __name__ == "__main__":
     build_corpus(load_corpus_config(sys.argv[1]), Path(sys.argv[2]), processes=int(sys.argv[3]))
 """
@@ -43,12 +49,10 @@ def quiet() -> Console:
 
 def reference(directory: Path) -> tuple[CorpusConfig, dict[str, bytes]]:
     """A config with many tasks, and the files of its corpus."""
-    texts = make_texts(240)
-    write_jsonl(
-        directory / "in/a.jsonl", [{"text": text} for text in [*texts[:120], b"no", *texts[40:80]] if text != b"no"]
-    )
-    write_jsonl(directory / "in/b.jsonl", [{"text": text} for text in texts[100:]])
-    config = config_of(SourceConfig("a", "jsonl", str(directory / "in")), tasks=40)
+    texts = make_texts(120)
+    write_jsonl(directory / "in/a.jsonl", [{"text": text} for text in [*texts[:60], *texts[20:40]]])
+    write_jsonl(directory / "in/b.jsonl", [{"text": text} for text in texts[50:]])
+    config = config_of(SourceConfig("a", "jsonl", str(directory / "in")), tasks=12)
     build_corpus(config, directory / "reference", processes=1, console=quiet())
     return config, files_of(directory / "reference")
 
@@ -62,8 +66,8 @@ def test_two_processes_give_the_same_bytes(case: tuple[CorpusConfig, dict[str, b
     config, expected = case
     summary = build_corpus(config, tmp_path / "out", processes=2, console=quiet())
     assert files_of(tmp_path / "out") == expected
-    assert summary.documents == 240
-    assert summary.drops == {"duplicate": 60}
+    assert summary.documents == 120
+    assert summary.drops == {"duplicate": 30}
 
 
 def completed(output: Path) -> dict[str, int]:
@@ -93,7 +97,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(("processes", "stage"), [(2, "texts"), (1, "encoded"), (1, "shards")])
+@pytest.mark.parametrize(("processes", "stage"), [(2, "texts"), (1, "shards")])
 def test_a_killed_build_goes_on(
     case: tuple[CorpusConfig, dict[str, bytes]],
     tmp_path: Path,
@@ -222,11 +226,13 @@ def test_an_error_of_a_worker_arrives_as_it_was_raised(tmp_path: Path, capfd: py
 
 
 def test_a_killed_worker_is_noticed() -> None:
-    with pytest.raises(UserError, match=r"worker process was killed.*fewer processes \(--processes 1; this time 2\)"):
+    def kill_a_worker() -> None:
         with worker_pool(2) as pool:
             assert pool is not None
             pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL).result()
-            raise AssertionError("the pool noticed nothing")
+
+    with pytest.raises(UserError, match=r"worker process was killed.*fewer processes \(--processes 1; this time 2\)"):
+        kill_a_worker()
 
 
 def test_the_stages_run_on_the_stock_executor(case: tuple[CorpusConfig, dict[str, bytes]], tmp_path: Path) -> None:
@@ -251,7 +257,7 @@ def test_the_stages_run_on_the_stock_executor(case: tuple[CorpusConfig, dict[str
             LocalPipelineExecutor(stage.pipeline, tasks=stage.num_tasks, workers=1, logging_dir=str(logs)).run()
         found.append(files_of(workspace.texts))
     assert found[0] == found[1]
-    assert len(found[0]) >= 5 * 20
+    assert len(found[0]) >= 5 * 6
 
 
 def test_workers_import_neither_torch_nor_transformers() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -33,12 +35,12 @@ def test_examples(sentences: list[str]) -> None:
 
 def test_starts_increase_from_zero_and_never_pass_the_end() -> None:
     generator = np.random.default_rng(0)
-    alphabet = list("aB.!? \n\n\"'”).。…") + ["Mr.", "No. 5"]
+    alphabet = [*list("aB.!? \n\n\"'”).。…"), "Mr.", "No. 5"]
     for _ in range(500):
         text = "x" + "".join(generator.choice(alphabet, int(generator.integers(0, 50))).tolist())
         starts = sentence_starts(text)
         assert starts[0] == 0
-        assert all(before < after for before, after in zip(starts, starts[1:], strict=False))
+        assert all(before < after for before, after in itertools.pairwise(starts))
         assert starts[-1] < len(text)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from pipeline.config.corpus import CleaningConfig, CorpusConfig, ShardConfig, SourceConfig, TokenizerConfig
 
 WORDS = (
-    "the whale sea ship captain harpoon wave storm sailor deck mast wind lady ball dance letter sister uncle estate walk"
-    " carriage Mr. Mrs. king queen forest wolf grandmother naïve café über 12 3.5 don't it's"
+    "the whale sea ship captain harpoon wave storm sailor deck mast wind lady ball dance letter sister uncle estate"
+    " walk carriage Mr. Mrs. king queen forest wolf grandmother naïve café über 12 3.5 don't it's"
 )
 
 
