@@ -23,7 +23,7 @@ from pipeline.data.stream import RowStream
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.registry import make_objective, row_kind
-from pipeline.shards.manifest import Manifest, read_manifest
+from pipeline.shards.manifest import Manifest, check_tokenizer, read_manifest
 from pipeline.train.validation import IGNORED
 
 VALIDATION_SEED = 0x5EED
@@ -126,6 +126,7 @@ def open_streams(config: RunConfig) -> Streams:
     """
     directory = Path(config.data.corpus)
     manifest = read_manifest(directory)
+    check_tokenizer(directory, manifest)
     if config.model.vocab_size is not None and config.model.vocab_size < manifest.vocab_size:
         raise UserError(
             f"model.vocab_size: {config.model.vocab_size} is smaller than the tokenizer of corpus {directory} "

@@ -1,0 +1,89 @@
+"""Each contradiction that a config can hold has its message."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipeline.config.checks import corpus_problems, run_problems
+from pipeline.config.corpus import CorpusConfig, ShardConfig, SourceConfig, TokenizerConfig
+from pipeline.config.run import DataConfig, RunConfig
+
+GOOD = RunConfig(run_directory="r", data=DataConfig(corpus="c"))
+GOOD_CORPUS = CorpusConfig(sources=[SourceConfig(name="a", path="b")])
+
+
+def with_values(config: Any, **values: Any) -> Any:
+    """``with_values(GOOD, train__steps=5)``."""
+    for name, value in values.items():
+        section, _, key = name.partition("__")
+        config = replace(config, **{section: replace(getattr(config, section), **{key: value}) if key else value})
+    return config
+
+
+def test_the_defaults_have_no_problem() -> None:
+    assert run_problems(GOOD) == []
+    assert corpus_problems(GOOD_CORPUS) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"run_directory": ""}, "run_directory: required"),
+        ({"data__corpus": ""}, "data.corpus: required"),
+        ({"seed": 2**70}, "does not fit 64 bits"),
+        ({"data__sequence_length": 1024}, "1024 is longer than the model's positions (model.max_positions: 512)"),
+        ({"data__sequence_length": 70_000, "model__max_positions": 80_000}, "70000 is above 65535"),
+        ({"data__sequence_length": 4}, "data.sequence_length: 4 is below 8"),
+        ({"data__workers": -1}, "data.workers: -1 is below 0"),
+        ({"model__hidden_size": 100, "model__num_heads": 12}, "100 is not a multiple of model.num_heads (12)"),
+        ({"model__hidden_dropout": 1.0}, "model.hidden_dropout: 1.0 is outside [0, 1)"),
+        ({"model__extra": {"n_layer": 3}}, "model.extra.n_layer: set `model.num_layers` instead"),
+        ({"model__initializer_range": 0.0}, "model.initializer_range: 0.0 must be a finite number above 0"),
+        (
+            {"model__attention_dropout": 0.1, "train__device": "cuda"},
+            "the CUDA kernel for packed rows has no attention dropout",
+        ),
+        ({"objective__name": "clm"}, "`clm` does not train family `bert`; use `mlm`"),
+        ({"model__family": "gpt2"}, "`mlm` does not train family `gpt2`; use `clm`"),
+        ({"objective__mask_rate": 0.0}, "objective.mask_rate: 0.0 is outside (0, 1)"),
+        ({"objective__mask_token_share": 0.95}, "0.95 + 0.1 is above 1"),
+        ({"optimizer__learning_rate": float("nan")}, "optimizer.learning_rate: nan must be a finite number above 0"),
+        ({"optimizer__weight_decay": -0.1}, "optimizer.weight_decay: -0.1 must be a finite number, 0 or more"),
+        ({"optimizer__betas": (0.9, 1.0)}, "optimizer.betas[1]: 1.0 is outside [0, 1)"),
+        ({"schedule__name": "wsd"}, "`wsd` needs the length of its final decay"),
+        ({"schedule__decay_steps": 5}, "only `wsd` reads it"),
+        ({"schedule__warmup_steps": 50, "train__steps": 10}, "longer than the run (train.steps: 10)"),
+        ({"train__steps": 0}, "train.steps: 0 is below 1"),
+        ({"train__precision": "fp16", "train__device": "cpu"}, "`fp16` needs CUDA"),
+        ({"train__gradient_clip_norm": -1.0}, "train.gradient_clip_norm: -1.0"),
+        ({"train__zero3_persistence_threshold": -1}, "train.zero3_persistence_threshold: -1 is below 0"),
+        ({"checkpoint__keep_last": 0}, "checkpoint.keep_last: 0 is below 1"),
+        ({"monitor__peak_flops_per_device": 0.0}, "monitor.peak_flops_per_device: 0.0"),
+    ],
+)
+def test_run_problems(values: dict[str, Any], message: str) -> None:
+    problems = run_problems(with_values(GOOD, **values))
+    assert len(problems) == 1, problems
+    assert message in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (CorpusConfig(), "sources: at least one source is needed"),
+        (CorpusConfig(sources=[SourceConfig(path="b")]), "sources.0.name: ''"),
+        (CorpusConfig(sources=[SourceConfig(name="a/b", path="b")]), "a short name without `/`"),
+        (CorpusConfig(sources=[SourceConfig(name="a", path="b")] * 2), "sources.1.name: 'a' is used twice"),
+        (CorpusConfig(sources=[SourceConfig(name="a")]), "sources.0.path: required for source 'a'"),
+        (replace(GOOD_CORPUS, shards=ShardConfig(validation_share=1.0)), "shards.validation_share: 1.0 is outside [0, 1)"),
+        (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(vocab_size=20)), "tokenizer.vocab_size: 20 is below 100"),
+        (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(style="gpt2")), "`gpt2` does not go with kind `wordpiece`"),
+    ],
+)
+def test_corpus_problems(config: CorpusConfig, message: str) -> None:
+    problems = corpus_problems(config)
+    assert len(problems) == 1, problems
+    assert message in problems[0]
