@@ -169,6 +169,8 @@ class _Build:
         total: Counter[str] = sum(counts.values(), Counter())
         extra = {
             "config_fingerprint": config_fingerprint(self.config),
+            "seed": self.config.seed,
+            "tokenizer": {name: value for name, value in asdict(self.config.tokenizer).items() if value is not None},
             "documents": deal.num_documents,
             "tokens": deal.num_tokens,
             "unknown_tokens": total["unknown_tokens"],

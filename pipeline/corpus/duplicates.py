@@ -15,7 +15,7 @@ from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
 from pipeline.corpus.counters import TaskCounter
-from pipeline.corpus.text_store import read_hashes
+from pipeline.corpus.text_store import read_hashes, save_array
 
 _DOCUMENTS_A_BUCKET = 16_000_000  # about 1 GB of memory a bucket
 
@@ -68,7 +68,7 @@ class DuplicateFinder(PipelineStep):
         joined = np.concatenate(hashes)
         self.output.mkdir(parents=True, exist_ok=True)
         duplicates = repeated(joined["high"], joined["low"], np.concatenate(numbers))
-        np.save(self.output / f"{rank:05d}.npy", duplicates)
+        save_array(self.output / f"{rank:05d}.npy", duplicates)
         self.stat_update("duplicates", value=len(duplicates))
         yield from ()
 

@@ -21,7 +21,7 @@ from pipeline.base.errors import UserError
 from pipeline.corpus.counters import TaskCounter
 from pipeline.corpus.duplicates import kept_documents
 from pipeline.corpus.sentences import sentence_starts, token_starts
-from pipeline.corpus.text_store import TextStore, write_facts
+from pipeline.corpus.text_store import TextStore, durable, save_array, write_facts
 from pipeline.corpus.tokenizer import encoder, read_tokenizer_facts
 from pipeline.shards.layout import token_dtype
 
@@ -134,7 +134,7 @@ class TextEncoder(PipelineStep):
         marks = np.array(
             [number for number in facts.all_special_ids if number != unknown or unknown in others], np.uint32
         )
-        with open(self.output / f"{rank:05d}.tokens", "wb") as file:
+        with durable(self.output / f"{rank:05d}.tokens") as file:
             for document, text, tokens, sentence in self._encoded(store, rank):
                 source = int(store.documents["source"][document])
                 count = counts.setdefault(source, Counter())
@@ -152,8 +152,8 @@ class TextEncoder(PipelineStep):
                 count["tokens"] += len(tokens)
                 count["unknown_tokens"] += 0 if unknown is None else int((tokens == unknown).sum())
                 self.stat_update("tokens", value=len(tokens))
-        np.save(self.output / f"{rank:05d}.encoded.npy", np.array(entries, ENCODED))
-        np.save(
+        save_array(self.output / f"{rank:05d}.encoded.npy", np.array(entries, ENCODED))
+        save_array(
             self.output / f"{rank:05d}.sentences.npy", np.concatenate([*starts, np.zeros(0, np.int64)]).astype("<u4")
         )
         write_facts(self.output, rank, counts, problems)

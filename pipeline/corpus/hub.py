@@ -5,6 +5,7 @@ So a worker process needs neither the network nor the second that importing `dat
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def _num_rows(file: InputFile) -> int:
 def _load(source: SourceConfig) -> Any:
     import datasets
 
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     local = Path(source.path)
     try:
         if (local / "dataset_info.json").is_file() or (local / "dataset_dict.json").is_file():

@@ -21,7 +21,7 @@ from pipeline.config.corpus import ShardConfig
 from pipeline.corpus.counters import TaskCounter
 from pipeline.corpus.dealing import shard_numbers, with_both_splits
 from pipeline.corpus.encoding import TokenStore, read_encoded
-from pipeline.corpus.text_store import TextStore, read_documents
+from pipeline.corpus.text_store import TextStore, read_documents, save_array
 from pipeline.shards.layout import shard_path
 from pipeline.shards.writer import ShardFacts, ShardWriter
 
@@ -132,7 +132,7 @@ class ShardStep(PipelineStep):
             facts = writer.close()
         self.facts.mkdir(parents=True, exist_ok=True)
         if split == "validation":
-            np.save(self.facts / f"{rank:05d}.counts.npy", counts)
+            save_array(self.facts / f"{rank:05d}.counts.npy", counts)
         write_json_atomically(self.facts / f"{rank:05d}.json", vars(facts))
         self.stat_update("documents", value=len(dealt))
         yield from ()

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from datatrove.data import Document, DocumentsPipeline
@@ -32,6 +34,21 @@ DOCUMENT: Final = np.dtype(
 )
 TEXT_HASH: Final = np.dtype([("high", "<u8"), ("low", "<u8")])
 """blake2b of the clean text, 128 bits: two different texts among 10^12 meet with probability 10^-15."""
+
+
+@contextmanager
+def durable(path: Path) -> Iterator[BinaryIO]:
+    """A file for writing that is on the disk at the end: a task's mark must not outlive its data in a power failure."""
+    with open(path, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def save_array(path: Path, array: NDArray) -> None:
+    """``np.save``, durably."""
+    with durable(path) as file:
+        np.save(file, array)
 
 
 def id_keys(document_id: str, seed: int) -> tuple[int, int]:
@@ -66,8 +83,8 @@ class TextStoreWriter(PipelineStep):
         problems: list[dict[str, Any]] = []
         text_end = id_end = 0
         with (
-            open(_path(self.directory, rank, "text"), "wb") as texts,
-            open(_path(self.directory, rank, "ids"), "wb") as ids,
+            durable(_path(self.directory, rank, "text")) as texts,
+            durable(_path(self.directory, rank, "ids")) as ids,
         ):
             for document in data or ():
                 source = document.metadata["source"]
@@ -87,8 +104,8 @@ class TextStoreWriter(PipelineStep):
                 hashes += hashlib.blake2b(text, digest_size=16).digest()
                 counts["clean_documents"] += 1
                 self.stat_update("stored")
-        np.save(_path(self.directory, rank, "documents.npy"), np.array(entries, DOCUMENT))
-        np.save(_path(self.directory, rank, "hashes.npy"), np.frombuffer(bytes(hashes), TEXT_HASH))
+        save_array(_path(self.directory, rank, "documents.npy"), np.array(entries, DOCUMENT))
+        save_array(_path(self.directory, rank, "hashes.npy"), np.frombuffer(bytes(hashes), TEXT_HASH))
         write_facts(self.directory, rank, facts, problems)
         yield from ()
 
