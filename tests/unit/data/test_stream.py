@@ -227,6 +227,22 @@ def test_epochs_and_seeds_order_and_pack_differently(corpus: Corpus) -> None:
     assert len({tuple(documents(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
 
 
+def test_every_epoch_and_shard_is_cut_and_packed_anew(tmp_path: Path) -> None:
+    lengths = [100] * 20 + [9] * 40
+    corpus = write_corpus(tmp_path / "corpus", [lengths, lengths])
+    stream = open_stream(corpus, global_batch_size=1, open_shards=1)
+    cuts: dict[tuple[int, int], set] = {}
+    neighbours: dict[tuple[int, int], set] = {}
+    for rows in stream.rows_of_steps(range(2 * stream.num_rows)):
+        name = int(rows.epoch[0]), int(rows.shard[0])
+        documents = rows.document - len(lengths) * name[1]
+        cuts.setdefault(name, set()).update(zip(documents.tolist(), rows.offset.tolist(), strict=True))
+        neighbours.setdefault(name, set()).add(tuple(sorted(documents.tolist())))
+    for found in (cuts, neighbours):
+        assert len(found) == 4
+        assert len({frozenset(of_shard) for of_shard in found.values()}) == 4
+
+
 def test_document_ids_name_every_segment(corpus: Corpus) -> None:
     stream = open_stream(corpus)
     names = [document.name for shard in corpus.documents["train"] for document in shard]
