@@ -5,14 +5,11 @@ Letters: T tokens of the packed row, P predicted positions, V vocabulary, K segm
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, cast
 
 from torch import Tensor, nn
 
 from pipeline.models.families import FAMILIES, Family
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _HOOK_NAME: Final = "select_rows"
 
@@ -34,7 +31,7 @@ class SelectRows:
         return (hidden[:, self.positions], *rest)  # 1 P E
 
 
-def prepare_packed(model: PreTrainedModel) -> None:
+def prepare_packed(model: nn.Module) -> None:
     """Install the hook of the family on ``model``, once; without ``packed_logits`` the model stays as it was."""
     entry = family_of(model).head_entry
     if entry is not None and not hasattr(model, _HOOK_NAME):
@@ -44,7 +41,7 @@ def prepare_packed(model: PreTrainedModel) -> None:
 
 
 def packed_logits(
-    model: PreTrainedModel,
+    model: nn.Module,
     input_ids: Tensor,
     position_ids: Tensor,
     cu_seqlens: Tensor,
@@ -66,7 +63,7 @@ def packed_logits(
     """
     family = family_of(model)
     if family.positions_follow_padding:
-        position_ids = position_ids + (model.config.pad_token_id + 1)
+        position_ids = position_ids + (_config_of(model).pad_token_id + 1)
     arguments = dict(
         input_ids=input_ids,
         position_ids=position_ids,
@@ -86,6 +83,10 @@ def packed_logits(
         select.positions = None
 
 
-def family_of(model: PreTrainedModel) -> Family:
+def family_of(model: nn.Module) -> Family:
     """The table entry of a model, by its config's ``model_type``."""
-    return FAMILIES[model.config.model_type]
+    return FAMILIES[_config_of(model).model_type]
+
+
+def _config_of(model: nn.Module) -> Any:
+    return cast("Any", model).config

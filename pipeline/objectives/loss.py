@@ -6,18 +6,14 @@ Letters: R rows, S sequence length, P most predictions, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pipeline.models.packed import packed_logits
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.masking import KEPT
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +25,7 @@ class LossOutput:
 
 
 def packed_loss_sum(
-    model: PreTrainedModel,
+    model: nn.Module,
     input_ids: Tensor,
     position_ids: Tensor,
     cu_seqlens: Tensor,
@@ -57,7 +53,7 @@ def packed_loss_sum(
     return cross_entropy(logits, labels, ignore_index=KEPT, reduction="sum")
 
 
-def batch_loss(model: PreTrainedModel, batch: Batch) -> LossOutput:
+def batch_loss(model: nn.Module, batch: Batch) -> LossOutput:
     """:func:`packed_loss_sum` of a batch that is on the model's device."""
     return LossOutput(
         packed_loss_sum(

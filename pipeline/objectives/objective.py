@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from pipeline.data.digest import row_digests
 from pipeline.data.rows import Rows
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.layout import Capacity, Predictions, make_batches
 from pipeline.objectives.loss import LossOutput, batch_loss
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 RowKind = Literal["bert", "gpt"]
 
@@ -52,7 +50,7 @@ class Objective(ABC):
         digests = row_digests(rows, *self._dense(predictions)) if self.digests else None
         return make_batches(rows, predictions, self.capacity, num_micro_batches, step, digests)
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> LossOutput:
+    def loss(self, model: nn.Module, batch: Batch) -> LossOutput:
         """Summed loss of a batch that is on the model's device."""
         return batch_loss(model, batch)
 

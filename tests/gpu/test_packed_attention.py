@@ -1,0 +1,99 @@
+"""Flash attention on packed rows against the exact operator, on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.base.errors import UserError
+from pipeline.config.run import Family
+from pipeline.models.attention import packed_attention
+from pipeline.models.build import build_model
+from pipeline.models.segment_attention import segment_attention
+from pipeline.objectives.loss import packed_loss_sum
+from tests.unit.models.packing_cases import FAMILIES, SPECIAL_IDS, VOCAB_SIZE, PackedCase, tiny_config
+
+pytestmark = pytest.mark.gpu
+
+CASES = [[[32], [32]], [[7, 12, 5], [20]], [[1, 1, 9, 9], [16, 16]], [[2], [3]]]
+
+
+def loss_and_gradients(
+    model: torch.nn.Module, case: PackedCase, function: object = packed_loss_sum
+) -> tuple[float, torch.Tensor]:
+    """Loss sum, and all gradients as one vector."""
+    positions, labels = (tensor.cuda() for tensor in case.padded_predictions(48))
+    rows = (case.input_ids.view(2, 32).cuda(), case.position_ids.view(2, 32).cuda(), case.cu_seqlens.cuda())
+    model.zero_grad()
+    loss = function(model, *rows, positions, labels, 32)  # type: ignore[operator]
+    loss.backward()
+    gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    return loss.item(), torch.cat(gradients)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_kernel_equals_the_exact_operator(causal: bool) -> None:
+    """Different lengths and trailing empty segments; gradients too."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(1, 4, 70, 64, generator=generator).to("cuda", torch.bfloat16).requires_grad_() for _ in range(3)
+    )
+    cu_seqlens = torch.tensor([0, 30, 31, 60, 70, 70, 70], dtype=torch.int32, device="cuda")
+    layer = torch.nn.Module()
+    layer.is_causal = causal
+    output, _ = packed_attention(layer, q, k, v, None, cu_seq_lens_q=cu_seqlens, max_length_q=32)
+    exact = [tensor.detach().float()[0].transpose(0, 1).requires_grad_() for tensor in (q, k, v)]
+    truth = segment_attention(*exact, cu_seqlens, None, 0.0, causal, 64**-0.5)
+    torch.testing.assert_close(output[0].float(), truth, rtol=2e-2, atol=2e-2)
+    direction = torch.randn(truth.shape, generator=generator).cuda()
+    ours = torch.autograd.grad(output, (q, k, v), direction[None].to(torch.bfloat16))
+    for gradient, expected in zip(ours, torch.autograd.grad(truth, exact, direction), strict=True):
+        torch.testing.assert_close(gradient[0].transpose(0, 1).float(), expected, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fp32_and_autocast_agree_with_the_cpu(family: Family) -> None:
+    config = tiny_config(family, hidden_size=48, num_heads=3)
+    model = build_model(config, vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS, seed=0).cuda()
+    for number, rows in enumerate(CASES):
+        case = PackedCase(rows, seed=number)
+        loss, gradients = loss_and_gradients(model, case)
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            half_loss, half_gradients = loss_and_gradients(model, case)
+        positions, labels = case.padded_predictions(48)
+        on_cpu = packed_loss_sum(
+            model.cpu(),
+            case.input_ids.view(2, 32),
+            case.position_ids.view(2, 32),
+            case.cu_seqlens,
+            positions,
+            labels,
+            32,
+        )
+        model.cuda()
+        assert loss == pytest.approx(on_cpu.item(), rel=1e-4)
+        assert half_loss == pytest.approx(loss, rel=0.02)
+        assert (half_gradients - gradients).norm() < 0.05 * gradients.norm()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiles_whole_and_once(family: Family) -> None:
+    torch._dynamo.reset()
+    config = tiny_config(family, hidden_size=48, num_heads=3)
+    model = build_model(config, vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS, seed=0).cuda()
+    compiled = torch.compile(packed_loss_sum, fullgraph=True, dynamic=False)
+    with torch._dynamo.config.patch(error_on_recompile=True), torch.autocast("cuda", dtype=torch.bfloat16):
+        for number, rows in enumerate(CASES):
+            case = PackedCase(rows, seed=number)
+            loss, gradients = loss_and_gradients(model, case)
+            compiled_loss, compiled_gradients = loss_and_gradients(model, case, compiled)
+            assert compiled_loss == pytest.approx(loss, rel=0.02)
+            assert (compiled_gradients - gradients).norm() < 0.05 * gradients.norm()
+
+
+def test_attention_dropout_is_refused() -> None:
+    model = build_model(
+        tiny_config("bert", attention_dropout=0.1), vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS, seed=0
+    ).cuda()
+    with pytest.raises(UserError, match=r"model\.attention_dropout: 0\.1 cannot be done on CUDA"):
+        loss_and_gradients(model, PackedCase(CASES[0]))
