@@ -10,17 +10,11 @@ import pytest
 from tests.rankpool import RankPool, without_launcher
 
 # Before torch is imported: two cores are shared by several ranks, and DeepSpeed reads its accelerator at import.
-_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "DS_ACCELERATOR": "cpu",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "WANDB_MODE": "offline",
-    "WANDB_SILENT": "true",
-}
-_kept = without_launcher(os.environ)
+_DEFAULTS = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+_FIXED = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+_environment = _DEFAULTS | without_launcher(os.environ) | _FIXED
 os.environ.clear()
-os.environ.update(_kept | _ENVIRONMENT)
+os.environ.update(_environment)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
