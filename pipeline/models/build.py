@@ -39,8 +39,8 @@ def build_model(
 ) -> PreTrainedModel:
     """The stock class of the family with its stock initial weights, in training mode, ready for ``packed_logits``.
 
-    With a seed, the weights depend on config and seed alone and torch's global generator is left as it was; without one
-    they are drawn from that generator.
+    With a seed, the weights depend on config and seed alone and torch's generator of the CPU is left as it was; without
+    one they are drawn from that generator.
 
     Args:
         vocab_size: ids of the tokenizer; the embedding has ``config.vocab_size`` rows where that is set.
@@ -56,7 +56,10 @@ def build_model(
     register_attention()
     hf._attn_implementation = ATTENTION_NAME
     model_class = getattr(transformers, FAMILIES[config.family].model_class)
-    with torch.random.fork_rng(enabled=seed is not None), torch.device(device or torch.get_default_device()):
+    with (
+        torch.random.fork_rng(devices=[], enabled=seed is not None),
+        torch.device(device or torch.get_default_device()),
+    ):
         if seed is not None:
             torch.manual_seed(seed)
         model = model_class(hf)

