@@ -51,7 +51,8 @@ class BuildConsole:
             stop.set()
             thread.join()
         if finished:
-            self.line(f"{title}: {format_amount(total, unit)} in {time.monotonic() - started:.1f} s")
+            amount = f"{format_amount(total, unit)} in " if total else ""
+            self.line(f"{title}: {amount}{time.monotonic() - started:.1f} s")
 
     def _bar(self, title: str, total: int, unit: str, counters: Path, stop: threading.Event) -> None:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -74,8 +75,12 @@ class BuildConsole:
     def _lines(self, title: str, total: int, unit: str, counters: Path, stop: threading.Event) -> None:
         while not stop.wait(_SECONDS_BETWEEN_LINES):
             done = min(total, total_of(counters))
-            share = 100 * done / max(1, total)
-            self.line(f"{title}: {share:.0f} % ({format_amount(done, unit)} of {format_amount(total, unit)})")
+            if total:
+                self.line(
+                    f"{title}: {100 * done / total:.0f} % ({format_amount(done, unit)} of {format_amount(total, unit)})"
+                )
+            else:
+                self.line(f"{title} ...")
 
 
 def format_amount(amount: float, unit: str) -> str:
