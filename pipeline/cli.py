@@ -141,6 +141,17 @@ def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
         print(f"{name.replace('_', ' '):<{width}}  {text}")
 
 
+def _print_lines(lines: Sequence[str], facts: dict[str, Any], as_json: bool) -> None:
+    print(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+
+
+def _progress_line(what: str) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        print(f"\r{done}/{total} {what}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return show
+
+
 def corpus_build(namespace: argparse.Namespace, overrides: list[str]) -> int:
     from pipeline.config.loading import load_corpus_config
     from pipeline.corpus.build import build_corpus
@@ -148,21 +159,25 @@ def corpus_build(namespace: argparse.Namespace, overrides: list[str]) -> int:
     summary = build_corpus(
         load_corpus_config(namespace.config, overrides), namespace.output, processes=namespace.processes
     )
-    _print_facts(summary.facts(), namespace.json)
+    _print_lines(summary.lines(), summary.as_dict(), namespace.json)
     return 0
 
 
 def corpus_verify(namespace: argparse.Namespace, _: list[str]) -> int:
+    from dataclasses import asdict
+
     from pipeline.shards.verify import verify_corpus
 
-    _print_facts(verify_corpus(namespace.directory).facts(), namespace.json)
+    facts = verify_corpus(namespace.directory, _progress_line("shards") if sys.stderr.isatty() else None)
+    _print_facts({"verified": str(namespace.directory), **asdict(facts)}, namespace.json)
     return 0
 
 
 def corpus_stats(namespace: argparse.Namespace, _: list[str]) -> int:
-    from pipeline.corpus.stats import corpus_stats as stats
+    from pipeline.corpus import stats
 
-    _print_facts(stats(namespace.directory), namespace.json)
+    facts = stats.corpus_stats(namespace.directory)
+    _print_lines(stats.stats_lines(facts), facts, namespace.json)
     return 0
 
 

@@ -79,7 +79,7 @@ def _build() -> float:
 
     summary = build_corpus(load_corpus_config(CORPUS_CONFIG), CORPUS)
     print("\n".join(summary.lines()), flush=True)
-    return float(read_manifest(CORPUS).extra["unigram_entropy"])
+    return float(read_manifest(CORPUS).extra["validation_unigram_entropy"])
 
 
 def _train() -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 import types
 import typing
@@ -33,7 +34,7 @@ class ConfigError(UserError):
         super().__init__(f"{where}: {count}\n" + "\n".join(f"  - {problem}" for problem in self.problems))
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # C where PyYAML has it: 10 x
     """YAML 1.2 floats (`1e-4` is a number) and an error for a key written twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -202,7 +203,6 @@ class _Reader:
     def __init__(self, config_class: type, bad: dict[str, str]) -> None:
         self.bad = bad
         self.valid_keys = _valid_keys(config_class)
-        self._parsers: dict[str, Any] = {}
 
     def unknown(self, name: str, dotted: str) -> None:
         self.bad[dotted] = f"{dotted}: unknown key.{_nearest(name, dotted, self.valid_keys)}"
@@ -214,17 +214,22 @@ class _Reader:
         if value is None and type(None) not in typing.get_args(hint):
             self.bad[dotted] = f"{dotted}: a value is missing; expected {describe_type(hint)}."
             return None
-        from jsonargparse import ArgumentError, ArgumentParser  # here: 0.15 s that `pretrain --help` does not need
+        from jsonargparse import ArgumentError  # here: 0.15 s that `pretrain --help` does not need
 
-        if str(hint) not in self._parsers:
-            parser = ArgumentParser(exit_on_error=False)
-            parser.add_argument("--value", type=hint)
-            self._parsers[str(hint)] = parser
         try:
-            return self._parsers[str(hint)].parse_object({"value": value}).value
+            return _value_parser(hint).parse_object({"value": value}).value
         except ArgumentError:
             self.bad[dotted] = f"{dotted}: {value!r} is not {describe_type(hint)}."
             return None
+
+
+@functools.cache
+def _value_parser(hint: Any) -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    return parser
 
 
 def _build(values: Mapping[str, Any], config_class: type[Any], prefix: str, reader: _Reader) -> Any:

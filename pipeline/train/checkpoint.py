@@ -26,7 +26,7 @@ from pipeline.base.files import publish_directory, read_json, write_json_atomica
 from pipeline.base.logs import get_logger
 from pipeline.models.build import stock_state_dict
 from pipeline.train.module import PretrainModule
-from pipeline.train.strategies import ZERO_STAGES
+from pipeline.train.strategies import ZERO_STAGES, engine_of
 
 META_NAME = "meta.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -96,7 +96,7 @@ def save_checkpoint(trainer: Trainer, module: PretrainModule, run_directory: Pat
     module.control.barrier()
     weights = _full_weights(module)
     if meta.strategy in ZERO_STAGES:
-        trainer.strategy.model.save_checkpoint(str(temporary / "state"), tag=_ZERO_TAG, save_latest=False)
+        engine_of(trainer).save_checkpoint(str(temporary / "state"), tag=_ZERO_TAG, save_latest=False)
     elif trainer.is_global_zero:
         state = {
             "optimizer": trainer.optimizers[0].state_dict(),
@@ -135,7 +135,7 @@ def load_checkpoint(trainer: Trainer, module: PretrainModule, directory: Path) -
     Under single and ddp the weights were loaded into the model before (:func:`load_weights`).
     """
     if module.config.train.strategy in ZERO_STAGES:
-        loaded, _ = trainer.strategy.model.load_checkpoint(str(directory / "state"), tag=_ZERO_TAG)
+        loaded, _ = engine_of(trainer).load_checkpoint(str(directory / "state"), tag=_ZERO_TAG)
         if loaded is None:
             raise UserError(_damaged(directory, "DeepSpeed found no state in it"))
         return
@@ -148,7 +148,7 @@ def load_checkpoint(trainer: Trainer, module: PretrainModule, directory: Path) -
     trainer.precision_plugin.load_state_dict(state["precision"])
 
 
-def load_weights(model: torch.nn.Module, directory: Path) -> None:
+def load_weights(model: Any, directory: Path) -> None:
     """Load ``model.safetensors`` into the stock model, strictly.
 
     Raises:

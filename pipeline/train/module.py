@@ -22,6 +22,7 @@ from pipeline.objectives.loss import packed_loss_sum
 from pipeline.optim.adamw import make_optimizer
 from pipeline.optim.schedules import learning_rate
 from pipeline.train.control import ControlPlane
+from pipeline.train.strategies import ZERO_STAGES, engine_of
 
 _DROPOUT_STREAM = 0xD0  # keeps dropout's keys apart from those of masks and order
 
@@ -49,7 +50,7 @@ class PretrainModule(pl.LightningModule):
     number; dropout is keyed by (seed, step, first row of the micro-batch), so nothing else needs saving.
     """
 
-    def __init__(self, model: torch.nn.Module, config: RunConfig, plan: BatchPlan, first_step: int) -> None:
+    def __init__(self, model: Any, config: RunConfig, plan: BatchPlan, first_step: int) -> None:
         super().__init__()
         self.model = model
         self.config = config
@@ -66,15 +67,11 @@ class PretrainModule(pl.LightningModule):
         self.counts = BatchCounts()
         self.row_digests: list[tuple[Tensor, Tensor]] = []
         self._dropout_key = 0
-        self._loss_function: Callable[..., Tensor] = packed_loss_sum
-
-    def compile_loss(self) -> None:
-        """One graph for encoder, head and loss: every shape is static, so it is compiled once."""
-        self._loss_function = torch.compile(packed_loss_sum, fullgraph=True, dynamic=False)
+        self.loss_function: Callable[..., Tensor] = packed_loss_sum
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """Cross-entropy sum over the micro-batch's predictions, fp32 scalar with a graph."""
-        return self._loss_function(
+        return self.loss_function(
             self.model,
             batch.input_ids,
             batch.position_ids,
@@ -130,22 +127,25 @@ class PretrainModule(pl.LightningModule):
         return learning_rate(self.step, config.schedule, config.optimizer, config.train.steps)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return make_optimizer(self.model, self.config.optimizer)
+        # With fp16 Lightning unscales gradients only for optimizers that are not fused; clipping needs them unscaled.
+        train = self.config.train
+        fused = False if train.precision == "fp16" and train.strategy not in ZERO_STAGES else None
+        return make_optimizer(self.model, self.config.optimizer, fused)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         # DeepSpeed clips by itself; elsewhere clip here, to keep the norm without computing it twice.
-        if self.config.train.strategy in ("single", "ddp"):
+        if self.config.train.strategy not in ZERO_STAGES:
             limit = self.config.train.gradient_clip_norm or float("inf")
             self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
 
     def read_gradient_norm(self) -> float | None:
         """Global norm before clipping of the step just finished; waits for the device."""
-        if self.config.train.strategy in ("single", "ddp"):
+        if self.config.train.strategy not in ZERO_STAGES:
             norm = self.gradient_norm
         else:
-            norm = self.trainer.strategy.model.get_global_grad_norm()
+            norm = engine_of(self.trainer).get_global_grad_norm()
         return None if norm is None else float(norm)
 
     def mean_loss(self) -> float:

@@ -9,8 +9,9 @@ from pipeline.base.logs import get_logger
 from pipeline.base.ranks import RankFacts, rank_facts
 from pipeline.config.derived import batch_plan
 from pipeline.config.run import RunConfig
-from pipeline.models.flops import num_parameters
+from pipeline.models.attention import check_device
 from pipeline.monitor.events import append_event
+from pipeline.train.compilation import check_compiler, compile_step
 from pipeline.train.identity import run_identity
 from pipeline.train.module import PretrainModule
 from pipeline.train.process import quiet_lightning, set_threads
@@ -44,8 +45,11 @@ def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
     facts = facts or rank_facts()
     plan = batch_plan(config, facts.world_size)
     device = resolve_device(config.train, facts)
+    check_device(config.model, device.type, config.train.precision)
     run_directory = Path(config.run_directory)
     check_run_directory(run_directory)
+    if config.train.compile:
+        check_compiler(device)
     set_threads(config.train, facts)
     quiet_lightning()
 
@@ -58,7 +62,7 @@ def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
 
     module = PretrainModule(make_model(config, streams, start), config, plan, start.step)
     if config.train.compile:
-        module.compile_loss()
+        compile_step(module)
     loader = streams.train_loader(start.step, plan, facts)
     sinks = start_sinks(config, streams, start, plan, device) if facts.rank == 0 else []
     monitor = make_monitor(config, streams, start, device, sinks, loader)
@@ -71,9 +75,8 @@ def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
         monitor=monitor,
     )
     validation = Validation(streams.validation_batches(plan, facts), config.evaluation, config.train.steps, monitor)
-    size = num_parameters(config.model, streams.vocab_size)
     # The order counts: validation is logged with its step, and both come before the save.
-    trainer = make_trainer(config, plan, facts, device, size, [validation, monitor, lifecycle])
+    trainer = make_trainer(config, plan, facts, device, streams.num_parameters, [validation, monitor, lifecycle])
     try:
         trainer.fit(module, train_dataloaders=loader)
     finally:

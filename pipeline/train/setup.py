@@ -17,7 +17,7 @@ from pipeline.config.derived import BatchPlan
 from pipeline.config.loading import to_plain
 from pipeline.config.run import RunConfig
 from pipeline.models.build import build_model
-from pipeline.models.flops import flops_per_step, num_parameters
+from pipeline.models.flops import flops_per_step
 from pipeline.monitor.callback import MonitorCallback
 from pipeline.monitor.events import append_event
 from pipeline.monitor.peak_flops import number_format, peak_flops
@@ -58,7 +58,7 @@ def find_start(config: RunConfig, identity: dict[str, Any], world_size: int) -> 
     return Start(meta.step, meta.tokens_seen, directory)
 
 
-def make_model(config: RunConfig, streams: Streams, start: Start) -> torch.nn.Module:
+def make_model(config: RunConfig, streams: Streams, start: Start) -> Any:
     """The stock model with this seed's initial weights, or the checkpoint's (DeepSpeed restores its own later)."""
     model = build_model(
         config.model,
@@ -80,7 +80,7 @@ def start_sinks(config: RunConfig, streams: Streams, start: Start, plan: BatchPl
         "strategy": config.train.strategy,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "host": platform.node(),
-        "parameters": num_parameters(config.model, streams.vocab_size),
+        "parameters": streams.num_parameters,
         "rows_per_micro_batch": plan.rows_per_micro_batch,
         "accumulation": plan.accumulation,
         "corpus_fingerprint": streams.manifest.fingerprint,

@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 
@@ -106,6 +107,11 @@ def _make_zero_strategy(
     )
 
 
+def engine_of(trainer: Trainer) -> Any:
+    """DeepSpeed's engine, under a ZeRO strategy."""
+    return trainer.strategy.model
+
+
 class _IndexedDDPStrategy(DDPStrategy):
     """DDP whose root device is the one resolved for this rank, also where a task sees only its own GPU."""
 
@@ -142,7 +148,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         self._init_deepspeed_distributed()
 
     def teardown(self) -> None:
-        engine = self.model
+        engine: Any = self.model
         super().teardown()
         if hasattr(engine, "destroy"):
             engine.destroy()  # hooks and buffers would outlive the run in this process

@@ -20,6 +20,7 @@ from pipeline.data.loader import make_loader
 from pipeline.data.row_format import row_format
 from pipeline.data.rows import RowFormat, Rows
 from pipeline.data.stream import RowStream
+from pipeline.models.flops import num_parameters
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.registry import make_objective, row_kind
@@ -63,6 +64,12 @@ class Streams:
     def vocab_size(self) -> int:
         """Rows of the model's embedding."""
         return self.config.model.vocab_size or self.manifest.vocab_size
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the model, tied ones once."""
+        pad = self.manifest.special_ids.get("pad")
+        return num_parameters(self.config.model, self.vocab_size, 1 if pad is None else pad)
 
     def objective(self, seed: int, digests: bool = False) -> Objective:
         """The objective under a seed of its own."""

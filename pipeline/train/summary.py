@@ -31,16 +31,15 @@ def derived_numbers(config: RunConfig, world_size: int) -> dict[str, Any]:
         "steps_per_epoch": None,
         "epochs": None,
     }
-    vocab_size = config.model.vocab_size
     if Path(config.data.corpus).is_dir():
         from pipeline.train.streams import open_streams
 
         streams = open_streams(config)
-        vocab_size = streams.vocab_size
+        numbers["parameters"] = streams.num_parameters
         rows = streams.train.num_rows
         numbers["rows_per_epoch"] = rows
         numbers["steps_per_epoch"] = round(rows / config.train.global_batch_size, 2)
         numbers["epochs"] = round(config.train.steps * config.train.global_batch_size / rows, 2)
-    if vocab_size is not None:
-        numbers["parameters"] = num_parameters(config.model, vocab_size)
+    elif config.model.vocab_size is not None:
+        numbers["parameters"] = num_parameters(config.model, config.model.vocab_size)
     return numbers

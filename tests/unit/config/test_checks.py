@@ -78,7 +78,10 @@ def test_run_problems(values: dict[str, Any], message: str) -> None:
         (CorpusConfig(sources=[SourceConfig(name="a/b", path="b")]), "a short name without `/`"),
         (CorpusConfig(sources=[SourceConfig(name="a", path="b")] * 2), "sources.1.name: 'a' is used twice"),
         (CorpusConfig(sources=[SourceConfig(name="a")]), "sources.0.path: required for source 'a'"),
-        (replace(GOOD_CORPUS, shards=ShardConfig(validation_share=1.0)), "shards.validation_share: 1.0 is outside [0, 1)"),
+        (
+            replace(GOOD_CORPUS, shards=ShardConfig(validation_share=1.0)),
+            "shards.validation_share: 1.0 is outside [0, 1)",
+        ),
         (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(vocab_size=20)), "tokenizer.vocab_size: 20 is below 100"),
         (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(style="gpt2")), "`gpt2` does not go with kind `wordpiece`"),
     ],

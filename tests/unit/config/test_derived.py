@@ -35,7 +35,11 @@ def test_the_largest_micro_batch_that_divides_is_taken() -> None:
 @pytest.mark.parametrize(
     ("rows", "world_size", "message"),
     [
-        (8, 3, r"3 ranks do not divide train.global_batch_size \(8\): start 2 or 4 ranks, or .* multiple of 3 such as 9"),
+        (
+            8,
+            3,
+            r"3 ranks do not divide train.global_batch_size \(8\): start 2 or 4 ranks, or .* multiple of 3 such as 9",
+        ),
         (8, 16, r"start 8 ranks, or set train.global_batch_size to a multiple of 16 such as 16"),
     ],
 )

@@ -34,7 +34,9 @@ def problems_of(path: Path, *overrides: str) -> list[str]:
 
 
 def test_values_come_from_the_file_and_defaults(tmp_path: Path) -> None:
-    config = load_run_config(write(tmp_path / "a.yaml", MINIMAL + "optimizer: {learning_rate: 1e-3, betas: [0.9, 0.98]}"))
+    config = load_run_config(
+        write(tmp_path / "a.yaml", MINIMAL + "optimizer: {learning_rate: 1e-3, betas: [0.9, 0.98]}")
+    )
     assert isinstance(config, RunConfig)
     assert config.optimizer.learning_rate == 1e-3
     assert config.optimizer.betas == (0.9, 0.98)
