@@ -117,8 +117,8 @@ def name_violations(root: Path) -> list[str]:
 
 
 def page_violations(root: Path) -> list[str]:
-    """Packages that no page of `docs/` names as `pipeline/NAME/` in its first lines or in a heading."""
-    subjects = ""
+    """Packages without a page of their name in `docs/`, nor one that names `pipeline/NAME/` at its start or a heading."""
+    subjects = "".join(f"`pipeline/{page.stem}/`" for page in (root / "docs").glob("*.md"))
     for page in (root / "docs").glob("*.md"):
         lines = page.read_text(encoding="utf-8").splitlines()
         subjects += "\n".join([*lines[:8], *(line for line in lines if line.startswith("#"))])
