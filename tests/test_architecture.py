@@ -117,7 +117,7 @@ def name_violations(root: Path) -> list[str]:
 
 
 def page_violations(root: Path) -> list[str]:
-    """Packages with no page of their name in `docs/` and none that has `pipeline/NAME/` at its start or in a heading."""
+    """Those without a page of their name in `docs/` or one that names `pipeline/NAME/` at the start or in a heading."""
     subjects = "".join(f"`pipeline/{page.stem}/`" for page in (root / "docs").glob("*.md"))
     for page in (root / "docs").glob("*.md"):
         lines = page.read_text(encoding="utf-8").splitlines()
