@@ -30,7 +30,7 @@ def test_all_presets_are_there() -> None:
 @pytest.mark.parametrize(
     ("name", "vocab_size", "parameters"),
     [
-        # Devlin et al. give 110M and 340M with pooler; Liu et al. 125M; Radford et al. (corrected by OpenAI) 124M, 355M, 1.5B.
+        # Published: 110M and 340M with pooler (BERT), 125M (RoBERTa), 124M, 355M and 1.5B (GPT-2, as corrected later).
         ("bert_base", 30522, 109_514_298),
         ("bert_large", 30522, 335_174_458),
         ("roberta_base", 50265, 124_697_433),

@@ -121,6 +121,13 @@ def test_a_base_may_not_have_a_base(tmp_path: Path) -> None:
         load_run_config(write(tmp_path / "c.yaml", "base: b.yaml\n"))
 
 
+def test_words_that_old_yaml_takes_for_booleans_stay_words(tmp_path: Path) -> None:
+    config = load_run_config(write(tmp_path / "a.yaml", MINIMAL + "monitor: {wandb: off, batch_digest: false}"))
+    assert config.monitor.wandb == "off"
+    assert config.monitor.batch_digest is False
+    assert parse_overrides(["--a", "off", "--b", "yes", "--c", "True"]) == ({"a": "off", "b": "yes", "c": True}, [])
+
+
 def test_overrides_are_yaml_scalars_and_strings_stay_strings() -> None:
     values, problems = parse_overrides(["--a.b", "1e-3", "--a.c=x y", "--a.d", "[1, 2]", "--e", "{"])
     assert values == {"a": {"b": 1e-3, "c": "x y", "d": [1, 2]}, "e": "{"}

@@ -1,0 +1,96 @@
+"""`docs/configuration.md`, made from the dataclasses: ``python -m pipeline.config.reference > docs/configuration.md``."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import typing
+from collections.abc import Iterator
+
+from pipeline.config.corpus import CorpusConfig
+from pipeline.config.loading import describe_type
+from pipeline.config.run import RunConfig
+
+_HEAD = """# Configuration
+
+`pipeline/config/` holds the typed config of a run and of a corpus: frozen dataclasses, a docstring under each field. This page is
+made from them (`python -m pipeline.config.reference`).
+
+A config is a YAML file with at most one `base:` file under it, whose keys it overrides section by section; dotted words on the
+command line override both: `--data.sequence_length 128`. Scalars are YAML 1.2: `1e-4` is a number, `off` is a word. An unknown key
+is an error that names the nearest valid one, and all problems of a config come in one message, before torch is imported.
+
+    pretrain config check configs/*.yaml
+    pretrain config show configs/bert_base.yaml --world-size 8
+"""
+
+
+def reference_page() -> str:
+    """The page, as Markdown."""
+    lines = [_HEAD]
+    for title, config_class in (("A run", RunConfig), ("A corpus", CorpusConfig)):
+        lines += [f"## {title}", "", inspect.cleandoc(config_class.__doc__ or ""), ""]
+        lines += _tables(config_class, "")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _tables(config_class: type, prefix: str) -> Iterator[str]:
+    hints = typing.get_type_hints(config_class)
+    texts = field_docstrings(config_class)
+    fields = dataclasses.fields(config_class)
+    plain = [field for field in fields if _section_of(hints[field.name]) is None]
+    if plain:
+        yield from ("| key | default | |", "|---|---|---|")
+        for field in plain:
+            kind = describe_type(hints[field.name])
+            yield f"| `{prefix}{field.name}` | {_default(field)} | {texts[field.name]} ({kind}) |"
+        yield ""
+    for field in fields:
+        section = _section_of(hints[field.name])
+        if section is not None:
+            name = f"{prefix}{field.name}"
+            many = typing.get_origin(hints[field.name]) is list
+            yield from (f"### `{name}`{' (a list)' if many else ''}", "", inspect.cleandoc(section.__doc__ or ""), "")
+            yield from _tables(section, f"{name}.N." if many else f"{name}.")
+
+
+def _section_of(hint: typing.Any) -> type | None:
+    if typing.get_origin(hint) is list:
+        (hint,) = typing.get_args(hint)
+    return hint if dataclasses.is_dataclass(hint) and isinstance(hint, type) else None
+
+
+def _default(field: dataclasses.Field[typing.Any]) -> str:
+    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+    if value == "":
+        return ""
+    if isinstance(value, bool) or value is None:
+        return f"`{str(value).lower() if value is not None else 'null'}`"
+    return f"`{list(value) if isinstance(value, tuple) else value}`"
+
+
+def field_docstrings(config_class: type) -> dict[str, str]:
+    """The string under each field, on one line.
+
+    Raises:
+        ValueError: a field has none.
+    """
+    (definition,) = ast.parse(inspect.getsource(config_class)).body
+    assert isinstance(definition, ast.ClassDef)
+    texts: dict[str, str] = {}
+    name = ""
+    for node in definition.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            name = node.target.id
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and name:
+            texts[name] = " ".join(str(node.value.value).split()).replace("|", "\\|")
+            name = ""
+    missing = [field.name for field in dataclasses.fields(config_class) if field.name not in texts]
+    if missing:
+        raise ValueError(f"{config_class.__name__}: no docstring under {', '.join(missing)}")
+    return texts
+
+
+if __name__ == "__main__":
+    print(reference_page(), end="")
