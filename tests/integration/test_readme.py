@@ -18,7 +18,7 @@ TINY = """
   --train.precision fp32 --train.threads_per_rank 1 --schedule.warmup_steps 0 --evaluation.rows 2 --monitor.wandb off
 """
 EXTRA = {
-    "corpus build": "--tokenizer.vocab_size 300 --processes 1 --cleaning.min_characters 1 --shards.validation_share 0.3",
+    "corpus build": "--tokenizer.vocab_size 300 --processes 1 --shards.validation_share 0.3",
     "config show": TINY,
     "train": TINY,
     "launch torchrun": TINY + " --processes 1",
