@@ -51,6 +51,7 @@ from pipeline.corpus.workspace import (
     complete_corpus,
     config_fingerprint,
     locked,
+    remove_leftovers,
     starts_anew,
 )
 from pipeline.shards.manifest import Manifest, ShardTable, write_manifest
@@ -163,6 +164,7 @@ class _Build:
         self._write_log(problems)
         if (output / "tokenizer").exists():
             shutil.rmtree(output / "tokenizer")  # of an attempt that was killed right here
+        shutil.rmtree(workspace.root / "publish", ignore_errors=True)  # likewise
         shutil.copytree(workspace.tokenizer, workspace.root / "publish")
         publish_directory(workspace.root / "publish", output / "tokenizer")
         tables = {split: ShardTable.from_facts(shards) for split, shards in self._shards(deal).items() if shards}
@@ -188,6 +190,7 @@ class _Build:
             drops=drops_of(total),
             extra=extra,
         )
+        remove_leftovers(workspace)
         write_manifest(output, manifest)
         return manifest
 

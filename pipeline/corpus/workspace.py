@@ -26,7 +26,7 @@ BUILD_VERSION = 1
 
 WORK_NAME = ".build"
 LOG_NAME = "build_log.jsonl"
-_OF_A_BUILD = {WORK_NAME, LOG_NAME, "train", "validation", "tokenizer", MANIFEST_NAME}
+_PUBLISHED = ("train", "validation", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ def complete_corpus(config: CorpusConfig, output: Path) -> Manifest | None:
                 f"{fingerprint[:12]}). Go back to that config to finish it. {way_out}"
             )
         return None
-    foreign = sorted(set(os.listdir(output)) - _OF_A_BUILD) if output.exists() else []
+    # A build writes its state before anything else, so without one `train/` is somebody's data, not a build's.
+    foreign = sorted(set(os.listdir(output)) - {WORK_NAME, LOG_NAME}) if output.exists() else []
     if foreign:
         raise UserError(f"{output} is not empty and holds no corpus (found {', '.join(foreign[:5])}). {way_out}")
     return None
@@ -156,10 +157,18 @@ def starts_anew(workspace: Workspace, config: CorpusConfig, files: Sequence[Inpu
     old = read_json(path, "state of the unfinished build") if path.exists() else None
     if old == state:
         return False
+    # The state goes after the shards: while they are there, it says whose they are.
+    for name in _PUBLISHED:
+        shutil.rmtree(workspace.output / name, ignore_errors=True)
     for child in sorted(workspace.root.iterdir()):
         if child.name not in ("lock", "datasets"):
             shutil.rmtree(child) if child.is_dir() else child.unlink()
-    for name in ("train", "validation", "tokenizer"):
-        shutil.rmtree(workspace.output / name, ignore_errors=True)
     write_json_atomically(path, state)
     return old is not None
+
+
+def remove_leftovers(workspace: Workspace) -> None:
+    """Remove the half-written files of killed attempts from the corpus directory."""
+    for directory in (workspace.output, *(workspace.output / name for name in _PUBLISHED)):
+        for path in directory.glob(".*.tmp"):
+            path.unlink()

@@ -360,6 +360,13 @@ def test_an_output_with_other_files_is_refused(tmp_path: Path) -> None:
     assert "is a file; a corpus is a directory" in refused(config, path)
 
 
+def test_folders_named_as_a_corpus_has_them_are_not_ours_to_delete(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "train/a.jsonl", [{"text": text} for text in make_texts(3)])
+    config = config_of(SourceConfig("a", "jsonl", str(tmp_path)))
+    assert "is not empty and holds no corpus (found train)" in refused(config, tmp_path)
+    assert path.is_file()
+
+
 def test_processes_are_at_least_one(tmp_path: Path) -> None:
     assert "--processes 0: at least 1 is needed" in refused(config_of(), tmp_path / "out", processes=0)
 

@@ -170,6 +170,26 @@ def test_another_config_does_not_go_on(
     assert files_of(tmp_path / "out") == expected
 
 
+def test_a_build_killed_at_its_very_end_leaves_nothing_behind(
+    case: tuple[CorpusConfig, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, expected = case
+    output = tmp_path / "out"
+
+    def stop(*_: object) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "publish_directory", stop)
+        with pytest.raises(Interrupted):
+            build_corpus(config, output, processes=1, console=quiet())
+    # As kill -9 leaves them: no handler removes its file.
+    (output / "train/.00000.tar.4711.tmp").write_bytes(b"half a shard")
+    (output / ".manifest.json.4711.tmp").write_bytes(b"{")
+    build_corpus(config, output, processes=1, console=quiet())
+    assert files_of(output) == expected
+
+
 def test_changed_input_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = make_texts(40)
     path = write_jsonl(tmp_path / "in/a.jsonl", [{"text": text} for text in texts[:30]])
