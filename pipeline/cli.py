@@ -6,6 +6,7 @@ Exit status: 0 done; 2 the user must change something (one message, no traceback
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -17,6 +18,12 @@ from pipeline.base.errors import UserError
 
 Command = Callable[[argparse.Namespace, list[str]], int]
 
+_ENVIRONMENT_ERRORS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
+"""What a path or a disk refuses, wherever it is touched: the user must change it, the program cannot."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
@@ -25,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and not namespace.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return int(namespace.run(namespace, rest) or 0)
+        status = int(namespace.run(namespace, rest) or 0)
+        sys.stdout.flush()  # here, where a closed pipe is caught, and not when the interpreter ends
+        return status
     except UserError as error:
         print(f"pretrain: error: {error}", file=sys.stderr)
         return 2
@@ -34,6 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `pretrain ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _ENVIRONMENT_ERRORS:
+            raise
+        place = f": {error.filename}" if error.filename is not None else ""
+        print(f"pretrain: error: {error.strerror}{place}. Name another path, or make room there.", file=sys.stderr)
+        return 2
 
 
 def build_parser() -> argparse.ArgumentParser:

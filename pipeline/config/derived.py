@@ -28,8 +28,14 @@ def batch_plan(config: RunConfig, world_size: int) -> BatchPlan:
     ``train.micro_batch_size``, so the same config runs on any number of ranks that divides the global batch.
 
     Raises:
-        UserError: ``world_size`` does not divide ``train.global_batch_size``.
+        UserError: ``world_size`` does not divide ``train.global_batch_size``, is below 1, or above 1 under ``single``.
     """
+    if world_size < 1:
+        raise UserError(f"{world_size} ranks: at least 1 is needed.")
+    if config.train.strategy == "single" and world_size > 1:
+        raise UserError(
+            f"train.strategy: `single` runs one rank, but {world_size} were started; use `ddp` or `zero1`."
+        )
     rows = config.train.global_batch_size
     if rows % world_size:
         divisors = [size for size in range(1, rows + 1) if rows % size == 0]

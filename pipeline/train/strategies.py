@@ -53,15 +53,8 @@ def make_strategy(train: TrainConfig, facts: RankFacts, device: torch.device, nu
 
     Args:
         num_parameters: bounds DeepSpeed's communication buffers.
-
-    Raises:
-        UserError: ``single`` with more than one rank.
     """
     if train.strategy == "single":
-        if facts.world_size > 1:
-            raise UserError(
-                f"train.strategy: `single` runs one rank, but {facts.world_size} were started; use `ddp` or `zero1`."
-            )
         return SingleDeviceStrategy(device=device)
     environment = RankEnvironment(facts)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -158,7 +151,7 @@ class OnceScaledPrecision(DeepSpeedPrecision):
     """Keeps DeepSpeed from dividing the loss by the micro-batches: Lightning has already done so.
 
     As shipped the gradient is divided twice (described in Lightning-AI/pytorch-lightning#6170); Adam hides it, but
-    clipping, epsilon and the logged norm do not. `tests/distributed/test_gradient_scale.py` pins it.
+    clipping, epsilon and the logged norm do not. `tests/distributed/test_training.py` pins the norm.
     """
 
     def backward(self, tensor: torch.Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:

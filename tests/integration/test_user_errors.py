@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,8 +114,17 @@ def test_single_on_two_ranks_and_a_world_that_does_not_divide(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "`single` runs one rank, but 2 were started; use `ddp` or `zero1`" in error_of(capsys, "train", config)
+    assert not config.with_suffix("").exists()
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert "3 ranks do not divide train.global_batch_size (8)" in error_of(capsys, "train", config)
+    message = error_of(capsys, "train", config, "--train.strategy", "ddp")
+    assert "3 ranks do not divide train.global_batch_size (8)" in message
+
+
+def test_numbers_of_ranks_that_cannot_be(capsys: pytest.CaptureFixture[str], config: Path) -> None:
+    for number in (0, -1):
+        assert f"{number} ranks: at least 1" in error_of(capsys, "config", "show", config, "--world-size", number)
+    message = error_of(capsys, "launch", "torchrun", config, "--processes", 2)
+    assert "`single` runs one rank, but 2 were started" in message
 
 
 def test_cuda_that_is_not_there(
@@ -183,6 +195,28 @@ def test_export_and_report_of_what_is_not_there(
     message = error_of(capsys, "export", run, "--output", tmp_path / "out", "--step", 7)
     assert "7" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_paths_that_refuse(capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path) -> None:
+    run = trained(config)
+    below_a_file = config / "below"
+    for arguments in (("report", run, "--output", below_a_file), ("export", run, "--output", below_a_file)):
+        message = error_of(capsys, *arguments)
+        assert f": {config}" in message
+        assert "Name another path" in message
+    assert "File name too long" in error_of(capsys, "report", run, "--output", tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("arguments", [["config", "show"], ["config", "show", "--json"]])
+def test_a_reader_that_stops_early(arguments: list[str], config: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", *arguments, str(config)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
 
 
 def test_unknown_command_and_argument(capsys: pytest.CaptureFixture[str]) -> None:
