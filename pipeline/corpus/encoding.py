@@ -56,11 +56,17 @@ def piece_characters(backend: Any) -> int:
 
     BERT's and GPT-2's pre-tokenizers never join what stands on both sides of an empty line, so the pieces of a text
     have the tokens of the text, and many small texts encode faster than a large one. Of other tokenizers we do not
-    know that: only texts too large for the memory are cut.
+    know that, and know the contrary of those that put a space before a text or strip it: only texts too large for the
+    memory are cut.
     """
-    names = {"BertPreTokenizer", "ByteLevel"}
-    pre_tokenizer = json.loads(backend.to_str())["pre_tokenizer"] or {}
-    return _PIECE_CHARACTERS if pre_tokenizer.get("type") in names else _LARGEST_TEXT_CHARACTERS
+    description = json.loads(backend.to_str())
+    pre_tokenizer, normalizer = description["pre_tokenizer"] or {}, description["normalizer"] or {}
+    cuts_anywhere = (
+        pre_tokenizer.get("type") in ("BertPreTokenizer", "ByteLevel")
+        and not pre_tokenizer.get("add_prefix_space")
+        and normalizer.get("type") in (None, "BertNormalizer", "NFC", "Lowercase")
+    )
+    return _PIECE_CHARACTERS if cuts_anywhere else _LARGEST_TEXT_CHARACTERS
 
 
 def encode_texts(

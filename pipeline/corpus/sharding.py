@@ -74,7 +74,7 @@ def deal_documents(texts: Path, encoded: Path, num_tasks: int, shards: ShardConf
         numbers = shard_numbers(num_tokens[documents], shards.tokens, shards.documents)
         ends = (np.flatnonzero(np.diff(numbers, append=-1)) + 1).tolist()
         for number, (begin, end) in enumerate(pairwise([0, *ends])):
-            np.save(output / f"{len(dealt):05d}.npy", place[documents[begin:end]])
+            save_array(output / f"{len(dealt):05d}.npy", place[documents[begin:end]])
             dealt.append((split, number))
     return Deal(dealt, int(num_tokens.sum()), len(order), num_repeated)
 

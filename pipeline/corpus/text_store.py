@@ -46,9 +46,10 @@ def durable(path: Path) -> Iterator[BinaryIO]:
 
 
 def save_array(path: Path, array: NDArray) -> None:
-    """``np.save``, durably."""
+    """``np.save`` of a 1-D array, durably. On a full disk ``np.save`` itself raises an error without a number."""
     with durable(path) as file:
-        np.save(file, array)
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(np.ascontiguousarray(array).view(np.uint8))
 
 
 def id_keys(document_id: str, seed: int) -> tuple[int, int]:

@@ -77,6 +77,18 @@ def test_unknown_pre_tokenizers_are_cut_rarely() -> None:
     assert piece_characters(backend) == 1 << 20
 
 
+def test_tokenizers_that_change_the_ends_of_a_text_are_cut_rarely() -> None:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    backend = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    assert piece_characters(backend) == 1 << 20
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    assert piece_characters(backend) < 1 << 20
+    backend.normalizer = normalizers.Strip()
+    assert piece_characters(backend) == 1 << 20
+
+
 def test_a_text_may_have_no_tokens(tmp_path: Path) -> None:
     make_tokenizer(STYLES["bert"], lambda: iter(make_texts(20)), tmp_path / "tokenizer", tmp_path / "facts.json")
     [(tokens, starts)] = encode_texts(encoder(tmp_path / "tokenizer"), ["\u200d"], 100, sentences=True)
