@@ -14,13 +14,13 @@ from pipeline.config.run import RunConfig
 
 _HEAD = """# Configuration
 
-`pipeline/config/` holds the typed config of a run and of a corpus: frozen dataclasses, a docstring under each field. This
-page is made from them (`python -m pipeline.config.reference`).
+`pipeline/config/` holds the typed config of a run and of a corpus: frozen dataclasses, a docstring under each field.
+This page is made from them (`python -m pipeline.config.reference`).
 
-A config is a YAML file with at most one `base:` file under it, whose keys it overrides section by section; dotted words on
-the command line override both: `--data.sequence_length 128`. Scalars are YAML 1.2: `1e-4` is a number, `off` is a word. An
-unknown key is an error that names the nearest valid one, and all problems of a config come in one message, before torch
-is imported.
+A config is a YAML file with at most one `base:` file under it, whose keys it overrides section by section; dotted
+words on the command line override both: `--data.sequence_length 128`. Scalars are YAML 1.2: `1e-4` is a number, `off`
+is a word. An unknown key is an error that names the nearest valid one, and all problems of a config come in one
+message, before torch is imported.
 
     pretrain config check configs/*.yaml
     pretrain config show configs/bert_base.yaml --world-size 8
