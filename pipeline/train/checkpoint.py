@@ -11,6 +11,7 @@ A checkpoint is written under a temporary name, fsynced and renamed: it is whole
 
 from __future__ import annotations
 
+import pickle
 import re
 import shutil
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ META_NAME = "meta.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT_VERSION = 1
 _ZERO_TAG = "zero"
+_DAMAGE = (OSError, RuntimeError, ValueError, EOFError, KeyError, AssertionError, pickle.UnpicklingError)
+"""What torch and DeepSpeed raise at a truncated, overwritten or missing file of state."""
+
 _DIRECTORY_NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -79,14 +83,14 @@ def read_meta(directory: Path) -> CheckpointMeta:
         return CheckpointMeta(**{name: value[name] for name in CheckpointMeta.__dataclass_fields__})
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"checkpoint {directory}: {META_NAME} is damaged ({error!r}); delete it to resume from an older one."
+            f"checkpoint {directory}: {META_NAME} is damaged ({error!r}); delete the directory to resume from an older one."
         ) from None
 
 
 def save_checkpoint(trainer: Trainer, module: PretrainModule, run_directory: Path, meta: CheckpointMeta) -> Path:
     """Write one checkpoint; every rank must call it. Nothing happens if this step is saved already."""
     path = checkpoint_directory(run_directory, meta.step)
-    if path.exists():
+    if (path / META_NAME).is_file():
         return path
     temporary = path.with_name(f".{path.name}.tmp")
     if trainer.is_global_zero:
@@ -108,6 +112,8 @@ def save_checkpoint(trainer: Trainer, module: PretrainModule, run_directory: Pat
         save_file(weights, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
         fields = {name: getattr(meta, name) for name in CheckpointMeta.__dataclass_fields__}
         write_json_atomically(temporary / META_NAME, {"format_version": FORMAT_VERSION, **fields})
+        if path.exists():  # without its meta.json: no checkpoint, yet in the way of this one
+            _delete(path)
         publish_directory(temporary, path)
     module.control.barrier()
     return path
@@ -134,18 +140,21 @@ def load_checkpoint(trainer: Trainer, module: PretrainModule, directory: Path) -
 
     Under single and ddp the weights were loaded into the model before (:func:`load_weights`).
     """
-    if module.config.train.strategy in ZERO_STAGES:
-        loaded, _ = engine_of(trainer).load_checkpoint(str(directory / "state"), tag=_ZERO_TAG)
-        if loaded is None:
-            raise UserError(_damaged(directory, "DeepSpeed found no state in it"))
-        return
-    path = directory / "state" / "trainer.pt"
+    zero = module.config.train.strategy in ZERO_STAGES
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise UserError(_damaged(directory, f"{path.name}: {error}")) from None
-    trainer.optimizers[0].load_state_dict(state["optimizer"])
-    trainer.precision_plugin.load_state_dict(state["precision"])
+        if zero:
+            loaded, _ = engine_of(trainer).load_checkpoint(str(directory / "state"), tag=_ZERO_TAG)
+            if loaded is None:
+                raise FileNotFoundError("DeepSpeed found no state in it")
+        else:
+            state = torch.load(directory / "state" / "trainer.pt", map_location="cpu", weights_only=True)
+            trainer.optimizers[0].load_state_dict(state["optimizer"])
+            trainer.precision_plugin.load_state_dict(state["precision"])
+    except torch.OutOfMemoryError:
+        raise
+    except _DAMAGE as error:
+        what = "state" if zero else "trainer.pt"
+        raise UserError(_damaged(directory, f"{what}: {error or type(error).__name__}")) from None
 
 
 def load_weights(model: Any, directory: Path) -> None:
@@ -171,15 +180,22 @@ def load_weights(model: Any, directory: Path) -> None:
 
 
 def _damaged(directory: Path, why: str) -> str:
-    return f"checkpoint {directory} is damaged ({why}); delete it to resume from an older one."
+    return f"checkpoint {directory} is damaged ({why}); delete the directory to resume from an older one."
 
 
 def prune_checkpoints(run_directory: Path, keep_last: int) -> None:
-    """Delete all but the newest ``keep_last`` checkpoints, oldest first."""
+    """Delete all but the newest ``keep_last`` checkpoints, oldest first, and leftovers. Call it when none is written."""
     for step in list_checkpoints(run_directory)[:-keep_last]:
-        path = checkpoint_directory(run_directory, step)
-        # Renamed first: a deletion cut short never leaves something that looks like a checkpoint.
-        doomed = path.with_name(f".{path.name}.deleted")
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+        _delete(checkpoint_directory(run_directory, step))
         get_logger().info("checkpoint of step %d deleted (checkpoint.keep_last: %d)", step, keep_last)
+    # What a kill in the middle of a save or a deletion has left.
+    for path in (run_directory / "checkpoints").glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _delete(path: Path) -> None:
+    """Renamed first: a deletion cut short never leaves something that looks like a checkpoint."""
+    doomed = path.with_name(f".{path.name}.deleted")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)

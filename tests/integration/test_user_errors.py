@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.cli import main
 from tests.runs import tiny_corpus, write_config
@@ -177,6 +178,8 @@ def test_damaged_checkpoints(capsys: pytest.CaptureFixture[str], config: Path) -
     state = (checkpoint / "state/trainer.pt").read_bytes()
     (checkpoint / "state/trainer.pt").write_bytes(state[: len(state) // 2])
     assert "is damaged (trainer.pt" in error_of(capsys, *more)
+    torch.save({"other": 1}, checkpoint / "state/trainer.pt")
+    assert "is damaged (trainer.pt: 'optimizer')" in error_of(capsys, *more)
     (checkpoint / "model.safetensors").write_bytes(b"short")
     assert "is damaged (model.safetensors" in error_of(capsys, *more)
     meta = json.loads((checkpoint / "meta.json").read_text())
@@ -184,6 +187,31 @@ def test_damaged_checkpoints(capsys: pytest.CaptureFixture[str], config: Path) -
     assert "has format 99; this version reads up to 1: update pretrain" in error_of(capsys, *more)
     (checkpoint / "meta.json").write_text("{}")
     assert "meta.json is damaged" in error_of(capsys, *more)
+
+
+def test_damaged_state_of_zero(capsys: pytest.CaptureFixture[str], config: Path) -> None:
+    zero = ("--train.strategy", "zero1", "--schedule.warmup_steps", 0)
+    assert main([str(word) for word in ("train", config, "--train.steps", 2, *zero)]) == 0
+    more = ("train", config, "--train.steps", 3, *zero)
+    for file in sorted((config.with_suffix("") / "checkpoints/step-00000002/state/zero").iterdir()):
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+        assert "is damaged (state: " in error_of(capsys, *more)
+        file.unlink()
+        assert "delete the directory to resume from an older one" in error_of(capsys, *more)
+        file.write_bytes(content)
+    assert main([str(word) for word in more]) == 0
+
+
+def test_half_a_checkpoint_is_none(config: Path) -> None:
+    run = trained(config)
+    checkpoints = run / "checkpoints"
+    (checkpoints / "step-00000002/meta.json").unlink()
+    for leftover in (".step-00000001.deleted", ".step-00000007.tmp"):
+        (checkpoints / leftover).mkdir()
+    trained(config)
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000002"]
+    assert (checkpoints / "step-00000002/meta.json").exists()
 
 
 def test_export_and_report_of_what_is_not_there(
