@@ -25,7 +25,6 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r".*does not have many workers.*",
-        r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning's own call
         r".*The `srun` command is available on your system but is not used.*",
         # `PretrainModule.configure_gradient_clipping` leaves clipping to DeepSpeed by itself.

@@ -48,11 +48,7 @@ def test_the_demo_learns_context_and_exports_a_model(tmp_path: Path) -> None:
     assert (run / "hf/model.safetensors").exists()
     # Any logged step can be replayed without the model.
     logged = {line["step"]: line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())}
-    command = [*pretrain, "batch", "configs/demo.yaml", "--step", "600", "--world-size", "2", "--json"]
-    replayed = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
-    assert json.loads(replayed.stdout)["digest"] == logged[600]["batch_digest"]
+    replayed = json.loads(run_command("batch", "configs/demo.yaml", "--step", "600", "--world-size", "2", "--json"))
+    assert replayed["digest"] == logged[600]["batch_digest"]
     # Run again, it says what it did instead of doing it twice.
-    again = subprocess.run(
-        [*pretrain, "demo"], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
-    )
-    assert "the demo has run before" in again.stdout
+    assert "the demo has run before" in run_command("demo")
