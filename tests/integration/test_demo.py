@@ -20,13 +20,17 @@ REPOSITORY = Path(__file__).parents[2]
 def test_the_demo_learns_context_and_exports_a_model(tmp_path: Path) -> None:
     for name in ("configs", "demo"):
         shutil.copytree(REPOSITORY / name, tmp_path / name)
-    pretrain = [sys.executable, "-m", "pipeline.cli"]
     # As a user's shell has it: tests ask for one thread and a CPU accelerator, users do not.
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "DS_ACCELERATOR")
-    }
+    of_tests = ("OMP_NUM_THREADS", "DS_ACCELERATOR")
+    environment = {name: value for name, value in os.environ.items() if name not in of_tests}
     environment["PYTHONPATH"] = str(REPOSITORY)
-    subprocess.run([*pretrain, "demo"], cwd=tmp_path, env=environment, check=True)
+
+    def run_command(*words: str) -> str:
+        command = [sys.executable, "-m", "pipeline.cli", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        return done.stdout
+
+    print(run_command("demo"))
     run = tmp_path / "runs/demo"
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary) == {
