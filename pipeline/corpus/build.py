@@ -17,10 +17,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from pipeline.base.errors import UserError
@@ -41,7 +41,7 @@ from pipeline.corpus.stages import (
     tokenizer_stage,
 )
 from pipeline.corpus.summary import SHOWN_PROBLEMS, BuildSummary, bad_share_message, drops_of, summary_of
-from pipeline.corpus.text_store import read_documents, read_facts
+from pipeline.corpus.text_store import read_facts, store_size
 from pipeline.corpus.tokenizer import TokenizerFacts, read_tokenizer_facts
 from pipeline.corpus.units import group_units, write_tasks
 from pipeline.corpus.workspace import (
@@ -108,9 +108,9 @@ class _Build:
         with worker_pool(self.processes) as self.pool:
             self._run(texts_stage(config, workspace, len(tasks), sum(unit.weight for unit in units)))
             problems = self._check_bad_share(len(tasks))
-            sizes = [read_documents(workspace.texts, task) for task in range(len(tasks))]
-            first_documents = [0, *np.cumsum([len(size) for size in sizes]).tolist()]
-            num_bytes = sum(int(size["text_end"][-1]) for size in sizes if len(size))
+            sizes = [store_size(workspace.texts, task) for task in range(len(tasks))]
+            first_documents = [0, *accumulate(num_documents for num_documents, _ in sizes)]
+            num_bytes = sum(num_text_bytes for _, num_text_bytes in sizes)
             if not first_documents[-1]:
                 raise UserError(
                     "No documents are left after cleaning: check the sources, `text_field` and cleaning.min_characters "
@@ -225,7 +225,7 @@ def _disk_errors(output: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"The disk is full while writing {output} ({where}). Free some space (a build needs about the size "
-                "of the text as free space) and run the same command: it goes on where it stopped."
+                "of the text and twice that of the tokens) and run the same command: it goes on where it stopped."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(

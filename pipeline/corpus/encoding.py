@@ -219,7 +219,8 @@ class TokenStore:
         """Open what :class:`TextEncoder` wrote for task ``rank``."""
         path = directory / f"{rank:05d}.tokens"
         tokens = np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
-        return cls(read_encoded(directory, rank), tokens, np.load(directory / f"{rank:05d}.sentences.npy"))
+        sentences = np.load(directory / f"{rank:05d}.sentences.npy", mmap_mode="r")
+        return cls(read_encoded(directory, rank), tokens, sentences)
 
 
 def read_encoded(directory: Path, rank: int) -> NDArray[np.void]:

@@ -138,7 +138,10 @@ class ShardStep(PipelineStep):
         yield from ()
 
     def _gather(self, dealt: NDArray[np.void]) -> tuple[list[NDArray], list[NDArray], list[str]]:
-        """Tokens, sentence starts and ids of a shard's documents, read task by task so that few files are open."""
+        """Tokens, sentence starts and ids of a shard's documents, read task by task so that few files are open.
+
+        All are copies: a view would keep the file of its whole task mapped.
+        """
         tokens: list[NDArray] = [np.zeros(0)] * len(dealt)
         sentences: list[NDArray] = [np.zeros(0)] * len(dealt)
         ids = [""] * len(dealt)
@@ -151,7 +154,9 @@ class ShardStep(PipelineStep):
                 index = int(dealt["index"][place])
                 entry = store.encoded[index]
                 tokens[place] = np.array(store.tokens[token_ends[index] - entry["tokens"] : token_ends[index]])
-                sentences[place] = store.sentences[sentence_ends[index] - entry["sentences"] : sentence_ends[index]]
+                sentences[place] = np.array(
+                    store.sentences[sentence_ends[index] - entry["sentences"] : sentence_ends[index]]
+                )
                 ids[place] = texts.id_of(int(entry["document"]))
         return tokens, sentences, ids
 

@@ -49,7 +49,7 @@ def save_array(path: Path, array: NDArray) -> None:
     """``np.save`` of a 1-D array, durably. On a full disk ``np.save`` itself raises an error without a number."""
     with durable(path) as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(np.ascontiguousarray(array).view(np.uint8))
+        file.write(np.ascontiguousarray(array).view(np.uint8).data)
 
 
 def id_keys(document_id: str, seed: int) -> tuple[int, int]:
@@ -167,6 +167,12 @@ class TextStore:
 def read_documents(directory: Path, rank: int) -> NDArray[np.void]:
     """The document table of task ``rank``, (D,) of :data:`DOCUMENT`."""
     return np.load(_path(directory, rank, "documents.npy"))
+
+
+def store_size(directory: Path, rank: int) -> tuple[int, int]:
+    """Documents of task ``rank`` and bytes of their texts."""
+    documents = read_documents(directory, rank)
+    return len(documents), int(documents["text_end"][-1]) if len(documents) else 0
 
 
 def read_hashes(directory: Path, rank: int) -> NDArray[np.void]:
