@@ -7,11 +7,12 @@ Letters: R rows of a window, K pieces, M shards of a window.
 
 from __future__ import annotations
 
+import errno
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from pipeline.shards.reader import Shard, read_index
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+_SPARE_SHARDS: Final = 32
 
 
 class Recent(Generic[K, V]):
@@ -83,14 +85,23 @@ class Windows:
         self.packing = packing
         self.row_format = row_format
         self.order = order
-        # Lanes leave their windows at different steps, so a few more than are open are kept.
-        in_use = order.lanes + 32
-        self.window: Recent[tuple[int, int], Window] = Recent(self._plan_window, in_use)
-        self.shard: Recent[int, Shard] = Recent(self._open_shard, in_use * order.window_shards)
+        # A few more than are open, since lanes leave their windows at different steps. An open shard costs a file
+        # descriptor, of which 1,024 is a usual limit, and a planned window the memory of all its shards' pieces.
+        spare = max(2, _SPARE_SHARDS // order.window_shards)
+        self.window: Recent[tuple[int, int], Window] = Recent(self._plan_window, order.lanes + spare)
+        self.shard: Recent[int, Shard] = Recent(self._open_shard, order.lanes * order.window_shards + _SPARE_SHARDS)
         self.epoch: Recent[int, EpochOrder] = Recent(order.epoch, 16)
 
     def _open_shard(self, number: int) -> Shard:
-        return Shard.open(self.directory, self.split, number, self.manifest)
+        try:
+            return Shard.open(self.directory, self.split, number, self.manifest)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            raise UserError(
+                f"Shard {shard_name(self.split, number)} cannot be opened: this process has too many open files, and "
+                "every open shard is one. Lower data.open_shards, or raise the limit (`ulimit -n`)."
+            ) from None
 
     def _plan_window(self, name: tuple[int, int]) -> Window:
         epoch, window = name

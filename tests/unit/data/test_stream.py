@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -203,6 +205,17 @@ def test_caches_too_small_for_a_batch_change_nothing(corpus: Corpus) -> None:
         assert_equal_rows(small.rows(step), large.rows(step))
 
 
+def test_a_small_batch_opens_no_more_files_than_a_large_one(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path, [[20, 30]] * 150)
+    stream = open_stream(corpus, open_shards=64, global_batch_size=2)
+    assert (stream.order.lanes, stream.order.window_shards) == (2, 32)
+    before = len(os.listdir("/proc/self/fd"))
+    for step in range(stream.num_rows // 2):
+        stream.rows(step)
+    assert len(os.listdir("/proc/self/fd")) - before <= 64 + 32
+    assert len(stream._windows.window._kept) <= 2 + 2
+
+
 def test_a_pickled_stream_gives_the_same_rows(corpus: Corpus) -> None:
     stream = open_stream(corpus)
     expected = stream.rows(5)
@@ -330,6 +343,15 @@ def test_damage_met_on_the_way_is_named(tmp_path: Path) -> None:
         UserError, match=rf"00000\.tar has {len(content) - 512} bytes; the manifest says {len(content)}"
     ):
         stream.rows_of_steps(range(3))
+
+
+def test_too_many_open_files_are_told(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("pipeline.data.windows.Shard.open", fail)
+    with pytest.raises(UserError, match=r"too many open files.* Lower data\.open_shards"):
+        open_stream(corpus).rows(0)
 
 
 def test_an_index_that_packs_otherwise_than_the_table_is_named(tmp_path: Path) -> None:
