@@ -79,8 +79,8 @@ def _listed(number: int, source: SourceConfig) -> list[InputFile]:
                 number,
                 source.kind,
                 str(path.resolve()),
-                path.name,
-                source.path,
+                _printable(path.name),
+                _printable(source.path),
                 path.stat().st_size,
                 path.stat().st_mtime,
             )
@@ -101,13 +101,18 @@ def _listed(number: int, source: SourceConfig) -> list[InputFile]:
             number,
             source.kind,
             folder.resolve_paths(name),
-            name,
-            f"{base}/{name}",
+            _printable(name),
+            _printable(f"{base}/{name}"),
             info["size"],
             info.get("mtime") or 0.0,
         )
         for name, info in zip(names, facts, strict=True)
     ]
+
+
+def _printable(name: str) -> str:
+    """A file name may hold bytes that are no UTF-8; ids and messages may not."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _fits(name: str, source: SourceConfig) -> bool:

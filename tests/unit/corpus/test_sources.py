@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 import zstandard
 
 from pipeline.base.errors import UserError
-from pipeline.config.corpus import SourceConfig
+from pipeline.config.corpus import CleaningConfig, SourceConfig
+from pipeline.corpus.build import build_corpus
 from pipeline.corpus.sources import cut_into_units, find_files
 from pipeline.corpus.units import Unit
-from tests.unit.corpus.writing import make_texts, write_jsonl
+from tests.unit.corpus.writing import config_of, make_texts, write_jsonl
 
 
 def found(tmp_path: Path, *sources: SourceConfig) -> list[str]:
@@ -53,6 +55,16 @@ def test_a_glob_chooses(tmp_path: Path, folder: Path, glob: str, names: list[str
 def test_a_file_is_a_source_whatever_its_ending(tmp_path: Path, folder: Path) -> None:
     [file] = find_files([SourceConfig("t", "text", str(folder / "notes.md"))], tmp_path)
     assert (file.name, file.place) == ("notes.md", str(folder / "notes.md"))
+
+
+def test_a_file_name_need_not_be_utf8(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in (b"latin \xe9.txt", b"empty \xff.txt"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/in/" + name)).write_text("" if b"empty" in name else "some words")
+    config = config_of(SourceConfig("t", "text", str(tmp_path / "in")), cleaning=CleaningConfig(max_bad_share=1.0))
+    summary = build_corpus(config, tmp_path / "out", processes=1)
+    assert summary.documents == 1
+    assert summary.problems[0]["place"] == f"{tmp_path}/in/empty \\udcff.txt"
 
 
 def test_all_endings_of_json_lines(tmp_path: Path) -> None:
