@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from pipeline.base.errors import UserError
 from pipeline.config.corpus import SourceConfig
@@ -17,6 +19,8 @@ USUAL_ENDINGS = {
     "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
     "parquet": (".parquet",),
 }
+_Facts: TypeAlias = tuple[str, int, float]
+"""What to open, size in bytes, time of the last change."""
 _PROBED_RECORDS = 100
 _PROBED_LINES = 1000
 
@@ -64,30 +68,19 @@ def _check_names(sources: Sequence[SourceConfig]) -> None:
 
 
 def _listed(number: int, source: SourceConfig) -> list[InputFile]:
-    from datatrove.io import get_datafolder
-
-    remote = "://" in source.path
-    if not remote and not Path(source.path).exists():
+    root = Path(source.path)
+    if "://" in source.path:
+        names, facts_of = _remote_files(source.path)
+    elif root.is_file():
+        return [_input_file(number, source, root.name, source.path, _local_facts(root))]
+    elif root.exists():
+        names, facts_of = _names_below(root), lambda name: _local_facts(root / name)
+    else:
         raise UserError(
             f"Source {source.name!r}: the path {source.path!r} does not exist (looked in {Path.cwd()} if it is "
             "relative). Correct `path`, or make the folder."
         )
-    if not remote and Path(source.path).is_file():
-        path = Path(source.path)
-        return [
-            InputFile(
-                number,
-                source.kind,
-                str(path.resolve()),
-                _printable(path.name),
-                _printable(source.path),
-                path.stat().st_size,
-                path.stat().st_mtime,
-            )
-        ]
-    folder = get_datafolder(source.path)
-    # Listed without the pattern: fsspec's globs treat `*` and folders unlike the shell; here `*` also crosses folders.
-    names = sorted(name for name in folder.list_files() if _fits(name, source))
+    names = sorted(name for name in names if _fits(name, source))
     if not names:
         wanted = source.glob or ", ".join(f"*{ending}" for ending in USUAL_ENDINGS[source.kind])
         raise UserError(
@@ -95,19 +88,47 @@ def _listed(number: int, source: SourceConfig) -> list[InputFile]:
             "Correct `path` or `kind`, or set `glob`."
         )
     base = source.path.rstrip("/")
-    facts = [folder.info(name) for name in names]
-    return [
-        InputFile(
-            number,
-            source.kind,
-            folder.resolve_paths(name),
-            _printable(name),
-            _printable(f"{base}/{name}"),
-            info["size"],
-            info.get("mtime") or 0.0,
-        )
-        for name, info in zip(names, facts, strict=True)
-    ]
+    return [_input_file(number, source, name, f"{base}/{name}", facts_of(name)) for name in names]
+
+
+def _remote_files(path: str) -> tuple[list[str], Callable[[str], _Facts]]:
+    from datatrove.io import get_datafolder
+
+    folder = get_datafolder(path)
+
+    def facts_of(name: str) -> _Facts:
+        info = folder.info(name)
+        return folder.resolve_paths(name), info["size"], info.get("mtime") or 0.0
+
+    # Listed without the pattern: fsspec's globs treat `*` and folders unlike the shell; here `*` also crosses folders.
+    return folder.list_files(), facts_of
+
+
+def _names_below(root: Path) -> list[str]:
+    """Files below a local folder. Links to folders are followed, each folder once; fsspec would leave them out."""
+
+    def fail(error: OSError) -> None:
+        raise error  # a folder that cannot be read is not an empty one
+
+    names: list[str] = []
+    seen: set[str] = set()
+    for directory, folders, files in os.walk(root, followlinks=True, onerror=fail):
+        real = os.path.realpath(directory)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        names += [] if real in seen else [(Path(directory) / name).relative_to(root).as_posix() for name in files]
+        seen.add(real)
+    return names
+
+
+def _local_facts(path: Path) -> _Facts:
+    facts = path.stat()
+    # Not resolved: the target of a link may have another ending, and the ending tells the compression.
+    return str(path.absolute()), facts.st_size, facts.st_mtime
+
+
+def _input_file(number: int, source: SourceConfig, name: str, place: str, facts: _Facts) -> InputFile:
+    path, num_bytes, modified = facts
+    return InputFile(number, source.kind, path, _printable(name), _printable(place), num_bytes, modified)
 
 
 def _printable(name: str) -> str:

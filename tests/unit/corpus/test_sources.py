@@ -67,6 +67,36 @@ def test_a_file_name_need_not_be_utf8(tmp_path: Path) -> None:
     assert summary.problems[0]["place"] == f"{tmp_path}/in/empty \\udcff.txt"
 
 
+def test_links_are_followed_and_no_folder_is_read_twice(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/e.txt").write_text("text of e.txt")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "link.txt").symlink_to(tmp_path / "elsewhere/e.txt")
+    (folder / "sub/back").symlink_to(folder)
+    names = ["a.txt", "b.txt", "link.txt", "link/e.txt", "sub/c.txt"]
+    assert found(tmp_path, SourceConfig("t", "text", str(folder))) == names
+    (tmp_path / "blob").write_bytes(gzip.compress(b'{"text": "a"}'))
+    (tmp_path / "a.jsonl.gz").symlink_to(tmp_path / "blob")  # as in the cache of the hub
+    [file] = find_files([SourceConfig("t", "jsonl", str(tmp_path / "a.jsonl.gz"))], tmp_path)
+    assert file.path.endswith(".gz")
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if os.path.basename(path) == "sub":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    config = config_of(SourceConfig("t", "text", str(folder)))
+    with pytest.raises(UserError, match=r"No permission: .*sub"):
+        build_corpus(config, tmp_path / "out", processes=1)
+
+
 def test_all_endings_of_json_lines(tmp_path: Path) -> None:
     line = json.dumps({"text": "a"}).encode() + b"\n"
     contents = {
