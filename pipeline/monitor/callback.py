@@ -93,6 +93,11 @@ class MonitorCallback(StepCallback):
         """Have the held-out loss logged with the step at hand."""
         self.added |= {"validation_loss": loss, "validation_perplexity": perplexity(loss)}
 
+    def event(self, name: str, **facts: Any) -> None:
+        """Tell the sinks what happened (``checkpoint``, ``stopped``)."""
+        for sink in self.sinks:
+            sink.event(name, **facts)
+
     def exclude(self, seconds: float) -> None:
         """Seconds of the step at hand that were no training (validation, checkpoints)."""
         if self.meter is not None:

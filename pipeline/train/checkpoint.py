@@ -82,9 +82,7 @@ def read_meta(directory: Path) -> CheckpointMeta:
             )
         return CheckpointMeta(**{name: value[name] for name in CheckpointMeta.__dataclass_fields__})
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"checkpoint {directory}: {META_NAME} is damaged ({error!r}); delete the directory to resume from an older one."
-        ) from None
+        raise UserError(_damaged(directory, f"{META_NAME}: {error!r}")) from None
 
 
 def save_checkpoint(trainer: Trainer, module: PretrainModule, run_directory: Path, meta: CheckpointMeta) -> Path:
@@ -184,7 +182,7 @@ def _damaged(directory: Path, why: str) -> str:
 
 
 def prune_checkpoints(run_directory: Path, keep_last: int) -> None:
-    """Delete all but the newest ``keep_last`` checkpoints, oldest first, and leftovers. Call it when none is written."""
+    """Delete all but the newest ``keep_last`` checkpoints, and leftovers; called when none is being written."""
     for step in list_checkpoints(run_directory)[:-keep_last]:
         _delete(checkpoint_directory(run_directory, step))
         get_logger().info("checkpoint of step %d deleted (checkpoint.keep_last: %d)", step, keep_last)

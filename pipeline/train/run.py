@@ -10,12 +10,11 @@ from pipeline.base.ranks import RankFacts, rank_facts
 from pipeline.config.derived import batch_plan
 from pipeline.config.run import RunConfig
 from pipeline.models.attention import check_device
-from pipeline.monitor.events import append_event
 from pipeline.train.compilation import check_compiler, compile_step
 from pipeline.train.identity import run_identity
 from pipeline.train.module import PretrainModule
 from pipeline.train.process import quiet_lightning, set_threads
-from pipeline.train.run_directory import check_run_directory
+from pipeline.train.run_directory import check_run_directory, note_finished
 from pipeline.train.saving import Lifecycle
 from pipeline.train.setup import find_start, make_meta, make_model, make_monitor, make_trainer, start_sinks
 from pipeline.train.strategies import resolve_device
@@ -58,6 +57,8 @@ def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
     start = find_start(config, identity, facts.world_size)
     if start.step >= config.train.steps:
         get_logger().info("nothing to do: step %d of %d is done", start.step, config.train.steps)
+        if facts.rank == 0:
+            note_finished(run_directory, start.step)
         return RunOutcome(run_directory, start.step, finished=True)
 
     module = PretrainModule(make_model(config, streams, start), config, plan, start.step)
@@ -84,5 +85,5 @@ def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
             sink.close()
     finished = lifecycle.stopped_at is None
     if finished and facts.rank == 0:
-        append_event(run_directory, "finished", step=module.step)
+        note_finished(run_directory, module.step)
     return RunOutcome(run_directory, module.step, finished)

@@ -8,9 +8,10 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import write_bytes_atomically
 from pipeline.config.loading import to_yaml
 from pipeline.config.run import RunConfig
-from pipeline.monitor.events import append_event
+from pipeline.monitor.events import append_event, read_events
 
 CONFIG_NAME = "config.yaml"
+_STATES = ("started", "resumed", "stopped", "finished")
 
 
 def enter_run_directory(config: RunConfig, first_step: int) -> Path:
@@ -36,6 +37,17 @@ def enter_run_directory(config: RunConfig, first_step: int) -> Path:
     except OSError as error:
         raise UserError(f"run_directory: {directory} cannot be written ({error.strerror or error}).") from None
     return directory
+
+
+def note_finished(directory: Path, step: int) -> None:
+    """Append the event ``finished``, unless it is the last news already; rank 0 only.
+
+    A run that a signal stopped, and whose `train.steps` was then lowered to what is done, would else stay ``stopped``
+    and be put back into SLURM's queue again and again.
+    """
+    names = [event.get("event") for event in read_events(directory)]
+    if next((name for name in reversed(names) if name in _STATES), None) != "finished":
+        append_event(directory, "finished", step=step)
 
 
 def check_run_directory(directory: Path) -> None:

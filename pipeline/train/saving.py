@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
+from pipeline.base.errors import UserError
 from pipeline.base.logs import get_logger
 from pipeline.config.run import CheckpointConfig
 from pipeline.monitor.callback import MonitorCallback, StepCallback
@@ -54,6 +56,7 @@ class Lifecycle(StepCallback):
         module.control = ControlPlane(trainer.world_size)
         module.stop_requested = self.signals.requested
         self.signals.install()
+        _check_same_step(module)
         # Lightning would broadcast a SIGTERM flag, and read it from the device, before every micro-batch; ours rides on
         # the one reduction a step that is needed anyway.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
@@ -71,7 +74,7 @@ class Lifecycle(StepCallback):
             self.stopped_at = step
             trainer.should_stop = True
             if trainer.is_global_zero:
-                append_event(self.run_directory, "stopped", step=step, signal=self.signals.received)
+                self._tell("stopped", step, signal=self.signals.received)
                 get_logger().info("stopped after step %d on a signal; run the same command to go on", step)
 
     def _save(self, trainer: pl.Trainer, module: Any, step: int) -> None:
@@ -80,8 +83,27 @@ class Lifecycle(StepCallback):
         path = save_checkpoint(trainer, module, self.run_directory, self.make_meta(step, tokens))
         if trainer.is_global_zero:
             seconds = round(time.perf_counter() - started, 3)
-            append_event(self.run_directory, "checkpoint", step=step, path=path.name, seconds=seconds)
+            self._tell("checkpoint", step, path=path.name, seconds=seconds)
             prune_checkpoints(self.run_directory, self.config.keep_last)
+
+    def _tell(self, name: str, step: int, **facts: Any) -> None:
+        """Note an event in the run directory, on the console and in wandb; rank 0 only."""
+        append_event(self.run_directory, name, step=step, **facts)
+        self.monitor.event(name, step=step, **facts)
 
     def teardown(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
         self.signals.restore()
+
+
+def _check_same_step(module: Any) -> None:
+    """Each rank has looked for the newest checkpoint by itself: they must have found the same.
+
+    Raises:
+        UserError: they have not; on every rank.
+    """
+    steps = [int(step) for step in module.control.gather(torch.tensor([module.first_step]))]
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"run_directory: the ranks see different checkpoints (newest steps {sorted(set(steps))}, 0 for none): it "
+            "must be one directory that all nodes share. If it is, a node saw an old listing of it: start again."
+        )

@@ -12,6 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from pipeline.base.errors import UserError
+from pipeline.launch.requeue import run_was_stopped
+from pipeline.monitor.events import read_events
 from pipeline.train.run import RunOutcome
 from tests.rankpool import RankError, RankPool
 from tests.runs import column, metrics_of, run_rank, tiny_corpus, write_config
@@ -130,6 +132,34 @@ def test_ddp_resumes_on_another_number_of_ranks(rank_pool: RankPool, corpus: Pat
     run = config.with_suffix("")
     assert column(run, "loss") == pytest.approx(column(alone, "loss"), abs=1e-5)
     assert column(run, "batch_digest") == column(alone, "batch_digest")
+
+
+def _run_in_a_directory_of_its_own(config_path: str, overrides: list[str]) -> RunOutcome:
+    own = Path(config_path).with_suffix("") if os.environ["RANK"] == "0" else Path(config_path).with_name("other")
+    return run_rank(config_path, [*overrides, "--run_directory", str(own)])
+
+
+def test_nodes_that_do_not_share_the_run_directory(rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, corpus)
+    rank_pool.run(run_rank, str(config), ["--train.strategy", "ddp", "--train.steps", "5"], world_size=1)
+    with pytest.raises(RankError, match=r"the ranks see different checkpoints \(newest steps \[0, 5\], 0 for none\)"):
+        rank_pool.run(_run_in_a_directory_of_its_own, str(config), ["--train.strategy", "ddp"], world_size=2)
+
+
+def test_events_reach_the_console(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_rank(str(write_config(tmp_path, corpus)), ["--train.steps", "5"])
+    assert "checkpoint at step 5: path=step-00000005, seconds=" in capsys.readouterr().err
+
+
+def test_a_stopped_run_can_be_called_finished(rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, corpus)
+    (outcome,) = rank_pool.run(_killed_after, str(config), [], 7, "SIGTERM", world_size=1)
+    run = config.with_suffix("")
+    assert run_was_stopped(run)
+    for _ in range(2):
+        rank_pool.run(run_rank, str(config), ["--train.steps", str(outcome.step)], world_size=1)
+        assert not run_was_stopped(run)
+    assert [event["event"] for event in read_events(run)].count("finished") == 1
 
 
 def test_zero_refuses_another_layout(rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_damaged_checkpoints(capsys: pytest.CaptureFixture[str], config: Path) -
     (checkpoint / "meta.json").write_text(json.dumps({**meta, "format_version": 99}))
     assert "has format 99; this version reads up to 1: update pretrain" in error_of(capsys, *more)
     (checkpoint / "meta.json").write_text("{}")
-    assert "meta.json is damaged" in error_of(capsys, *more)
+    assert "is damaged (meta.json: KeyError" in error_of(capsys, *more)
 
 
 def test_damaged_state_of_zero(capsys: pytest.CaptureFixture[str], config: Path) -> None:
