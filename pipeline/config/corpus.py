@@ -116,8 +116,8 @@ class CorpusConfig:
     """Shard sizes and the validation split."""
 
     tasks: int = 0
-    """Units of work. 0: one for every file, at least 1 (large JSON-lines files are split by bytes).
-    It shapes the output, so it is never taken from the number of processes."""
+    """Units of work, at most. 0: about 1,024, of 4 to 256 MiB each (large plain JSON-lines files and tables are split).
+    Never taken from the number of processes; no byte of the corpus depends on it."""
 
     seed: int = 0
     """Deals documents to splits and shards."""

@@ -58,7 +58,9 @@ class BuildSummary:
     def lines(self) -> list[str]:
         """For people."""
         head = (
-            "The corpus was complete already; nothing to do" if self.was_complete else f"Built in {self.seconds:.1f} s"
+            "The corpus of this config was complete already, nothing to do (whether its input changed is not looked at)"
+            if self.was_complete
+            else f"Built in {self.seconds:.1f} s"
         )
         shown = [f"{head}: {self.output}"]
         shown.append(f"  {self.documents:,} documents, {self.tokens:,} tokens, {self.vocab_size:,} ids")
