@@ -117,7 +117,7 @@ class CorpusConfig:
 
     tasks: int = 0
     """Units of work, at most. 0: about 1,024, of 4 to 256 MiB each (large plain JSON-lines files and tables are split).
-    Never taken from the number of processes; no byte of the corpus depends on it."""
+    Never taken from the number of processes; no shard depends on it."""
 
     seed: int = 0
     """Deals documents to splits and shards."""
