@@ -121,6 +121,7 @@ def _add_run_commands(commands: Any) -> None:
     export.add_argument("run_directory", type=Path, help="run directory")
     export.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     export.add_argument("--step", type=int, metavar="N", help="checkpoint (default: the newest)")
+    export.add_argument("--corpus", type=Path, metavar="DIR", help="where the run's corpus is now, if it has moved")
     _add_json(export)
     report = _add(commands, "report", run_report, "draw a run's metrics into one HTML file")
     report.add_argument("run_directory", type=Path, help="run directory")
@@ -228,7 +229,7 @@ def run_batch(namespace: argparse.Namespace, overrides: list[str]) -> int:
 def run_export(namespace: argparse.Namespace, _: list[str]) -> int:
     from pipeline.export.run import export_run
 
-    report = export_run(namespace.run_directory, namespace.output, namespace.step)
+    report = export_run(namespace.run_directory, namespace.output, namespace.step, corpus=namespace.corpus)
     _print_facts(report.facts(), namespace.json)
     return 0
 

@@ -42,6 +42,10 @@ def export_run(
     config = load_run_config(run_directory / "config.yaml")
     meta = read_json(checkpoint / META_NAME, "checkpoint")
     corpus = corpus if corpus is not None else Path(config.data.corpus)
+    if not corpus.is_dir():
+        raise UserError(
+            f"export: the run's corpus is not at {corpus} (from {Path.cwd()}). Say where it is with --corpus DIR."
+        )
     manifest = read_manifest(corpus)
     _check_corpus(corpus, manifest, meta, checkpoint)
     weights = read_weights(checkpoint)
@@ -94,7 +98,6 @@ def _check_corpus(corpus: Path, manifest: Manifest, meta: Mapping[str, Any], che
     if trained_on is not None and trained_on != manifest.fingerprint:
         raise UserError(
             f"export: {checkpoint} was trained on the corpus with fingerprint {trained_on}, but {corpus} has "
-            f"{manifest.fingerprint}. Put the run's corpus back, or set `data.corpus` in the run's config.yaml to "
-            "where it is now."
+            f"{manifest.fingerprint}. Say where the run's corpus is now with --corpus DIR."
         )
     check_tokenizer(corpus, manifest)

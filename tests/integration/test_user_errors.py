@@ -247,6 +247,20 @@ def test_a_reader_that_stops_early(arguments: list[str], config: Path) -> None:
     assert process.wait() == 0
 
 
+def test_export_of_a_corpus_that_has_moved(
+    capsys: pytest.CaptureFixture[str], config: Path, corpus: Path, tmp_path: Path
+) -> None:
+    run = trained(config)
+    moved = corpus.rename(tmp_path / "moved")
+    message = error_of(capsys, "export", run, "--output", tmp_path / "out")
+    assert f"the run's corpus is not at {corpus}" in message
+    assert "Say where it is with --corpus DIR." in message
+    # Found there; this corpus of random tokens has no tokenizer that a stranger could load.
+    message = error_of(capsys, "export", run, "--output", tmp_path / "out", "--corpus", moved)
+    assert "export refused: the exported folder does not load" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_unknown_command_and_argument(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["frobnicate"], ["report", "x", "--what"], []):
         with pytest.raises(SystemExit) as caught:

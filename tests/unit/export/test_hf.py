@@ -289,10 +289,10 @@ def test_another_corpus_or_tokenizer_is_refused(run: Path, runs: Path, tmp_path:
     make_corpus(tmp_path / "other", "bert", seed=1)
     with pytest.raises(
         UserError,
-        match=r"was trained on the corpus with fingerprint [0-9a-f]{64}, but .*other has .* set `data\.corpus`",
+        match=r"was trained on the corpus with fingerprint [0-9a-f]{64}, but .*other has .*--corpus DIR",
     ):
         export_run(run, tmp_path / "hf", corpus=tmp_path / "other")
-    with pytest.raises(UserError, match=r"No corpus at .*nowhere"):
+    with pytest.raises(UserError, match=r"the run.s corpus is not at .*nowhere .*--corpus DIR"):
         export_run(run, tmp_path / "hf", corpus=tmp_path / "nowhere")
     shutil.copytree(runs / "bert" / "corpus", tmp_path / "changed")
     tokenizer = tmp_path / "changed" / "tokenizer" / "tokenizer.json"
