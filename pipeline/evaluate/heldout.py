@@ -1,4 +1,4 @@
-"""Held-out loss from sums, and the entropy that it must beat. Pure.
+"""Held-out loss from sums. Pure.
 
 The mean is over predictions, not over batches or ranks: every rank adds its loss sums and its counts, both are summed
 over ranks, and one division follows. So the result is the same for any split of the rows.
@@ -7,11 +7,8 @@ over ranks, and one division follows. So the result is the same for any split of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import ArrayLike
 
 from pipeline.base.errors import UserError
 from pipeline.monitor.meters import perplexity
@@ -65,27 +62,3 @@ class HeldOutLoss:
             )
         loss = loss_sum / count
         return HeldOut(loss, perplexity(loss), round(count))
-
-
-def held_out_loss(batches: Iterable[tuple[float, int]], reduce: Reduce | None = None) -> HeldOut:
-    """:class:`HeldOutLoss` over (loss sum, number of predictions) of this rank's batches."""
-    total = HeldOutLoss()
-    for loss_sum, num_predictions in batches:
-        total.add(loss_sum, num_predictions)
-    return total.result(reduce)
-
-
-def unigram_entropy(counts: ArrayLike) -> float:
-    """Entropy in nats of the distribution of tokens, ``-sum p ln p``: the loss of a model that knows no context.
-
-    Args:
-        counts: occurrences of each token id, shape (V,).
-
-    Raises:
-        ValueError: a negative count, or none at all.
-    """
-    numbers = np.asarray(counts, np.float64)  # V
-    if numbers.size == 0 or numbers.min() < 0 or numbers.sum() == 0:
-        raise ValueError("unigram_entropy needs non-negative counts of at least one token")
-    shares = numbers[numbers > 0] / numbers.sum()
-    return float(-(shares * np.log(shares)).sum())

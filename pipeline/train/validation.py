@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from pipeline.config.run import EvaluationConfig
+from pipeline.evaluate.heldout import HeldOutLoss
 from pipeline.monitor.callback import MonitorCallback, StepCallback
 from pipeline.objectives.batch import Batch
 from pipeline.train.module import PretrainModule
@@ -44,8 +45,13 @@ class Validation(StepCallback):
 
 
 def held_out_loss(trainer: pl.Trainer, module: PretrainModule, batches: Sequence[Batch]) -> float:
-    """Mean loss over the predictions of all ranks' batches, in nats."""
-    assert module.control is not None
+    """Mean loss over the predictions of all ranks' batches, in nats.
+
+    Raises:
+        UserError: the validation rows have nothing to predict.
+    """
+    control = module.control
+    assert control is not None
     device = trainer.strategy.root_device
     was_training = module.training
     module.eval()
@@ -55,5 +61,6 @@ def held_out_loss(trainer: pl.Trainer, module: PretrainModule, batches: Sequence
             loss_sum += module.loss_sum(batch.to(device)).double()
             predictions += int((batch.labels != IGNORED).sum())
     module.train(was_training)
-    total, count = module.control.sum_floats(float(loss_sum), float(predictions))
-    return total / max(count, 1.0)
+    total = HeldOutLoss()
+    total.add(float(loss_sum), predictions)  # the one wait for the device
+    return total.result(lambda mine: control.sum_floats(*mine)).loss
