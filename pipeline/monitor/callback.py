@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
+import torch
 
 from pipeline.config.run import MonitorConfig
 from pipeline.monitor.meters import ThroughputMeter, memory_gb, perplexity
@@ -98,10 +100,19 @@ class MonitorCallback(StepCallback):
         for sink in self.sinks:
             sink.event(name, **facts)
 
-    def exclude(self, seconds: float) -> None:
-        """Seconds of the step at hand that were no training (validation, checkpoints)."""
-        if self.meter is not None:
-            self.meter.exclude(seconds)
+    @contextmanager
+    def no_training(self, trainer: pl.Trainer) -> Iterator[None]:
+        """Around validations and checkpoints: their time is left out of the rates.
+
+        Steps that the device has not finished are waited for first, or their time would be left out too.
+        """
+        device = trainer.strategy.root_device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        yield
+        assert self.meter is not None
+        self.meter.exclude(time.perf_counter() - started)
 
     def is_due(self, step: int) -> bool:
         """Whether step ``step`` is logged."""

@@ -67,9 +67,8 @@ class Lifecycle(StepCallback):
         last = step == self.total_steps
         if not (last or module.stop_agreed or step % self.config.every_steps == 0):
             return
-        started = time.perf_counter()
-        self._save(trainer, module, step)
-        self.monitor.exclude(time.perf_counter() - started)
+        with self.monitor.no_training(trainer):
+            self._save(trainer, module, step)
         if module.stop_agreed and not last:
             self.stopped_at = step
             trainer.should_stop = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,9 +38,8 @@ class Validation(StepCallback):
         due = step == self.total_steps or (self.every_steps > 0 and step % self.every_steps == 0)
         if not due or not self.batches:
             return
-        started = time.perf_counter()
-        self.monitor.add_validation(held_out_loss(trainer, module, self.batches))
-        self.monitor.exclude(time.perf_counter() - started)
+        with self.monitor.no_training(trainer):
+            self.monitor.add_validation(held_out_loss(trainer, module, self.batches))
 
 
 def held_out_loss(trainer: pl.Trainer, module: PretrainModule, batches: Sequence[Batch]) -> float:
