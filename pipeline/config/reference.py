@@ -63,7 +63,7 @@ def _section_of(hint: typing.Any) -> type | None:
 
 
 def _default(field: dataclasses.Field[typing.Any]) -> str:
-    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[operator]
     if value == "":
         return ""
     if isinstance(value, bool) or value is None:
