@@ -42,11 +42,18 @@ def rank_facts(environ: Mapping[str, str] | None = None) -> RankFacts:
         UserError: a variable that the launcher must set is missing, or nodes run different numbers of ranks.
     """
     env = os.environ if environ is None else environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        return _checked(_from_torchrun(env))
-    # A batch script itself (not under srun) has SLURM_PROCID=0 but no step: that is one process.
-    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
-        return _checked(_from_slurm(env))
+    try:
+        if "RANK" in env and "WORLD_SIZE" in env:
+            return _checked(_from_torchrun(env))
+        # A batch script itself (not under srun) has SLURM_PROCID=0 but no step: that is one process.
+        if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
+            return _checked(_from_slurm(env))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(
+            f"a variable of the launcher holds no number ({error}): check how the ranks are started."
+        ) from None
     return RankFacts()
 
 

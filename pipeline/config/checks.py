@@ -11,6 +11,10 @@ from pipeline.config.run import RunConfig
 MAX_SEQUENCE_LENGTH = 65_535
 """Offsets inside a row are kept in 16 bits."""
 
+MAX_SHARD_DOCUMENTS = 2**24
+MAX_SHARD_TOKENS = 2**31
+"""What a shard's keys and offsets can hold; useful shards are far smaller."""
+
 _OBJECTIVE_OF_FAMILY = {"bert": "mlm", "roberta": "mlm", "gpt2": "clm"}
 
 _TYPED_IN_HUGGING_FACE = {
@@ -47,6 +51,12 @@ def _at_least(minimum: int, **values: int | None) -> Iterator[str]:
     for name, value in values.items():
         if value is not None and value < minimum:
             yield f"{name.replace('__', '.')}: {value} is below {minimum}."
+
+
+def _at_most(maximum: int, **values: int) -> Iterator[str]:
+    for name, value in values.items():
+        if value > maximum:
+            yield f"{name.replace('__', '.')}: {value} is above {maximum}."
 
 
 def _share(zero: bool = True, one: bool = True, **values: float) -> Iterator[str]:
@@ -199,6 +209,8 @@ def _source_problems(config: CorpusConfig) -> Iterator[str]:
 def _tokenizer_and_shard_problems(config: CorpusConfig) -> Iterator[str]:
     tokenizer, shards, cleaning = config.tokenizer, config.shards, config.cleaning
     yield from _at_least(0, cleaning__min_characters=cleaning.min_characters, tasks=config.tasks)
+    yield from _at_most(MAX_SHARD_DOCUMENTS, shards__documents=shards.documents)
+    yield from _at_most(MAX_SHARD_TOKENS, shards__tokens=shards.tokens, shards__block_tokens=shards.block_tokens)
     yield from _share(cleaning__max_bad_share=cleaning.max_bad_share)
     yield from _share(one=False, shards__validation_share=shards.validation_share)
     yield from _at_least(

@@ -33,22 +33,20 @@ def batch_plan(config: RunConfig, world_size: int) -> BatchPlan:
     if world_size < 1:
         raise UserError(f"{world_size} ranks: at least 1 is needed.")
     if config.train.strategy == "single" and world_size > 1:
-        raise UserError(
-            f"train.strategy: `single` runs one rank, but {world_size} were started; use `ddp` or `zero1`."
-        )
+        raise UserError(f"train.strategy: `single` runs one rank, but {world_size} were started; use `ddp` or `zero1`.")
     rows = config.train.global_batch_size
     if rows % world_size:
-        divisors = [size for size in range(1, rows + 1) if rows % size == 0]
-        below = max(size for size in divisors if size <= world_size)
-        above = [size for size in divisors if size > world_size][:1]
-        nearest = " or ".join(str(size) for size in [below, *above])
+        below = next(size for size in range(min(world_size, rows), 0, -1) if rows % size == 0)
+        above = next((size for size in range(world_size + 1, rows + 1) if rows % size == 0), None)
+        nearest = f"{below} or {above}" if above else str(below)
         multiple = (rows // world_size + 1) * world_size
         raise UserError(
             f"{world_size} ranks do not divide train.global_batch_size ({rows}): start {nearest} ranks, "
             f"or set train.global_batch_size to a multiple of {world_size} such as {multiple}."
         )
     share = rows // world_size
-    micro = max(size for size in range(1, min(share, config.train.micro_batch_size) + 1) if share % size == 0)
+    largest = min(share, config.train.micro_batch_size)
+    micro = next(size for size in range(largest, 0, -1) if share % size == 0)
     return BatchPlan(world_size, share, micro, share // micro)
 
 

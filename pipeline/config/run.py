@@ -163,7 +163,7 @@ class TrainConfig:
     """`torch.compile` of encoder, head and loss."""
 
     threads_per_rank: int | None = None
-    """CPU threads a rank. Default: the cores of the node divided by its ranks."""
+    """CPU threads a rank. Default: SLURM's cores a task, else the cores of the node divided by its ranks."""
 
     matmul_precision: Literal["highest", "high", "medium"] = "high"
     """fp32 matrix products on CUDA: `high` uses TF32 (torch.set_float32_matmul_precision)."""

@@ -22,17 +22,25 @@ _STEP_NAME = re.compile(r"step-(\d{8,})")
 _MOST_NAMES = 5
 
 
+def checkpoint_directory(run_directory: Path, step: int) -> Path:
+    """Where a run keeps its state after ``step``."""
+    return run_directory / "checkpoints" / f"step-{step:08d}"
+
+
+def list_checkpoints(run_directory: Path) -> list[int]:
+    """Steps of the whole checkpoints, ascending; one without ``meta.json`` is none."""
+    matches = (_STEP_NAME.fullmatch(path.name) for path in (run_directory / "checkpoints").glob("step-*"))
+    steps = sorted(int(match[1]) for match in matches if match)
+    return [step for step in steps if (checkpoint_directory(run_directory, step) / META_NAME).is_file()]
+
+
 def find_checkpoint(run_directory: Path, step: int | None) -> tuple[int, Path]:
     """Step and directory of a run's checkpoint; the newest without ``step``.
 
     Raises:
         UserError: the run has no checkpoint, or none of that step.
     """
-    found: dict[int, Path] = {}
-    for path in (run_directory / "checkpoints").glob("step-*"):
-        match = _STEP_NAME.fullmatch(path.name)
-        if match and (path / META_NAME).is_file():
-            found[int(match[1])] = path
+    found = list_checkpoints(run_directory)
     if not found:
         raise UserError(
             f"export: {run_directory} has no checkpoint yet. One is written every `checkpoint.every_steps` steps, at "
@@ -41,16 +49,19 @@ def find_checkpoint(run_directory: Path, step: int | None) -> tuple[int, Path]:
     if step is None:
         step = max(found)
     if step not in found:
-        there = ", ".join(map(str, sorted(found)))
+        there = ", ".join(map(str, found))
         raise UserError(
             f"export: {run_directory} has no checkpoint of step {step}; there are {there} (checkpoint.keep_last: older "
             "ones are deleted). Choose one of them, or leave --step out for the newest."
         )
-    return step, found[step]
+    return step, checkpoint_directory(run_directory, step)
 
 
-def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+def read_weights(checkpoint: Path, way_out: str = "Export another step with --step.") -> dict[str, Tensor]:
     """All tensors of ``model.safetensors`` by name.
+
+    Args:
+        way_out: what to do about a damaged one, for the message.
 
     Raises:
         UserError: missing, truncated, damaged, or with a value that is no number.
@@ -61,14 +72,12 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     try:
         weights = load_file(path)
     except Exception as error:  # safetensors raises a class of its own without a public base
-        raise UserError(
-            f"export: checkpoint {checkpoint} is damaged ({WEIGHTS_NAME}: {error}). Export another step with --step."
-        ) from None
+        raise UserError(f"checkpoint {checkpoint} is damaged ({WEIGHTS_NAME}: {error}). {way_out}") from None
     broken = sorted(name for name, tensor in weights.items() if not torch.isfinite(tensor).all())
     if broken:
         raise UserError(
-            f"export: checkpoint {checkpoint} has weights that are no numbers (NaN or infinite) in {_some(broken)}: "
-            "the run diverged before it. Export an earlier step with --step."
+            f"checkpoint {checkpoint} has weights that are no numbers (NaN or infinite) in {_some(broken)}: "
+            f"the run diverged before it. {way_out}"
         )
     return weights
 
@@ -97,7 +106,7 @@ def load_strictly(model: PreTrainedModel, weights: Mapping[str, Tensor], checkpo
     ]
     if problems:
         raise UserError(
-            f"export: the weights of checkpoint {checkpoint} do not fit {type(model).__name__} as the run's config "
+            f"the weights of checkpoint {checkpoint} do not fit {type(model).__name__} as the run's config "
             f"describes it: {'; '.join(problems)}. Restore the config.yaml that the checkpoint was trained with."
         )
     model.load_state_dict(dict(weights), strict=False)

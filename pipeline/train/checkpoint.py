@@ -12,7 +12,6 @@ A checkpoint is written under a temporary name, fsynced and renamed: it is whole
 from __future__ import annotations
 
 import pickle
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,23 +19,28 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import publish_directory, read_json, write_json_atomically
 from pipeline.base.logs import get_logger
+from pipeline.export.checkpoint_weights import (
+    META_NAME,
+    WEIGHTS_NAME,
+    checkpoint_directory,
+    list_checkpoints,
+    load_strictly,
+    read_weights,
+)
 from pipeline.models.build import stock_state_dict
 from pipeline.train.module import PretrainModule
 from pipeline.train.strategies import ZERO_STAGES, engine_of
 
-META_NAME = "meta.json"
-WEIGHTS_NAME = "model.safetensors"
 FORMAT_VERSION = 1
+_WAY_OUT = "Delete the directory to resume from an older one."
 _ZERO_TAG = "zero"
 _DAMAGE = (OSError, RuntimeError, ValueError, EOFError, KeyError, AssertionError, pickle.UnpicklingError)
 """What torch and DeepSpeed raise at a truncated, overwritten or missing file of state."""
-
-_DIRECTORY_NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
@@ -50,20 +54,6 @@ class CheckpointMeta:
     world_size: int
     identity: dict[str, Any]
     facts: dict[str, Any]
-
-
-def checkpoint_directory(run_directory: Path, step: int) -> Path:
-    return run_directory / "checkpoints" / f"step-{step:08d}"
-
-
-def list_checkpoints(run_directory: Path) -> list[int]:
-    """Steps of the whole checkpoints, ascending."""
-    found = []
-    for path in (run_directory / "checkpoints").glob("step-*"):
-        match = _DIRECTORY_NAME.fullmatch(path.name)
-        if match and (path / META_NAME).is_file():
-            found.append(int(match[1]))
-    return sorted(found)
 
 
 def read_meta(directory: Path) -> CheckpointMeta:
@@ -144,6 +134,8 @@ def load_checkpoint(trainer: Trainer, module: PretrainModule, directory: Path) -
             loaded, _ = engine_of(trainer).load_checkpoint(str(directory / "state"), tag=_ZERO_TAG)
             if loaded is None:
                 raise FileNotFoundError("DeepSpeed found no state in it")
+            # Counted anew from a step's start: the number of micro-batches may have changed.
+            engine_of(trainer).micro_steps = 0
         else:
             state = torch.load(directory / "state" / "trainer.pt", map_location="cpu", weights_only=True)
             trainer.optimizers[0].load_state_dict(state["optimizer"])
@@ -152,7 +144,7 @@ def load_checkpoint(trainer: Trainer, module: PretrainModule, directory: Path) -
         raise
     except _DAMAGE as error:
         what = "state" if zero else "trainer.pt"
-        raise UserError(_damaged(directory, f"{what}: {error or type(error).__name__}")) from None
+        raise UserError(_damaged(directory, f"{what}: {str(error) or type(error).__name__}")) from None
 
 
 def load_weights(model: Any, directory: Path) -> None:
@@ -161,24 +153,11 @@ def load_weights(model: Any, directory: Path) -> None:
     Raises:
         UserError: the file is damaged, or its names or shapes are not the model's.
     """
-    try:
-        weights = load_file(directory / WEIGHTS_NAME)
-    except Exception as error:  # safetensors raises its own class without a public base
-        raise UserError(_damaged(directory, f"{WEIGHTS_NAME}: {error}")) from None
-    expected = {name: tuple(parameter.shape) for name, parameter in stock_state_dict(model).items()}
-    present = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected != present:
-        different = sorted(name for name in expected.keys() | present.keys() if expected.get(name) != present.get(name))
-        name = different[0]
-        raise UserError(
-            f"checkpoint {directory} does not fit the model: {len(different)} weights differ, first {name}: "
-            f"saved {present.get(name)}, model {expected.get(name)}."
-        )
-    model.load_state_dict(weights, strict=False)
+    load_strictly(model, read_weights(directory, _WAY_OUT), directory)
 
 
 def _damaged(directory: Path, why: str) -> str:
-    return f"checkpoint {directory} is damaged ({why}); delete the directory to resume from an older one."
+    return f"checkpoint {directory} is damaged ({why}). {_WAY_OUT}"
 
 
 def prune_checkpoints(run_directory: Path, keep_last: int) -> None:

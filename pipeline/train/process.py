@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 
 import torch
 
@@ -14,9 +15,15 @@ from pipeline.config.run import TrainConfig
 
 def set_threads(train: TrainConfig, facts: RankFacts) -> None:
     """CPU threads of this rank and the precision of fp32 matrix products on CUDA."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(train.threads_per_rank or max(1, cores // facts.local_world_size))
+    torch.set_num_threads(train.threads_per_rank or default_threads(facts, os.environ))
     torch.set_float32_matmul_precision(train.matmul_precision)
+
+
+def default_threads(facts: RankFacts, environ: Mapping[str, str]) -> int:
+    """The cores that SLURM gave this task, else the cores of this process divided by the ranks of the node."""
+    if facts.launcher == "slurm" and environ.get("SLURM_CPUS_PER_TASK", "").isdigit():
+        return int(environ["SLURM_CPUS_PER_TASK"])
+    return max(1, len(os.sched_getaffinity(0)) // facts.local_world_size)
 
 
 def quiet_lightning() -> None:

@@ -64,7 +64,7 @@ def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
     module = PretrainModule(make_model(config, streams, start), config, plan, start.step)
     if config.train.compile:
         compile_step(module)
-    loader = streams.train_loader(start.step, plan, facts)
+    loader = streams.train_loader(start.step, plan, facts, device)
     sinks = start_sinks(config, streams, start, plan, device) if facts.rank == 0 else []
     monitor = make_monitor(config, streams, start, device, sinks, loader)
     lifecycle = Lifecycle(

@@ -40,6 +40,7 @@ class Preparation:
     """The same objective, which also digests its rows: costly, so only for steps whose digest is logged."""
 
     config: RunConfig
+    pin_memory: bool
 
     def __call__(self, rows: Rows, num_micro_batches: int) -> list[Batch]:
         # Row n of the run belongs to step n // G + 1.
@@ -47,7 +48,8 @@ class Preparation:
         monitor = self.config.monitor
         logged = step in (1, self.config.train.steps) or step % monitor.log_every_steps == 0
         objective = self.digesting if logged and monitor.batch_digest else self.objective
-        return objective.prepare(rows, num_micro_batches, step)
+        batches = objective.prepare(rows, num_micro_batches, step)
+        return [batch.pin_memory() for batch in batches] if self.pin_memory else batches
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,12 @@ class Streams:
             digests=digests,
         )
 
-    def train_loader(self, first_step: int, plan: BatchPlan, facts: RankFacts) -> Any:
+    def train_loader(self, first_step: int, plan: BatchPlan, facts: RankFacts, device: torch.device) -> Any:
         """Micro-batches of this rank, from the step after ``first_step`` to the last of the run."""
         seed = self.config.seed
-        preparation = Preparation(self.objective(seed), self.objective(seed, digests=True), self.config)
+        # Copies from pinned memory run beside the kernels. Worker processes have no CUDA to pin with.
+        pin = device.type == "cuda" and self.config.data.workers == 0
+        preparation = Preparation(self.objective(seed), self.objective(seed, digests=True), self.config, pin)
         return make_loader(
             self.train,
             preparation,

@@ -44,7 +44,7 @@ def test_the_demo_learns_context_and_exports_a_model(tmp_path: Path) -> None:
         "fill_mask",
     }
     assert summary["initial_loss"] == pytest.approx(math.log(2048), abs=0.5)  # it starts knowing nothing
-    assert summary["validation_loss"] < summary["unigram_entropy"] - 0.25  # and ends knowing more than frequencies
+    assert summary["validation_loss"] < summary["unigram_entropy"] - 0.3  # and ends knowing more than frequencies
     assert summary["export_max_abs_logit_difference"] <= 1e-5
     assert len(summary["fill_mask"]) == 3
     assert all(len(sentence["predictions"]) == 5 for sentence in summary["fill_mask"])

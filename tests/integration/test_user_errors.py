@@ -198,7 +198,7 @@ def test_damaged_state_of_zero(capsys: pytest.CaptureFixture[str], config: Path)
         file.write_bytes(content[: len(content) // 2])
         assert "is damaged (state: " in error_of(capsys, *more)
         file.unlink()
-        assert "delete the directory to resume from an older one" in error_of(capsys, *more)
+        assert "Delete the directory to resume from an older one" in error_of(capsys, *more)
         file.write_bytes(content)
     assert main([str(word) for word in more]) == 0
 

@@ -102,3 +102,9 @@ def test_the_default_is_the_process_environment(monkeypatch: pytest.MonkeyPatch)
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     assert rank_facts().rank == 3
+
+
+def test_a_variable_that_is_no_number_is_told() -> None:
+    environ = {"RANK": "zero", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    with pytest.raises(UserError, match=r"a variable of the launcher holds no number \(.*'zero'\)"):
+        rank_facts(environ)

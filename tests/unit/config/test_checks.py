@@ -82,6 +82,8 @@ def test_run_problems(values: dict[str, Any], message: str) -> None:
             replace(GOOD_CORPUS, shards=ShardConfig(validation_share=1.0)),
             "shards.validation_share: 1.0 is outside [0, 1)",
         ),
+        (replace(GOOD_CORPUS, shards=ShardConfig(documents=10**9)), "shards.documents: 1000000000 is above 16777216"),
+        (replace(GOOD_CORPUS, shards=ShardConfig(tokens=10**10)), "shards.tokens: 10000000000 is above 2147483648"),
         (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(vocab_size=20)), "tokenizer.vocab_size: 20 is below 100"),
         (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(style="gpt2")), "`gpt2` does not go with kind `wordpiece`"),
     ],
