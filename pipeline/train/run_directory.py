@@ -58,7 +58,10 @@ def check_run_directory(directory: Path) -> None:
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"run_directory: {directory} is a file; name a directory.")
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / CONFIG_NAME).exists():
+    # Hidden files do not count: another rank may be looking while rank 0 writes the config under a temporary name. The
+    # config is the first file of a run, so it is looked for after the others have been seen.
+    holds_files = directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir())
+    if holds_files and not (directory / CONFIG_NAME).exists():
         raise UserError(
             f"run_directory: {directory} is not empty and holds no run (no {CONFIG_NAME}); name a new directory."
         )

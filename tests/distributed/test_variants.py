@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def _run_compiled(config_path: str, overrides: list[str]) -> int:
     """Train with every graph traced and differentiated but not lowered to C++; returns the number of graphs."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
+    os.environ["CXX"] = "none"  # nothing is lowered to C++, so no compiler is needed; the pool restores the environment
     counter = CompileCounterWithBackend("aot_eager")
     torch.compile = functools.partial(torch.compile, backend=counter)
     try:
