@@ -34,7 +34,7 @@ class ConfigError(UserError):
         super().__init__(f"{where}: {count}\n" + "\n".join(f"  - {problem}" for problem in self.problems))
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # C where PyYAML has it: 10 x
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # in C where PyYAML has it
     """YAML 1.2 scalars (`1e-4` is a number, `off` and `no` are words) and an error for a key written twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
