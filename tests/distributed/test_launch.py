@@ -19,7 +19,8 @@ def test_a_signal_to_the_launcher_saves_and_ends_with_status_0(tmp_path: Path) -
     config = write_config(tmp_path, tiny_corpus(tmp_path / "corpus").directory)
     run = config.with_suffix("")
     command = [sys.executable, "-m", "pipeline.cli", "launch", "torchrun", str(config), "--processes", "2"]
-    overrides = ["--train.strategy", "ddp", "--train.steps", "1000000"]
+    # Far from any regular checkpoint, however many steps are done before the signal arrives.
+    overrides = ["--train.strategy", "ddp", "--train.steps", "1000000", "--checkpoint.every_steps", "1000000"]
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen([*command, *overrides], cwd=REPOSITORY, stdout=output, stderr=output)
     try:
