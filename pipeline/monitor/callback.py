@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -13,33 +13,6 @@ import torch
 from pipeline.config.run import MonitorConfig
 from pipeline.monitor.meters import ThroughputMeter, memory_gb, perplexity
 from pipeline.monitor.sinks import Sink
-
-
-class Counts(Protocol):
-    """What one rank has trained on since the run was started."""
-
-    real_tokens: int
-    sum_squared_lengths: int
-    predictions: int
-
-
-class SteppingModule(Protocol):
-    """What the callbacks ask of the LightningModule."""
-
-    step: int
-    counts: Any
-    control: Any
-
-    @property
-    def finishes_step(self) -> bool: ...
-
-    def mean_loss(self) -> float: ...
-
-    def read_gradient_norm(self) -> float | None: ...
-
-    def current_learning_rate(self) -> float: ...
-
-    def batch_digest(self) -> str | None: ...
 
 
 class StepCallback(pl.Callback):
@@ -58,7 +31,6 @@ class MonitorCallback(StepCallback):
 
     Args:
         sinks: on rank 0; empty on the others.
-        meter: counts of the global batch go in here.
         flops: (real tokens, sum of squared segment lengths, predictions) -> FLOPs of forward and backward.
         data_wait_seconds: cumulative time this rank has waited for batches.
         tokens_before: real tokens of the steps before this start.

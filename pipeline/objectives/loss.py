@@ -5,7 +5,7 @@ Letters: R rows, S sequence length, P most predictions, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,6 @@ from torch.nn.functional import cross_entropy
 from pipeline.models.packed import packed_logits
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.masking import KEPT
-
-
-@dataclass(frozen=True, eq=False)
-class LossOutput:
-    """What a forward pass leaves; nothing in it has waited for the device."""
-
-    loss_sum: Tensor
-    """Scalar with graph, fp32 (fp64 for an fp64 model): the sum of the cross-entropies in nats."""
 
 
 def packed_loss_sum(
@@ -53,16 +45,14 @@ def packed_loss_sum(
     return cross_entropy(logits, labels, ignore_index=KEPT, reduction="sum")
 
 
-def batch_loss(model: nn.Module, batch: Batch) -> LossOutput:
-    """:func:`packed_loss_sum` of a batch that is on the model's device."""
-    return LossOutput(
-        packed_loss_sum(
-            model,
-            batch.input_ids,
-            batch.position_ids,
-            batch.cu_seqlens,
-            batch.prediction_positions,
-            batch.labels,
-            batch.max_seqlen,
-        )
+def batch_loss(model: nn.Module, batch: Batch, loss_function: Callable[..., Tensor] = packed_loss_sum) -> Tensor:
+    """:func:`packed_loss_sum`, or what it was compiled to, of a batch that is on the model's device."""
+    return loss_function(
+        model,
+        batch.input_ids,
+        batch.position_ids,
+        batch.cu_seqlens,
+        batch.prediction_positions,
+        batch.labels,
+        batch.max_seqlen,
     )

@@ -7,13 +7,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from pipeline.data.digest import row_digests
 from pipeline.data.rows import Rows
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.layout import Capacity, Predictions, make_batches
-from pipeline.objectives.loss import LossOutput, batch_loss
 
 RowKind = Literal["bert", "gpt"]
 
@@ -49,10 +47,6 @@ class Objective(ABC):
         predictions = self.predictions(rows)
         digests = row_digests(rows, *self._dense(predictions)) if self.digests else None
         return make_batches(rows, predictions, self.capacity, num_micro_batches, step, digests)
-
-    def loss(self, model: nn.Module, batch: Batch) -> LossOutput:
-        """Summed loss of a batch that is on the model's device."""
-        return batch_loss(model, batch)
 
     @staticmethod
     def _dense(predictions: Predictions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

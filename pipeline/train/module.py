@@ -18,7 +18,7 @@ from pipeline.config.derived import BatchPlan
 from pipeline.config.run import RunConfig
 from pipeline.data.digest import combine_row_digests
 from pipeline.objectives.batch import Batch
-from pipeline.objectives.loss import packed_loss_sum
+from pipeline.objectives.loss import batch_loss, packed_loss_sum
 from pipeline.optim.adamw import make_optimizer
 from pipeline.optim.schedules import learning_rate
 from pipeline.train.control import ControlPlane
@@ -71,15 +71,7 @@ class PretrainModule(pl.LightningModule):
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """Cross-entropy sum over the micro-batch's predictions, fp32 scalar with a graph."""
-        return self.loss_function(
-            self.model,
-            batch.input_ids,
-            batch.position_ids,
-            batch.cu_seqlens,
-            batch.prediction_positions,
-            batch.labels,
-            batch.max_seqlen,
-        )
+        return batch_loss(self.model, batch, self.loss_function)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         self.micro_batch = (self.micro_batch + 1) % self.plan.accumulation

@@ -10,6 +10,7 @@ from pipeline.config.run import Family, ModelConfig, ObjectiveConfig
 from pipeline.data.rows import Rows
 from pipeline.models.build import build_model, hf_config
 from pipeline.models.families import FAMILIES
+from pipeline.objectives.loss import batch_loss
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.registry import make_objective
 from tests.unit.objectives.hand_made_rows import SPECIAL_IDS, VOCAB_SIZE, VOCABULARY, bert_format, gpt_format, make_rows
@@ -39,7 +40,7 @@ def parts(family: Family) -> tuple[transformers.PreTrainedModel, ModelConfig, Ob
 def test_equals_the_stock_model_on_single_segments(family: Family) -> None:
     model, config, objective, rows = parts(family)
     (batch,) = objective.prepare(rows, 1)
-    loss_sum = objective.loss(model.double(), batch).loss_sum
+    loss_sum = batch_loss(model.double(), batch)
     stock = getattr(transformers, FAMILIES[family].model_class)(
         hf_config(config, vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS)
     ).double()
@@ -57,9 +58,7 @@ def test_equals_the_stock_model_on_single_segments(family: Family) -> None:
 def test_micro_batches_add_up(family: Family) -> None:
     model, _, objective, rows = parts(family)
     model.double()
-    whole, quarters = (
-        sum(objective.loss(model, batch).loss_sum for batch in objective.prepare(rows, n)) for n in (1, 4)
-    )
+    whole, quarters = (sum(batch_loss(model, batch) for batch in objective.prepare(rows, n)) for n in (1, 4))
     torch.testing.assert_close(quarters, whole, rtol=1e-12, atol=0)
 
 
@@ -87,7 +86,7 @@ def test_a_step_repeats_bit_by_bit_on_several_threads(family: Family) -> None:
         for _ in range(2):
             model.zero_grad()
             torch.manual_seed(1)
-            objective.loss(model, batch).loss_sum.backward()
+            batch_loss(model, batch).backward()
             gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
     finally:
         torch.set_num_threads(threads)
@@ -100,7 +99,7 @@ def test_an_untrained_model_knows_as_little_as_chance() -> None:
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
     (batch,) = objective.prepare(rows, 1)
-    mean = objective.loss(model, batch).loss_sum / batch.window_predictions
+    mean = batch_loss(model, batch) / batch.window_predictions
     assert mean.item() == pytest.approx(torch.tensor(VOCAB_SIZE).log().item(), rel=1e-6)
 
 
@@ -108,9 +107,9 @@ def test_an_untrained_model_knows_as_little_as_chance() -> None:
 def test_under_bf16_autocast_the_sum_is_fp32_and_close(family: Family) -> None:
     model, _, objective, rows = parts(family)
     (batch,) = objective.prepare(rows, 1)
-    exact = objective.loss(model, batch).loss_sum
+    exact = batch_loss(model, batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss_sum = objective.loss(model, batch).loss_sum
+        loss_sum = batch_loss(model, batch)
     assert exact.dtype == loss_sum.dtype == torch.float32
     assert loss_sum.item() == pytest.approx(exact.item(), rel=0.02)
     loss_sum.backward()
@@ -122,7 +121,7 @@ def test_a_batch_without_predictions_has_loss_zero() -> None:
     model, _, objective, _ = parts("bert")
     (batch,) = objective.prepare(make_rows([[3], [3]], bert_format(24)), 1)
     assert int(batch.window_predictions) == 0
-    loss_sum = objective.loss(model, batch).loss_sum
+    loss_sum = batch_loss(model, batch)
     loss_sum.backward()
     assert loss_sum.item() == 0
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
