@@ -65,4 +65,18 @@ class Rows:
     """Epoch of every row, (R,)."""
 
     shard: NDArray[np.int32]
-    """Shard of every row, (R,)."""
+    """Shard of every row, in its source, (R,)."""
+
+    source: NDArray[np.int32]
+    """Source of every row in the mixture, (R,)."""
+
+    word_starts: NDArray[np.bool_] | None = None
+    """Where a token begins a word, every special token and every first token of a segment included, (R, S); only for
+    objectives that ask for it."""
+
+    second_start: NDArray[np.int32] | None = None
+    """Pairs only: first slot in its row of the segment's second part, (K,)."""
+
+    pair_label: NDArray[np.int8] | None = None
+    """Pairs only: 0 where the second part follows the first in its document, 1 where it is of another document or (SOP)
+    the parts are swapped, (K,)."""
