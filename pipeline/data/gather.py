@@ -51,6 +51,7 @@ def gather_rows(
     row_numbers: NDArray[np.int64],
     epoch: NDArray[np.int64],
     shard: NDArray[np.int64],
+    source: NDArray[np.int64],
     first_documents: NDArray[np.int64],
     row_format: RowFormat,
 ) -> Rows:
@@ -59,7 +60,7 @@ def gather_rows(
     Args:
         pieces_of_rows: R arrays made by ``pieces.as_integers``, one row's pieces each.
         tokens_of_rows: R flat token arrays: that of the shard every row comes from.
-        row_numbers, epoch, shard: of every row, (R,).
+        row_numbers, epoch, shard, source: of every row, (R,).
         first_documents: documents of the split before every shard, (shards,).
     """
     num_rows, length = len(row_numbers), row_format.sequence_length
@@ -74,9 +75,9 @@ def gather_rows(
     first_item = pieces["item"].tolist()
     num_tokens = pieces["length"].tolist()
     copies = zip(first_token, first_item, num_tokens, strict=True)
-    for source, count in zip(tokens_of_rows, counts.tolist(), strict=True):
+    for flat, count in zip(tokens_of_rows, counts.tolist(), strict=True):
         for to, at, size in islice(copies, count):
-            tokens[to : to + size] = source[at : at + size]
+            tokens[to : to + size] = flat[at : at + size]
     for place, special in enumerate(row_format.begin_ids):
         tokens[first_slot + place] = special
     end_slot = (first_slot + slots)[has_end] - len(row_format.end_ids)
@@ -92,6 +93,7 @@ def gather_rows(
         offset=pieces["offset"].astype(np.int64),
         epoch=epoch,
         shard=shard.astype(np.int32),
+        source=source.astype(np.int32),
     )
 
 
@@ -113,6 +115,7 @@ def split_rows(rows: Rows, sizes: Sequence[int]) -> list[Rows]:
                 offset=rows.offset[first:last],
                 epoch=rows.epoch[begin:end],
                 shard=rows.shard[begin:end],
+                source=rows.source[begin:end],
             )
         )
     return groups

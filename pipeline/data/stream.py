@@ -173,6 +173,7 @@ class RowStream:
             row_numbers=row_numbers,
             epoch=epoch,
             shard=shards,
+            source=np.full(len(shards), self.order.source),
             first_documents=self._first_documents,
             row_format=self.row_format,
         )

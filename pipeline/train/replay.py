@@ -116,7 +116,7 @@ def _in_row_order(shares: list[Rows]) -> tuple[Rows, NDArray[np.int64], NDArray[
     )
     segment_row = place[rows_of_segments]
     segment_order = np.lexsort((joined("segment_start"), segment_row))
-    per_row = {name: joined(name)[order] for name in ("tokens", "row_numbers", "epoch", "shard")}
+    per_row = {name: joined(name)[order] for name in ("tokens", "row_numbers", "epoch", "shard", "source")}
     per_segment = {
         name: joined(name)[segment_order] for name in ("segment_start", "segment_length", "document", "offset")
     }

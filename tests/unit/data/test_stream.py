@@ -34,8 +34,11 @@ def open_stream(corpus: Corpus, **changes) -> RowStream:
 
 def assert_equal_rows(one: Rows, other: Rows) -> None:
     for name in one.__dataclass_fields__:
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
-        assert getattr(one, name).dtype == getattr(other, name).dtype, name
+        left, right = getattr(one, name), getattr(other, name)
+        assert (left is None) == (right is None), name
+        if left is not None:
+            np.testing.assert_array_equal(left, right, err_msg=name)
+            assert left.dtype == right.dtype, name
 
 
 def join(parts: list[Rows]) -> Rows:
@@ -44,6 +47,8 @@ def join(parts: list[Rows]) -> Rows:
     columns = {}
     for name in parts[0].__dataclass_fields__:
         arrays = [getattr(part, name) for part in parts]
+        if arrays[0] is None:
+            continue
         if name == "segment_row":
             arrays = [array + np.int32(shift) for array, shift in zip(arrays, before[:-1], strict=True)]
         columns[name] = np.concatenate(arrays)

@@ -53,5 +53,6 @@ def make_rows(
         "offset": np.zeros(num_segments, np.int64),
         "epoch": np.zeros(num_rows, np.int64),
         "shard": np.zeros(num_rows, np.int32),
+        "source": np.zeros(num_rows, np.int32),
     }
     return Rows(**{**fields, **changes})
