@@ -121,7 +121,7 @@ def _add_run_commands(commands: Any) -> None:
     export.add_argument("run_directory", type=Path, help="run directory")
     export.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     export.add_argument("--step", type=int, metavar="N", help="checkpoint (default: the newest)")
-    export.add_argument("--corpus", type=Path, metavar="DIR", help="where the run's corpus is now, if it has moved")
+    export.add_argument("--corpus", metavar="DIR", help="where the run's corpus is now, if it has moved")
     _add_json(export)
     report = _add(commands, "report", run_report, "draw a run's metrics into one HTML file")
     report.add_argument("run_directory", type=Path, help="run directory")

@@ -75,11 +75,12 @@ def _build() -> float:
     """Build the corpus; returns the unigram entropy of its validation tokens, in nats."""
     from pipeline.config.loading import load_corpus_config
     from pipeline.corpus.build import build_corpus
+    from pipeline.shards.files import LocalFiles
     from pipeline.shards.manifest import read_manifest
 
     summary = build_corpus(load_corpus_config(CORPUS_CONFIG), CORPUS)
     print("\n".join(summary.lines()), flush=True)
-    return float(read_manifest(CORPUS).extra["validation_unigram_entropy"])
+    return float(read_manifest(LocalFiles(CORPUS)).extra["validation_unigram_entropy"])
 
 
 def _train() -> int:

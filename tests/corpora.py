@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.shards.files import LocalFiles
 from pipeline.shards.layout import token_dtype
 from pipeline.shards.manifest import Manifest, ShardTable, write_manifest
 from pipeline.shards.writer import ShardFacts, ShardWriter
@@ -33,6 +34,11 @@ class Corpus:
     directory: Path
     manifest: Manifest
     documents: dict[str, list[list[Document]]]
+
+    @property
+    def files(self) -> LocalFiles:
+        """As the engine opens it."""
+        return LocalFiles(self.directory)
 
 
 def make_documents(

@@ -65,11 +65,18 @@ def read_json(path: Path, what: str) -> Any:
         UserError: the file is missing or is no JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{what}: {path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{what}: {path} is not valid JSON ({error}).") from None
+    return parse_json(content, str(path), what)
+
+
+def parse_json(content: bytes, where: str, what: str) -> Any:
+    """As :func:`read_json`, of bytes that came from ``where``."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what}: {where} is not valid JSON ({error}).") from None
 
 
 @contextmanager

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.shards.files import CorpusFiles, corpus_files
 from pipeline.shards.manifest import Manifest, read_manifest
 from pipeline.shards.reader import read_index
 
 _PERCENTILES = (5, 25, 50, 75, 95)
 
 
-def corpus_stats(directory: Path) -> dict[str, Any]:
-    """Facts of a corpus, ready for JSON.
+def corpus_stats(location: str | Path) -> dict[str, Any]:
+    """Facts of a corpus, local or remote, ready for JSON.
 
     Returns:
         fingerprint, vocab_size, dtype, special_ids, drops, sources (provenance of each), unknown_tokens,
@@ -24,16 +25,16 @@ def corpus_stats(directory: Path) -> dict[str, Any]:
     Raises:
         UserError: no corpus there, or a damaged manifest or index.
     """
-    directory = Path(directory)
-    manifest = read_manifest(directory)
+    files = corpus_files(location)
+    manifest = read_manifest(files)
     extra = manifest.extra
     return {
-        "directory": str(directory),
+        "directory": files.location,
         "fingerprint": manifest.fingerprint,
         "vocab_size": manifest.vocab_size,
         "dtype": manifest.dtype,
         "special_ids": dict(manifest.special_ids),
-        "splits": {split: _split_stats(directory, split, manifest) for split in manifest.splits},
+        "splits": {split: _split_stats(files, split, manifest) for split in manifest.splits},
         "sources": [dict(source) for source in manifest.sources],
         "drops": dict(manifest.drops),
         "unknown_tokens": extra.get("unknown_tokens"),
@@ -41,9 +42,9 @@ def corpus_stats(directory: Path) -> dict[str, Any]:
     }
 
 
-def _split_stats(directory: Path, split: str, manifest: Manifest) -> dict[str, Any]:
+def _split_stats(files: CorpusFiles, split: str, manifest: Manifest) -> dict[str, Any]:
     table = manifest.splits[split]
-    lengths = [read_index(directory, split, number, manifest).lengths for number in range(len(table))]
+    lengths = [read_index(files, split, number, manifest).lengths for number in range(len(table))]
     joined = np.concatenate([*lengths, np.zeros(0, np.uint32)])
     facts: dict[str, Any] = {
         "documents": int(table.documents.sum()),

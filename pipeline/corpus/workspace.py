@@ -19,6 +19,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import read_json, write_json_atomically
 from pipeline.config.corpus import CorpusConfig
 from pipeline.corpus.units import InputFile
+from pipeline.shards.files import LocalFiles
 from pipeline.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 BUILD_VERSION = 1
@@ -99,7 +100,7 @@ def complete_corpus(config: CorpusConfig, output: Path) -> Manifest | None:
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; a corpus is a directory. Choose another --output.")
     if (output / MANIFEST_NAME).exists():
-        manifest = read_manifest(output)
+        manifest = read_manifest(LocalFiles(output))
         built = str(manifest.extra.get("config_fingerprint"))
         if built != fingerprint:
             raise UserError(

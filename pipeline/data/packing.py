@@ -9,19 +9,18 @@ import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import write_bytes_atomically
 from pipeline.base.keyed import MAX_PERMUTATION
 from pipeline.base.logs import get_logger
 from pipeline.data import best_fit, concatenate
-from pipeline.data.pieces import ShardPlan
+from pipeline.data.pieces import ShardLengths, ShardPlan
 from pipeline.data.rows import RowFormat
+from pipeline.shards.files import CorpusFiles
 from pipeline.shards.layout import shard_name
 from pipeline.shards.manifest import Manifest, ShardTable
 from pipeline.shards.reader import read_index
@@ -37,10 +36,10 @@ class Packing:
     version: int
     """Raised when the rows change; part of the settings fingerprint and of a table's file name."""
 
-    count_rows: Callable[[NDArray[np.integer], RowFormat], int]
-    """R_s from the documents' lengths."""
+    count_rows: Callable[[ShardLengths, RowFormat], int]
+    """R_s from the shard's lengths."""
 
-    plan: Callable[[NDArray[np.integer], RowFormat, int, int], ShardPlan]
+    plan: Callable[[ShardLengths, RowFormat, int, int], ShardPlan]
     """Rows from (lengths, format, documents key, cuts key)."""
 
     max_segments: Callable[[RowFormat], int]
@@ -84,7 +83,7 @@ def max_segments_per_row(row_format: RowFormat, packing: str) -> int:
 
 
 def rows_per_shard(
-    directory: Path, manifest: Manifest, split: str, packing: Packing, row_format: RowFormat
+    files: CorpusFiles, manifest: Manifest, split: str, packing: Packing, row_format: RowFormat
 ) -> NDArray[np.int64]:
     """R_s of every shard of a split, int64 (N,).
 
@@ -103,41 +102,41 @@ def rows_per_shard(
         )
     if packing.closed_form is not None:
         return packing.closed_form(table.documents, table.tokens, row_format)
-    path = table_path(directory, split, table, packing, row_format)
-    kept = _read_table(path, len(table))
+    name = table_name(split, table, packing, row_format)
+    kept = _read_table(files, name, len(table))
     if kept is not None:
         return kept
     counted = np.array(
         [
-            packing.count_rows(read_index(directory, split, number, manifest).lengths, row_format)
+            packing.count_rows(ShardLengths(read_index(files, split, number, manifest).lengths), row_format)
             for number in range(len(table))
         ],
         np.int64,
     )
-    _keep_table(path, counted)
+    _keep_table(files, name, counted)
     return counted
 
 
-def table_path(directory: Path, split: str, table: ShardTable, packing: Packing, row_format: RowFormat) -> Path:
+def table_name(split: str, table: ShardTable, packing: Packing, row_format: RowFormat) -> str:
     """``rows/best_fit-1-512-2.train-<12 hex of the shards' digests>.npy``."""
     shards = hashlib.sha256(table.sha256.encode()).hexdigest()[:12]
     settings = f"{packing.name}-{packing.version}-{row_format.sequence_length}-{row_format.overhead}"
-    return directory / "rows" / f"{settings}.{split}-{shards}.npy"
+    return f"rows/{settings}.{split}-{shards}.npy"
 
 
-def _read_table(path: Path, num_shards: int) -> NDArray[np.int64] | None:
+def _read_table(files: CorpusFiles, name: str, num_shards: int) -> NDArray[np.int64] | None:
     """A kept table, or None if there is none that fits: it can always be counted again."""
     try:
-        kept = np.load(path, allow_pickle=False)
+        kept = np.load(io.BytesIO(files.read(name)), allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     return kept.astype(np.int64) if kept.dtype == np.int32 and kept.shape == (num_shards,) else None
 
 
-def _keep_table(path: Path, counted: NDArray[np.int64]) -> None:
+def _keep_table(files: CorpusFiles, name: str, counted: NDArray[np.int64]) -> None:
     buffer = io.BytesIO()
     np.save(buffer, counted.astype(np.int32))
     try:
-        write_bytes_atomically(path, buffer.getvalue())
+        files.keep_derived(name, buffer.getvalue())
     except OSError as error:
         get_logger("data").debug("row table not kept: %s", error)

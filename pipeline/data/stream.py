@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from pipeline.data.order import SourceOrder, check_window, num_lanes, places, ra
 from pipeline.data.packing import find_packing, max_segments_per_row, rows_per_shard
 from pipeline.data.rows import RowFormat, Rows
 from pipeline.data.windows import Windows
+from pipeline.shards.files import CorpusFiles
 from pipeline.shards.manifest import Manifest
 
 
@@ -30,7 +30,7 @@ class RowStream:
     size (the slices of all ranks, joined, are the rows of the step), in any process.
 
     Args:
-        directory: the corpus.
+        files: of the corpus.
         manifest: of the corpus.
         split: ``"train"`` or ``"validation"``.
         packing: name of a packing.
@@ -46,7 +46,7 @@ class RowStream:
 
     def __init__(
         self,
-        directory: Path,
+        files: CorpusFiles,
         manifest: Manifest,
         split: str,
         *,
@@ -64,9 +64,10 @@ class RowStream:
             )
         if split not in manifest.splits:
             raise UserError(
-                f"The corpus {directory} has no split {split!r}; it has {', '.join(sorted(manifest.splits)) or 'none'}."
+                f"The corpus {files.location} has no split {split!r}; it has "
+                f"{', '.join(sorted(manifest.splits)) or 'none'}."
             )
-        self.directory = directory
+        self.files = files
         self.manifest = manifest
         self.split = split
         self.packing = find_packing(packing)
@@ -75,11 +76,13 @@ class RowStream:
         self.seed = seed
         self.global_batch_size = global_batch_size
         table = manifest.splits[split]
-        counts = rows_per_shard(directory, manifest, split, self.packing, row_format)
+        counts = rows_per_shard(files, manifest, split, self.packing, row_format)
         self.num_rows = int(counts.sum())
         """Rows an epoch, N."""
         if not self.num_rows:
-            raise UserError(f"The split {split!r} of {directory} has no documents. Build the corpus with more text.")
+            raise UserError(
+                f"The split {split!r} of {files.location} has no documents. Build the corpus with more text."
+            )
         lanes = num_lanes(global_batch_size, open_shards)
         window_shards = max(1, open_shards // lanes)
         check_window(counts, window_shards, open_shards)
@@ -88,7 +91,7 @@ class RowStream:
         self._open()
 
     def _open(self) -> None:
-        self._windows = Windows(self.directory, self.manifest, self.split, self.packing, self.row_format, self.order)
+        self._windows = Windows(self.files, self.manifest, self.split, self.packing, self.row_format, self.order)
 
     def __getstate__(self) -> dict[str, Any]:
         """Loader processes start with empty caches: maps do not travel."""
@@ -174,7 +177,7 @@ class RowStream:
             epoch=epoch,
             shard=shards,
             source=np.full(len(shards), self.order.source),
-            first_documents=self._first_documents,
+            first_document=self._first_documents[shards],
             row_format=self.row_format,
         )
 

@@ -11,7 +11,6 @@ import errno
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 import numpy as np
@@ -21,8 +20,9 @@ from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
 from pipeline.data.order import CUTS, DOCUMENTS, EpochOrder, SourceOrder
 from pipeline.data.packing import Packing
-from pipeline.data.pieces import as_integers
+from pipeline.data.pieces import ShardLengths, as_integers, locate
 from pipeline.data.rows import RowFormat
+from pipeline.shards.files import CorpusFiles
 from pipeline.shards.layout import shard_name
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import Shard, read_index
@@ -72,14 +72,14 @@ class Windows:
 
     def __init__(
         self,
-        directory: Path,
+        files: CorpusFiles,
         manifest: Manifest,
         split: str,
         packing: Packing,
         row_format: RowFormat,
         order: SourceOrder,
     ) -> None:
-        self.directory = directory
+        self.files = files
         self.manifest = manifest
         self.split = split
         self.packing = packing
@@ -94,7 +94,7 @@ class Windows:
 
     def _open_shard(self, number: int) -> Shard:
         try:
-            return Shard.open(self.directory, self.split, number, self.manifest)
+            return Shard.open(self.files, self.split, number, self.manifest)
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
@@ -126,10 +126,10 @@ class Windows:
         )
 
     def _plan_shard(self, epoch: int, shard: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        index = read_index(self.directory, self.split, shard, self.manifest)
+        index = read_index(self.files, self.split, shard, self.manifest)
         seed, source = self.order.seed, self.order.source
         plan = self.packing.plan(
-            index.lengths,
+            ShardLengths(index.lengths),
             self.row_format,
             key(seed, DOCUMENTS, source, epoch, shard),
             key(seed, CUTS, source, epoch, shard),
@@ -138,8 +138,8 @@ class Windows:
         if plan.num_rows != expected:
             raise UserError(
                 f"Shard {shard_name(self.split, shard)} packs into {plan.num_rows} rows, but the row table says "
-                f"{expected}: the table under {self.directory / 'rows'} is of another corpus or damaged. "
+                f"{expected}: the table under {self.files.describe('rows')} is of another corpus or damaged. "
                 "Delete that folder; it is made again."
             )
-        plan.pieces["item"] = index.starts[plan.pieces["document"]] + plan.pieces["offset"]
+        locate(plan.pieces, index.starts, index.blocks["first_document"])
         return as_integers(plan.pieces), plan.first_piece

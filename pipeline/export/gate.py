@@ -22,6 +22,7 @@ from pipeline.data.stream import RowStream
 from pipeline.export.fresh_process import FreshProcessError, run_fresh
 from pipeline.models.families import FAMILIES
 from pipeline.models.packed import packed_logits
+from pipeline.shards.files import CorpusFiles
 from pipeline.shards.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -48,11 +49,11 @@ class GateResult:
     mask_token: str | None
 
 
-def gate_segments(corpus: Path, manifest: Manifest, config: RunConfig) -> list[NDArray[np.int64]]:
+def gate_segments(files: CorpusFiles, manifest: Manifest, config: RunConfig) -> list[NDArray[np.int64]]:
     """Segments of two real rows of the run's own stream, for masked models with some tokens masked; each int64, 1-D."""
     causal = FAMILIES[config.model.family].causal
     stream = RowStream(
-        corpus,
+        files,
         manifest,
         "train",
         packing=config.data.packing,

@@ -21,6 +21,7 @@ from pipeline.export.model_card import ModelFacts, RunFacts, model_card
 from pipeline.export.tokenizer_files import copy_tokenizer
 from pipeline.models.build import build_model, hf_config
 from pipeline.models.families import FAMILIES
+from pipeline.shards.files import CorpusFiles
 from pipeline.shards.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class ExportReport:
 def export_model(
     weights: Mapping[str, Tensor],
     config: RunConfig,
-    corpus: Path,
+    files: CorpusFiles,
     manifest: Manifest,
     output: Path,
     facts: RunFacts,
@@ -57,6 +58,7 @@ def export_model(
     """Write ``output`` from weights: model, tokenizer, model card; compare, and only then give it its name.
 
     Args:
+        files: of the run's corpus.
         weights: fp32 tensors under the names that ``save_pretrained`` writes, tied ones once.
         checkpoint: where they come from, for messages.
 
@@ -69,8 +71,8 @@ def export_model(
     load_strictly(trained, weights, checkpoint)
     with directory_made_whole(output) as directory:
         save_stock(weights, config, manifest, directory)
-        copy_tokenizer(corpus, directory, max_length=min(shape.max_positions, config.data.sequence_length))
-        result = compare(trained, directory, gate_segments(corpus, manifest, config), manifest)
+        copy_tokenizer(files, directory, max_length=min(shape.max_positions, config.data.sequence_length))
+        result = compare(trained, directory, gate_segments(files, manifest, config), manifest)
         card = model_card(config, facts, _model_facts(trained, result))
         (directory / "README.md").write_text(card, encoding="utf-8")
     return ExportReport(

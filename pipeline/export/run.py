@@ -16,11 +16,12 @@ from pipeline.export.model_card import RunFacts
 from pipeline.monitor.events import append_event
 from pipeline.monitor.json_lines import number
 from pipeline.monitor.sinks import read_metrics
+from pipeline.shards.files import CorpusFiles, corpus_files
 from pipeline.shards.manifest import Manifest, check_tokenizer, read_manifest
 
 
 def export_run(
-    run_directory: Path, output: Path, step: int | None = None, *, corpus: Path | None = None
+    run_directory: Path, output: Path, step: int | None = None, *, corpus: str | Path | None = None
 ) -> ExportReport:
     """Export a checkpoint of a run; nothing is published unless it passes the gate.
 
@@ -41,16 +42,17 @@ def export_run(
     step, checkpoint = find_checkpoint(run_directory, step)
     config = load_run_config(run_directory / "config.yaml")
     meta = read_json(checkpoint / META_NAME, "checkpoint")
-    corpus = corpus if corpus is not None else Path(config.data.corpus)
-    if not corpus.is_dir():
+    files = corpus_files(corpus if corpus is not None else config.data.corpus)
+    if not files.is_remote and not Path(files.location).is_dir():
         raise UserError(
-            f"export: the run's corpus is not at {corpus} (from {Path.cwd()}). Say where it is with --corpus DIR."
+            f"export: the run's corpus is not at {files.location} (from {Path.cwd()}). "
+            "Say where it is with --corpus DIR."
         )
-    manifest = read_manifest(corpus)
-    _check_corpus(corpus, manifest, meta, checkpoint)
+    manifest = read_manifest(files)
+    _check_corpus(files, manifest, meta, checkpoint)
     weights = read_weights(checkpoint)
     facts = run_facts(run_directory, step, meta, manifest)
-    report = export_model(weights, config, corpus, manifest, output, facts, checkpoint)
+    report = export_model(weights, config, files, manifest, output, facts, checkpoint)
     try:
         append_event(
             run_directory,
@@ -93,11 +95,11 @@ def run_facts(run_directory: Path, step: int, meta: Mapping[str, Any], manifest:
     )
 
 
-def _check_corpus(corpus: Path, manifest: Manifest, meta: Mapping[str, Any], checkpoint: Path) -> None:
+def _check_corpus(files: CorpusFiles, manifest: Manifest, meta: Mapping[str, Any], checkpoint: Path) -> None:
     trained_on = (meta.get("identity") or {}).get("corpus_fingerprint", meta.get("corpus_fingerprint"))
     if trained_on is not None and trained_on != manifest.fingerprint:
         raise UserError(
-            f"export: {checkpoint} was trained on the corpus with fingerprint {trained_on}, but {corpus} has "
+            f"export: {checkpoint} was trained on the corpus with fingerprint {trained_on}, but {files.location} has "
             f"{manifest.fingerprint}. Say where the run's corpus is now with --corpus DIR."
         )
-    check_tokenizer(corpus, manifest)
+    check_tokenizer(files, manifest)

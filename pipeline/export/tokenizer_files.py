@@ -7,19 +7,20 @@ import shutil
 from pathlib import Path
 
 from pipeline.base.files import read_json
+from pipeline.shards.files import CorpusFiles
 
 CONFIG_NAME = "tokenizer_config.json"
 
 
-def copy_tokenizer(corpus: Path, output: Path, max_length: int) -> None:
-    """Copy the files of ``corpus/tokenizer`` and set ``model_max_length``.
+def copy_tokenizer(files: CorpusFiles, output: Path, max_length: int) -> None:
+    """Copy the tokenizer's files of a corpus and set ``model_max_length``.
 
     Without it a long text is neither cut by ``truncation=True`` nor refused before the position embedding runs out.
 
     Raises:
         UserError: the tokenizer's config is not valid JSON.
     """
-    for path in sorted((corpus / "tokenizer").iterdir()):
+    for path in sorted(files.tokenizer_directory().iterdir()):
         if path.is_file() and not path.name.startswith("."):
             shutil.copyfile(path, output / path.name)
     path = output / CONFIG_NAME

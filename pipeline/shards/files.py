@@ -8,10 +8,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import write_bytes_atomically
+
+if TYPE_CHECKING:
+    from pipeline.shards.cache import CacheSettings
 
 
 class CorpusFiles(ABC):
@@ -109,3 +112,19 @@ class LocalFiles(CorpusFiles):
                 "own files. Copy the file in place of the link, or build the corpus again."
             )
         return path
+
+
+def corpus_files(location: str | Path, cache: CacheSettings | None = None) -> CorpusFiles:
+    """The files of the corpus at a path, or at a URL (with ``://``), which need a place on this machine.
+
+    Args:
+        cache: of remote files; default: as :class:`CacheSettings` says.
+
+    Raises:
+        UserError: the URL's kind is unknown or needs a library that is missing.
+    """
+    if "://" not in str(location):
+        return LocalFiles(Path(location))
+    from pipeline.shards.remote import RemoteFiles
+
+    return RemoteFiles(str(location), cache)

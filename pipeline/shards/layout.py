@@ -77,7 +77,7 @@ def index_bytes(item_bytes: int, lengths: NDArray[np.uint32], blocks: NDArray[np
     return header.tobytes() + lengths.astype("<u4").tobytes() + blocks.astype(BLOCK_ENTRY).tobytes()
 
 
-def parse_index(content: bytes, path: Path) -> tuple[int, NDArray[np.uint32], NDArray[np.void]]:
+def parse_index(content: bytes, path: str) -> tuple[int, NDArray[np.uint32], NDArray[np.void]]:
     """Take an index apart.
 
     Returns:

@@ -16,13 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import read_json, sha256_of_file, write_json_atomically
+from pipeline.base.files import parse_json, write_json_atomically
+from pipeline.shards.files import CorpusFiles
 from pipeline.shards.layout import shard_name, token_dtype
 from pipeline.shards.writer import ShardFacts
 
 FORMAT_NAME: Final = "pretrain-corpus"
 FORMAT_VERSION: Final = 1
 MANIFEST_NAME: Final = "manifest.json"
+TOKENIZER_NAME: Final = "tokenizer/tokenizer.json"
 SPECIAL_TOKENS: Final = ("pad", "cls", "sep", "mask", "bos", "eos", "unk")
 _SPLIT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _SHA256: Final = re.compile(r"([0-9a-f]{64})*")
@@ -148,24 +150,26 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
         "drops": dict(manifest.drops),
         "extra": dict(manifest.extra),
     }
-    _parse(value, path)
+    _parse(value, str(path))
     write_json_atomically(path, value)
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(files: CorpusFiles) -> Manifest:
     """Read and check ``manifest.json``.
 
     Raises:
         UserError: no such corpus, not a manifest, a newer format, columns that do not fit together, a split name that
             would leave the directory, or a fingerprint that is not that of the shards listed.
     """
-    path = directory / MANIFEST_NAME
-    if not path.is_file():
+    path = files.describe(MANIFEST_NAME)
+    try:
+        content = files.read(MANIFEST_NAME)
+    except FileNotFoundError:
         raise UserError(
-            f"No corpus at {directory}: {MANIFEST_NAME} does not exist there. "
+            f"No corpus at {files.location}: {MANIFEST_NAME} does not exist there. "
             "Give the directory that `pretrain corpus build` wrote; if that build was interrupted, run it again."
-        )
-    value = read_json(path, "corpus manifest")
+        ) from None
+    value = parse_json(content, path, "corpus manifest")
     if not isinstance(value, dict) or value.get("format") != FORMAT_NAME:
         raise UserError(f"{path} is not a corpus manifest: `format` is not {FORMAT_NAME!r}. Build the corpus again.")
     version = value.get("format_version")
@@ -183,7 +187,7 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def _parse(value: dict[str, Any], path: Path) -> Manifest:
+def _parse(value: dict[str, Any], path: str) -> Manifest:
     try:
         manifest = Manifest(
             tokenizer_fingerprint=str(value["tokenizer_fingerprint"]),
@@ -222,16 +226,20 @@ def _parse_table(split: str, columns: Mapping[str, Any]) -> ShardTable:
     return ShardTable(numbers["documents"], numbers["tokens"], numbers["bytes"], sha256)
 
 
-def check_tokenizer(directory: Path, manifest: Manifest) -> None:
+def check_tokenizer(files: CorpusFiles, manifest: Manifest) -> None:
     """Refuse a ``tokenizer/`` that is not the one the shards were written with.
 
     Raises:
         UserError: ``tokenizer/tokenizer.json`` is missing or has another sha256.
     """
-    path = directory / "tokenizer" / "tokenizer.json"
-    if not path.is_file():
-        raise UserError(f"The corpus has no tokenizer: {path} does not exist. Restore it or build the corpus again.")
-    found = sha256_of_file(path)
+    path = files.describe(TOKENIZER_NAME)
+    try:
+        content = files.read(TOKENIZER_NAME, manifest.tokenizer_fingerprint)
+    except FileNotFoundError:
+        raise UserError(
+            f"The corpus has no tokenizer: {path} does not exist. Restore it or build the corpus again."
+        ) from None
+    found = hashlib.sha256(content).hexdigest()
     if found != manifest.tokenizer_fingerprint:
         raise UserError(
             f"{path} has sha256 {found}, but the corpus was built with {manifest.tokenizer_fingerprint}: its token ids "

@@ -5,27 +5,27 @@ Letters: D documents of a shard, B blocks, N sentences of a document.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import sha256_of_file
+from pipeline.shards.files import CorpusFiles
 from pipeline.shards.layout import (
     NPY_HEADER_BYTES,
     TAR_BLOCK_BYTES,
     document_starts,
     padded,
     parse_index,
-    shard_path,
+    shard_name,
     token_dtype,
 )
 from pipeline.shards.manifest import Manifest
@@ -50,15 +50,16 @@ class ShardIndex:
     """Size of a token on disk: 2 or 4."""
 
 
-def read_index(directory: Path, split: str, number: int, manifest: Manifest) -> ShardIndex:
+def read_index(files: CorpusFiles, split: str, number: int, manifest: Manifest) -> ShardIndex:
     """Read one index and hold it against the manifest's counts.
 
     Raises:
         UserError: missing, damaged, of another version, or counts that differ from the manifest's.
     """
-    path = shard_path(directory, split, number).with_suffix(".idx")
+    name = f"{shard_name(split, number)}.idx"
+    path = files.describe(name)
     try:
-        content = path.read_bytes()
+        content = files.read(name)
     except FileNotFoundError:
         raise UserError(f"The shard index {path} does not exist. {WAY_OUT}") from None
     item_bytes, lengths, blocks = parse_index(content, path)
@@ -84,15 +85,16 @@ def read_index(directory: Path, split: str, number: int, manifest: Manifest) -> 
 class Shard:
     """One open shard: a read-only memory map and its index."""
 
-    def __init__(self, path: Path, index: ShardIndex, tokens: NDArray[np.unsignedinteger]) -> None:
+    def __init__(self, path: str, index: ShardIndex, tokens: NDArray[np.unsignedinteger]) -> None:
         self.path = path
+        """Where it is, for messages."""
         self.index = index
         self.tokens = tokens
         """The whole tar as one flat uint16 or uint32 array; document ``d`` is ``tokens[starts[d]:][:lengths[d]]``."""
         self._members: dict[int, dict[str, tuple[int, int]]] = {}
 
     @classmethod
-    def open(cls, directory: Path, split: str, number: int, manifest: Manifest, verify: bool = False) -> Self:
+    def open(cls, files: CorpusFiles, split: str, number: int, manifest: Manifest, verify: bool = False) -> Self:
         """Map a shard.
 
         Args:
@@ -101,22 +103,25 @@ class Shard:
         Raises:
             UserError: missing, of another size than the manifest says (truncated), another sha256, or a bad index.
         """
-        path = shard_path(directory, split, number)
-        index = read_index(directory, split, number, manifest)
+        name = f"{shard_name(split, number)}.tar"
+        path = files.describe(name)
+        index = read_index(files, split, number, manifest)
         table = manifest.splits[split]
+        expected, sha256 = int(table.bytes[number]), table.sha256_of(number)
         try:
-            num_bytes = path.stat().st_size
+            opened = files.open(name, expected, sha256)
         except FileNotFoundError:
             raise UserError(f"The shard {path} does not exist. {WAY_OUT}") from None
-        if num_bytes != table.bytes[number]:
-            raise UserError(f"{path} has {num_bytes} bytes; the manifest says {table.bytes[number]}. {WAY_OUT}")
-        if verify:
-            check_sha256(path, table.sha256_of(number))
-        with open(path, "rb") as file:
+        with opened as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            if num_bytes != expected:
+                raise UserError(f"{path} has {num_bytes} bytes; the manifest says {expected}. {WAY_OUT}")
             if hasattr(os, "posix_fadvise"):
                 # Random first touches of cold pages are many times slower than one read-ahead of the file.
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if verify:
+            check_sha256(path, hashlib.sha256(mapped).hexdigest(), sha256)
         return cls(path, index, np.frombuffer(mapped, dtype=f"<u{index.item_bytes}"))
 
     @property
@@ -199,8 +204,7 @@ class Shard:
         return found
 
 
-def check_sha256(path: Path, expected: str) -> None:
+def check_sha256(path: str, found: str, expected: str) -> None:
     """Raise the UserError of a shard whose bytes changed."""
-    found = sha256_of_file(path)
     if found != expected:
         raise UserError(f"{path} has sha256 {found}; the manifest says {expected}: its bytes have changed. {WAY_OUT}")

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
+from pipeline.base.files import sha256_of_file
+from pipeline.shards.files import LocalFiles
 from pipeline.shards.layout import (
     BLOCK_ENTRY,
     NPY_HEADER_BYTES,
@@ -56,8 +58,9 @@ def verify_corpus(directory: Path, progress: Callable[[int, int], None] | None =
     Raises:
         UserError: the first difference found, with the shard's path and both values.
     """
-    manifest = read_manifest(directory)
-    check_tokenizer(directory, manifest)
+    files = LocalFiles(directory)
+    manifest = read_manifest(files)
+    check_tokenizer(files, manifest)
     for split, table in manifest.splits.items():
         _check_no_stray_shard(directory, split, len(table))
     shards = [(split, number) for split, table in manifest.splits.items() for number in range(len(table))]
@@ -93,9 +96,9 @@ def verify_shard(directory: Path, split: str, number: int, manifest: Manifest) -
     num_bytes = path.stat().st_size
     if num_bytes != table.bytes[number]:
         raise UserError(f"{path} has {num_bytes} bytes; the manifest says {table.bytes[number]}. {WAY_OUT}")
-    check_sha256(path, table.sha256_of(number))
+    check_sha256(str(path), sha256_of_file(path), table.sha256_of(number))
     rebuilt = rebuild_index(path, manifest.vocab_size)
-    read_index(directory, split, number, manifest)
+    read_index(LocalFiles(directory), split, number, manifest)
     if path.with_suffix(".idx").read_bytes() != rebuilt:
         raise UserError(
             f"{path.with_suffix('.idx')} is not the index of {path}: a document's length or place differs. {WAY_OUT}"

@@ -6,7 +6,6 @@ Letters: R rows, S sequence length.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from pipeline.models.flops import num_parameters
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.registry import make_objective, row_kind
+from pipeline.shards.files import corpus_files
 from pipeline.shards.manifest import Manifest, check_tokenizer, read_manifest
 from pipeline.train.validation import IGNORED
 
@@ -135,19 +135,19 @@ def open_streams(config: RunConfig) -> Streams:
     Raises:
         UserError: no corpus there, damaged, an empty split, or a tokenizer that does not fit the model or objective.
     """
-    directory = Path(config.data.corpus)
-    manifest = read_manifest(directory)
-    check_tokenizer(directory, manifest)
+    files = corpus_files(config.data.corpus)
+    manifest = read_manifest(files)
+    check_tokenizer(files, manifest)
     if config.model.vocab_size is not None and config.model.vocab_size < manifest.vocab_size:
         raise UserError(
-            f"model.vocab_size: {config.model.vocab_size} is smaller than the tokenizer of corpus {directory} "
+            f"model.vocab_size: {config.model.vocab_size} is smaller than the tokenizer of corpus {files.location} "
             f"({manifest.vocab_size} ids); leave it out or set it to at least {manifest.vocab_size}."
         )
     form = row_format(manifest, row_kind(config.objective.name), config.data.sequence_length)
 
     def stream(split: str, seed: int) -> RowStream:
         return RowStream(
-            directory,
+            files,
             manifest,
             split,
             row_format=form,

@@ -27,6 +27,7 @@ from pipeline.corpus.sentences import sentence_starts
 from pipeline.corpus.stats import corpus_stats, stats_lines
 from pipeline.corpus.summary import BuildSummary
 from pipeline.corpus.tokenizer import encoder
+from pipeline.shards.files import LocalFiles
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.reader import Shard
 from pipeline.shards.verify import verify_corpus
@@ -48,12 +49,12 @@ def refused(config: CorpusConfig, output: Path, processes: int = 1) -> str:
 
 def documents_in(directory: Path) -> dict[str, dict[str, tuple[list[int], list[int]]]]:
     """Split -> id -> tokens and sentence starts."""
-    manifest = read_manifest(directory)
+    manifest = read_manifest(LocalFiles(directory))
     result: dict[str, dict[str, tuple[list[int], list[int]]]] = {}
     for split, table in manifest.splits.items():
         found = result.setdefault(split, {})
         for number in range(len(table)):
-            shard = Shard.open(directory, split, number, manifest, verify=True)
+            shard = Shard.open(LocalFiles(directory), split, number, manifest, verify=True)
             for document, name in enumerate(shard.document_ids(range(shard.documents))):
                 starts = shard.sentence_starts(document).tolist()
                 found[name] = (shard.read(document).tolist(), starts)
@@ -123,7 +124,7 @@ def test_every_document_of_every_kind_is_there_once(built: Any) -> None:
 
 def test_the_manifest_tells_where_everything_came_from(built: Any) -> None:
     config, expected, output, *_ = built
-    manifest = read_manifest(output)
+    manifest = read_manifest(LocalFiles(output))
     assert [source["name"] for source in manifest.sources] == [source.name for source in config.sources]
     assert [source["documents"] for source in manifest.sources] == [10, 10, 20, 10, 10]
     files = manifest.sources[0]
@@ -244,7 +245,7 @@ def test_bad_records_are_counted_and_reported_with_their_place(tmp_path: Path) -
     log = [json.loads(line) for line in (tmp_path / "out/build_log.jsonl").read_text().splitlines()]
     assert [(entry["place"], entry["reason"]) for entry in log] == places
     assert [entry["source"] for entry in log] == ["lines"] * 4 + ["t"] * 2
-    manifest = read_manifest(tmp_path / "out")
+    manifest = read_manifest(LocalFiles(tmp_path / "out"))
     assert manifest.sources[0]["drops"] == {"unreadable": 1, "bad_encoding": 1, "missing_text": 1, "empty": 1}
     assert f"{path}:4 unreadable (not JSON" in "\n".join(summary.lines())
 
@@ -286,7 +287,7 @@ def test_duplicates_and_short_documents(tmp_path: Path) -> None:
     expected = {f"a/{number}" for number in range(10)} | {f"b/{number}" for number in range(10, 20)}
     assert set(found["train"]) | set(found["validation"]) == expected
     assert summary.drops == {"too_short": 1, "duplicate": 6}
-    assert [source["drops"] for source in read_manifest(tmp_path / "out").sources] == [
+    assert [source["drops"] for source in read_manifest(LocalFiles(tmp_path / "out")).sources] == [
         {"too_short": 1, "duplicate": 1},
         {"duplicate": 5},
     ]
@@ -314,10 +315,10 @@ def test_options_of_shards(tmp_path: Path) -> None:
     config = config_of(SourceConfig("a", "jsonl", str(path)), shards=shards)
     summary, _ = build(config, tmp_path / "out")
     assert summary.splits == {"train": {"documents": 40, "tokens": summary.tokens, "shards": 5}}
-    manifest = read_manifest(tmp_path / "out")
+    manifest = read_manifest(LocalFiles(tmp_path / "out"))
     assert manifest.splits["train"].documents.tolist() == [8] * 5
     with pytest.raises(UserError, match="has no sentence offsets"):
-        Shard.open(tmp_path / "out", "train", 0, manifest).sentence_starts(0)
+        Shard.open(LocalFiles(tmp_path / "out"), "train", 0, manifest).sentence_starts(0)
 
 
 def test_text_that_the_tokenizer_ignores_is_reported(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     corpus = write_corpus(tmp_path_factory.mktemp("data") / "corpus", random_lengths(0, 3, 25))
     form = row_format(corpus.manifest, "bert", 32)
     stream = RowStream(
-        corpus.directory,
+        corpus.files,
         corpus.manifest,
         "train",
         packing="best_fit",

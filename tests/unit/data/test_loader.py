@@ -28,7 +28,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> RowStream:
     corpus = write_corpus(tmp_path_factory.mktemp("data") / "corpus", random_lengths(0, 4, 25))
     form = row_format(corpus.manifest, "bert", 32)
     return RowStream(
-        corpus.directory,
+        corpus.files,
         corpus.manifest,
         "train",
         packing="best_fit",

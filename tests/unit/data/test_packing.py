@@ -11,9 +11,9 @@ import pytest
 from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
 from pipeline.data.concatenate import payload
-from pipeline.data.gather import segment_slots
-from pipeline.data.packing import PACKINGS, find_packing, max_segments_per_row, rows_per_shard, table_path
-from pipeline.data.pieces import ShardPlan
+from pipeline.data.gather import place_pieces
+from pipeline.data.packing import PACKINGS, find_packing, max_segments_per_row, rows_per_shard, table_name
+from pipeline.data.pieces import ENDS_DOCUMENT, ShardLengths, ShardPlan, has_flag
 from pipeline.data.rows import RowFormat
 from tests.corpora import random_lengths, write_corpus
 
@@ -27,7 +27,7 @@ def row_format(kind: str, length: int) -> RowFormat:
 
 
 def make_plan(packing: str, lengths: np.ndarray, form: RowFormat, seed: int) -> ShardPlan:
-    return PACKINGS[packing].plan(lengths, form, key(seed, 1), key(seed, 2))
+    return PACKINGS[packing].plan(ShardLengths(lengths), form, key(seed, 1), key(seed, 2))
 
 
 def length_sets() -> list[np.ndarray]:
@@ -46,7 +46,7 @@ def test_every_token_once_in_rows_that_hold_it(packing: str, kind: str, length: 
     for seed, lengths in enumerate(length_sets()):
         plan = make_plan(packing, lengths, form, seed)
         pieces = plan.pieces
-        assert plan.num_rows == PACKINGS[packing].count_rows(lengths, form)
+        assert plan.num_rows == PACKINGS[packing].count_rows(ShardLengths(lengths), form)
         assert plan.first_piece[-1] == len(pieces)
         if not len(lengths):
             assert plan.num_rows == 0
@@ -61,13 +61,15 @@ def test_every_token_once_in_rows_that_hold_it(packing: str, kind: str, length: 
         ]
         assert len(tokens) == len(set(tokens)) == lengths.sum()
         assert max(token + 1 for document, token in tokens if document == 0) == lengths[0]
-        assert ((pieces["offset"] + pieces["length"] == lengths[pieces["document"]]) == pieces["ends_document"]).all()
-        start, slots, _ = segment_slots(pieces, np.repeat(np.arange(plan.num_rows), counts), plan.num_rows, form)
-        assert (start + slots).max() <= length
+        ends = pieces["offset"] + pieces["length"] == lengths[pieces["document"]]
+        np.testing.assert_array_equal(ends, has_flag(pieces, ENDS_DOCUMENT))
+        slots = place_pieces(pieces, np.repeat(np.arange(plan.num_rows), counts), plan.num_rows, form)
+        end = slots.start + slots.length
+        assert end.max() <= length
         first = plan.first_piece[:-1]
-        assert (start[first] == 0).all()
+        assert (slots.start[first] == 0).all()
         inside = np.setdiff1d(np.arange(len(pieces)), first)
-        np.testing.assert_array_equal(start[inside], (start + slots)[inside - 1])
+        np.testing.assert_array_equal(slots.start[inside], end[inside - 1])
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
@@ -75,7 +77,7 @@ def test_every_token_once_in_rows_that_hold_it(packing: str, kind: str, length: 
 def test_row_count_is_the_same_for_every_key(packing: str, kind: str) -> None:
     form = row_format(kind, 64)
     for lengths in length_sets():
-        expected = PACKINGS[packing].count_rows(lengths, form)
+        expected = PACKINGS[packing].count_rows(ShardLengths(lengths), form)
         assert {make_plan(packing, lengths, form, seed).num_rows for seed in range(20)} == {expected}
 
 
@@ -174,9 +176,9 @@ def test_closed_form_of_the_manifest_equals_counting(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 4, 30))
     for kind in KINDS:
         form = row_format(kind, 32)
-        found = rows_per_shard(corpus.directory, corpus.manifest, "train", PACKINGS["concatenate"], form)
+        found = rows_per_shard(corpus.files, corpus.manifest, "train", PACKINGS["concatenate"], form)
         expected = [
-            PACKINGS["concatenate"].count_rows(np.array([len(d.tokens) for d in documents]), form)
+            PACKINGS["concatenate"].count_rows(ShardLengths(np.array([len(d.tokens) for d in documents])), form)
             for documents in corpus.documents["train"]
         ]
         assert found.tolist() == expected
@@ -186,26 +188,26 @@ def test_closed_form_of_the_manifest_equals_counting(tmp_path: Path) -> None:
 def test_counted_table_is_kept_and_read_again(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 4, 30))
     form, packing = row_format("bert", 32), PACKINGS["best_fit"]
-    counted = rows_per_shard(corpus.directory, corpus.manifest, "train", packing, form)
-    path = table_path(corpus.directory, "train", corpus.manifest.splits["train"], packing, form)
+    counted = rows_per_shard(corpus.files, corpus.manifest, "train", packing, form)
+    path = corpus.directory / table_name("train", corpus.manifest.splits["train"], packing, form)
     assert path.name.startswith("best_fit-1-32-2.train-")
     assert np.load(path).tolist() == counted.tolist()
     for index in (corpus.directory / "train").glob("*.idx"):
         index.rename(index.with_suffix(".away"))  # so it cannot be counted again
-    np.testing.assert_array_equal(rows_per_shard(corpus.directory, corpus.manifest, "train", packing, form), counted)
+    np.testing.assert_array_equal(rows_per_shard(corpus.files, corpus.manifest, "train", packing, form), counted)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a table", None])
 def test_a_kept_table_that_does_not_fit_is_counted_again(tmp_path: Path, content: bytes | None) -> None:
     corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 4, 30))
     form, packing = row_format("bert", 32), PACKINGS["best_fit"]
-    path = table_path(corpus.directory, "train", corpus.manifest.splits["train"], packing, form)
+    path = corpus.directory / table_name("train", corpus.manifest.splits["train"], packing, form)
     path.parent.mkdir()
     if content is None:
         np.save(path, np.zeros(3, np.int32))
     else:
         path.write_bytes(content)
-    assert len(rows_per_shard(corpus.directory, corpus.manifest, "train", packing, form)) == 4
+    assert len(rows_per_shard(corpus.files, corpus.manifest, "train", packing, form)) == 4
     assert np.load(path).shape == (4,)
 
 
@@ -219,6 +221,6 @@ def test_a_corpus_that_cannot_be_written_is_counted_at_every_opening(
 
     monkeypatch.setattr(os, "replace", refuse)
     form, packing = row_format("bert", 32), PACKINGS["best_fit"]
-    counted = rows_per_shard(corpus.directory, corpus.manifest, "train", packing, form)
+    counted = rows_per_shard(corpus.files, corpus.manifest, "train", packing, form)
     assert (counted > 0).all()
     assert list((corpus.directory / "rows").iterdir()) == []

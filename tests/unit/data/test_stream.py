@@ -29,7 +29,7 @@ def open_stream(corpus: Corpus, **changes) -> RowStream:
     settings = {"packing": "best_fit", "open_shards": 8, "seed": 1, "global_batch_size": 12} | changes
     split = settings.pop("split", "train")
     form = row_format(corpus.manifest, kind, length)
-    return RowStream(corpus.directory, corpus.manifest, split, row_format=form, **settings)
+    return RowStream(corpus.files, corpus.manifest, split, row_format=form, **settings)
 
 
 def assert_equal_rows(one: Rows, other: Rows) -> None:
@@ -363,7 +363,7 @@ def test_an_index_that_packs_otherwise_than_the_table_is_named(tmp_path: Path) -
     corpus = write_corpus(tmp_path / "corpus", [[20, 20, 20, 2]])
     open_stream(corpus, length=32)  # keeps the table
     path = corpus.directory / "train/00000.idx"
-    item_bytes, _, blocks = parse_index(path.read_bytes(), path)
+    item_bytes, _, blocks = parse_index(path.read_bytes(), str(path))
     path.write_bytes(index_bytes(item_bytes, np.array([16, 16, 15, 15], np.uint32), blocks))
     with pytest.raises(
         UserError, match=r"Shard train/00000 packs into 4 rows, but the row table says 3: .*Delete that folder"

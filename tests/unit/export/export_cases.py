@@ -12,6 +12,7 @@ from pipeline.base.files import sha256_of_file, write_json_atomically
 from pipeline.config.loading import to_yaml
 from pipeline.config.run import DataConfig, Family, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
 from pipeline.monitor.json_lines import encode_line
+from pipeline.shards.files import LocalFiles
 from pipeline.shards.manifest import Manifest, ShardTable, read_manifest, write_manifest
 from pipeline.shards.writer import ShardWriter
 
@@ -63,7 +64,7 @@ def make_corpus(directory: Path, family: Family, seed: int = 0) -> Manifest:
             sources=[{"name": "random letters", "path": "nowhere"}],
         ),
     )
-    return read_manifest(directory)
+    return read_manifest(LocalFiles(directory))
 
 
 def run_config(run_directory: Path, corpus: Path, family: Family) -> RunConfig:
@@ -112,7 +113,7 @@ def save_step(config: RunConfig, manifest: Manifest, step: int, fingerprint: str
 def make_run(run_directory: Path, corpus: Path, family: Family, steps: tuple[int, ...] = (100, 200)) -> RunConfig:
     """A run directory with config, metrics and checkpoints."""
     config = run_config(run_directory, corpus, family)
-    manifest = read_manifest(corpus)
+    manifest = read_manifest(LocalFiles(corpus))
     for step in steps:
         save_step(config, manifest, step)
     run_directory.mkdir(exist_ok=True)

@@ -12,12 +12,15 @@ from pipeline.base.errors import UserError
 from pipeline.export import fresh_process
 from pipeline.export.fresh_process import FreshProcessError, run_fresh
 from pipeline.export.gate import check_token_ids, gate_segments
+from pipeline.shards.files import LocalFiles
 from tests.unit.export.export_cases import make_corpus, run_config
 
 
 def test_segments_are_rows_of_the_run_with_some_masks(tmp_path: Path) -> None:
     manifest = make_corpus(tmp_path / "corpus", "bert")
-    segments = gate_segments(tmp_path / "corpus", manifest, run_config(tmp_path / "run", tmp_path / "corpus", "bert"))
+    segments = gate_segments(
+        LocalFiles(tmp_path / "corpus"), manifest, run_config(tmp_path / "run", tmp_path / "corpus", "bert")
+    )
     assert len(segments) >= 2
     for segment in segments:
         assert (segment[0], segment[-1]) == (manifest.special_ids["cls"], manifest.special_ids["sep"])
@@ -28,7 +31,9 @@ def test_segments_are_rows_of_the_run_with_some_masks(tmp_path: Path) -> None:
 
 def test_causal_segments_have_no_masks(tmp_path: Path) -> None:
     manifest = make_corpus(tmp_path / "corpus", "gpt2")
-    segments = gate_segments(tmp_path / "corpus", manifest, run_config(tmp_path / "run", tmp_path / "corpus", "gpt2"))
+    segments = gate_segments(
+        LocalFiles(tmp_path / "corpus"), manifest, run_config(tmp_path / "run", tmp_path / "corpus", "gpt2")
+    )
     assert {int(token) for segment in segments for token in segment[:-1]}.isdisjoint(manifest.all_special_ids)
 
 

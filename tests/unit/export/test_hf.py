@@ -307,10 +307,11 @@ def test_a_larger_embedding_than_the_tokenizer_is_exported_and_a_smaller_one_ref
     import dataclasses
 
     from pipeline.config.loading import load_run_config, to_yaml
+    from pipeline.shards.files import corpus_files
     from pipeline.shards.manifest import read_manifest
 
     config = load_run_config(run / "config.yaml")
-    manifest = read_manifest(Path(config.data.corpus))
+    manifest = read_manifest(corpus_files(config.data.corpus))
     monkeypatch.setattr(hf, "compare", lambda *_: gate.GateResult(0.0, "float32", 1, "BertForMaskedLM", 1, "[MASK]"))
     for vocab_size in (64, 59):
         changed = dataclasses.replace(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.base.errors import UserError
+from pipeline.shards.files import LocalFiles
 from pipeline.shards.manifest import ShardTable, check_tokenizer, read_manifest, write_manifest
 from pipeline.shards.writer import ShardFacts
 from tests.corpora import Corpus, write_corpus
@@ -30,7 +31,7 @@ def edit(corpus: Corpus, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def test_manifest_reads_back(corpus: Corpus) -> None:
-    found, written = read_manifest(corpus.directory), corpus.manifest
+    found, written = read_manifest(corpus.files), corpus.manifest
     assert found.fingerprint == written.fingerprint
     for name in ("tokenizer_fingerprint", "vocab_size", "dtype", "special_ids", "all_special_ids", "drops", "extra"):
         assert getattr(found, name) == getattr(written, name), name
@@ -63,7 +64,7 @@ def test_table_from_facts_sorts_by_number_and_refuses_gaps() -> None:
 
 def test_missing_manifest_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"No corpus at .*manifest\.json does not exist.*pretrain corpus build"):
-        read_manifest(tmp_path)
+        read_manifest(LocalFiles(tmp_path))
 
 
 CHANGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
@@ -90,13 +91,13 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
 def test_invalid_manifest_is_refused(corpus: Corpus, change: Callable[[dict[str, Any]], Any], message: str) -> None:
     edit(corpus, change)
     with pytest.raises(UserError, match=message):
-        read_manifest(corpus.directory)
+        read_manifest(corpus.files)
 
 
 def test_manifest_that_is_no_json_is_refused(corpus: Corpus) -> None:
     (corpus.directory / "manifest.json").write_text('{"format": ')
     with pytest.raises(UserError, match=r"manifest\.json is not valid JSON"):
-        read_manifest(corpus.directory)
+        read_manifest(corpus.files)
 
 
 def test_a_manifest_that_would_not_read_back_is_not_written(corpus: Corpus, tmp_path: Path) -> None:
@@ -106,10 +107,10 @@ def test_a_manifest_that_would_not_read_back_is_not_written(corpus: Corpus, tmp_
 
 
 def test_another_tokenizer_is_refused(corpus: Corpus) -> None:
-    check_tokenizer(corpus.directory, corpus.manifest)
+    check_tokenizer(corpus.files, corpus.manifest)
     (corpus.directory / "tokenizer/tokenizer.json").write_text("{} ")
     with pytest.raises(UserError, match=r"tokenizer\.json has sha256 .*but the corpus was built with .*other text"):
-        check_tokenizer(corpus.directory, corpus.manifest)
+        check_tokenizer(corpus.files, corpus.manifest)
     (corpus.directory / "tokenizer/tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"has no tokenizer: .*tokenizer\.json does not exist"):
-        check_tokenizer(corpus.directory, corpus.manifest)
+        check_tokenizer(corpus.files, corpus.manifest)
