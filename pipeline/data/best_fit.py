@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.base.keyed import hashes, permutation
 from pipeline.data.fit import count_rows as count_run_rows
 from pipeline.data.fit import expand, pack
-from pipeline.data.pieces import ShardPlan, make_pieces
+from pipeline.data.pieces import ShardLengths, ShardPlan, make_pieces
 from pipeline.data.rows import RowFormat
 
 VERSION = 1
@@ -39,21 +39,21 @@ def _histogram(remainder: NDArray[np.int64], row_format: RowFormat) -> list[int]
     return np.bincount(slots, minlength=row_format.sequence_length + 1).tolist()
 
 
-def count_rows(lengths: NDArray[np.integer], row_format: RowFormat) -> int:
-    """R_s of a shard whose documents have these lengths, (D,)."""
-    full, remainder = _split(lengths, row_format)
+def count_rows(shard: ShardLengths, row_format: RowFormat) -> int:
+    """R_s of a shard."""
+    full, remainder = _split(shard.documents, row_format)
     runs = pack(_histogram(remainder, row_format), row_format.sequence_length, max_segments(row_format))
     return int(full.sum()) + count_run_rows(runs)
 
 
-def plan(lengths: NDArray[np.integer], row_format: RowFormat, documents_key: int, cuts_key: int) -> ShardPlan:
+def plan(shard: ShardLengths, row_format: RowFormat, documents_key: int, cuts_key: int) -> ShardPlan:
     """Rows of a shard.
 
     Args:
-        lengths: tokens of every document, (D,).
         documents_key: assigns the documents to the slots of their size.
         cuts_key: places the remainder among the full pieces of a long document.
     """
+    lengths = shard.documents
     cap = row_format.sequence_length - row_format.overhead
     full, remainder = _split(lengths, row_format)  # (D,), (D,)
     before = (hashes(cuts_key, np.arange(len(lengths))) % (full + 1).astype(np.uint64)).astype(np.int64)  # (D,) j

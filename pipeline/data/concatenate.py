@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.keyed import permutation
-from pipeline.data.pieces import ShardPlan, make_pieces
+from pipeline.data.pieces import ShardLengths, ShardPlan, make_pieces
 from pipeline.data.rows import RowFormat
 
 VERSION = 1
@@ -33,9 +33,10 @@ def num_rows(documents: NDArray[np.int64], tokens: NDArray[np.int64], row_format
     return -(-slots // payload(row_format))
 
 
-def count_rows(lengths: NDArray[np.integer], row_format: RowFormat) -> int:
-    """R_s of a shard whose documents have these lengths, (D,)."""
-    return int(num_rows(np.array(len(lengths)), lengths.sum(dtype=np.int64, keepdims=True), row_format)[0])
+def count_rows(shard: ShardLengths, row_format: RowFormat) -> int:
+    """R_s of a shard."""
+    tokens = shard.documents.sum(dtype=np.int64, keepdims=True)
+    return int(num_rows(np.array([len(shard.documents)]), tokens, row_format)[0])
 
 
 def max_segments(row_format: RowFormat) -> int:
@@ -44,14 +45,14 @@ def max_segments(row_format: RowFormat) -> int:
     return slots // (1 + row_format.overhead)
 
 
-def plan(lengths: NDArray[np.integer], row_format: RowFormat, documents_key: int, cuts_key: int) -> ShardPlan:
+def plan(shard: ShardLengths, row_format: RowFormat, documents_key: int, cuts_key: int) -> ShardPlan:
     """Rows of a shard.
 
     Args:
-        lengths: tokens of every document, (D,).
         documents_key: orders the documents; the cuts follow from the order, so ``cuts_key`` is not read.
     """
     del cuts_key
+    lengths = shard.documents
     size = payload(row_format)
     order = permutation(documents_key, len(lengths))  # (D,)
     length = lengths[order].astype(np.int64)  # (D,)
@@ -66,7 +67,7 @@ def plan(lengths: NDArray[np.integer], row_format: RowFormat, documents_key: int
     row = first_row[which] + turn  # (K,)
     offset = np.maximum(row * size - begin[which], 0)
     end = np.minimum((row + 1) * size - begin[which], length[which])
-    total = count_rows(lengths, row_format)
+    total = count_rows(shard, row_format)
     return ShardPlan(
         pieces=make_pieces(order[which], offset, end - offset, lengths),
         first_piece=np.searchsorted(row, np.arange(total + 1)).astype(np.int64),

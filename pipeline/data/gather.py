@@ -1,47 +1,87 @@
 """From pieces to rows: tokens copied from the maps, special tokens placed, segments measured.
 
-Letters: R rows, S sequence length, K segments.
+Letters: R rows, S sequence length, P pieces, K segments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.pieces import from_integers
-from pipeline.data.rows import RowFormat, Rows
+from pipeline.data.pieces import ENDS_DOCUMENT, SECOND_PART, from_integers, has_flag
+from pipeline.data.rows import NO_PAIR, PER_ROW, PER_SEGMENT, RowFormat, Rows
+
+WordStarts = Callable[[int, int], NDArray[np.bool_]]
+"""``Shard.word_starts``: of (first item, number of tokens), whether each of them begins a word."""
+
+FILLER: Final = -1
+"""Row number of a filler row."""
 
 
-def segment_slots(
-    pieces: NDArray[np.void], segment_row: NDArray[np.int64], num_rows: int, row_format: RowFormat
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Where the pieces stand in their rows.
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """Where pieces stand. A segment is a piece, or the two parts of a pair, with its special tokens."""
+
+    first_token: NDArray[np.int64]
+    """Slot in its row of every piece's first token, (P,)."""
+
+    is_second: NDArray[np.bool_]
+    """Whether the piece is the second part of a pair, (P,)."""
+
+    has_end: NDArray[np.bool_]
+    """Whether the piece is followed by the segment's end ids, (P,)."""
+
+    first_piece: NDArray[np.int64]
+    """First piece of every segment, (K,)."""
+
+    start: NDArray[np.int64]
+    """First slot of every segment in its row, (K,)."""
+
+    length: NDArray[np.int64]
+    """Slots of every segment, special tokens included, (K,)."""
+
+
+def place_pieces(pieces: NDArray[np.void], row: NDArray[np.int64], num_rows: int, row_format: RowFormat) -> Slots:
+    """Where pieces stand in their rows.
 
     Segments stand side by side from slot 0. The end ids of a row's last segment are left out where the row has no slot
     left for them (concatenation cut a document exactly at its end).
 
     Args:
-        pieces: sorted by row, (K,) of ``pieces.PIECE``; every row has one at least.
-        segment_row: row of every piece, (K,).
-
-    Returns:
-        start in the row and length, special tokens included, of every segment, (K,) each; whether it has end ids, (K,).
+        pieces: sorted by row, (P,) of ``pieces.PIECE``; a row may have none.
+        row: row of every piece, (P,).
     """
+    num_begin, num_middle, num_end = (
+        len(ids) for ids in (row_format.begin_ids, row_format.middle_ids, row_format.end_ids)
+    )
+    is_second = has_flag(pieces, SECOND_PART)
     has_end = np.ones(len(pieces), np.bool_)
+    has_end[:-1] = ~is_second[1:]
     if row_format.end_only_at_document_end:
-        has_end = pieces["ends_document"] == 1
-    length = pieces["length"].astype(np.int64) + len(row_format.begin_ids) + has_end * len(row_format.end_ids)
-    end = np.cumsum(length)
-    last = np.searchsorted(segment_row, np.arange(num_rows), side="right") - 1  # (R,) last segment of every row
-    before = np.concatenate([[0], end[last[:-1]]])[:num_rows]  # (R,) slots of all rows before
-    too_long = last[end[last] - before > row_format.sequence_length]
-    start = end - length - before[segment_row]
-    length[too_long] -= len(row_format.end_ids)
+        has_end &= has_flag(pieces, ENDS_DOCUMENT)
+    before = np.where(is_second, num_middle, num_begin)
+    slots = pieces["length"].astype(np.int64) + before + has_end * num_end  # (P,)
+    end = np.cumsum(slots)
+    border = np.searchsorted(row, np.arange(num_rows + 1))  # (R+1,) first piece of every row
+    slots_before = np.concatenate([[0], end])[border]  # (R+1,) of all rows before
+    too_long = border[1:][np.diff(slots_before) > row_format.sequence_length] - 1
+    start = end - slots - slots_before[row]  # (P,)
+    slots[too_long] -= num_end
     has_end[too_long] = False
-    return start, length, has_end
+    first_piece = np.flatnonzero(~is_second)
+    return Slots(
+        first_token=start + before,
+        is_second=is_second,
+        has_end=has_end,
+        first_piece=first_piece,
+        start=start[first_piece],
+        length=np.add.reduceat(slots, first_piece) if len(first_piece) else np.zeros(0, np.int64),
+    )
 
 
 def gather_rows(
@@ -52,49 +92,113 @@ def gather_rows(
     epoch: NDArray[np.int64],
     shard: NDArray[np.int64],
     source: NDArray[np.int64],
-    first_documents: NDArray[np.int64],
+    first_document: NDArray[np.int64],
     row_format: RowFormat,
+    words_of_rows: Sequence[WordStarts] | None = None,
 ) -> Rows:
     """Build rows.
 
     Args:
-        pieces_of_rows: R arrays made by ``pieces.as_integers``, one row's pieces each.
+        pieces_of_rows: R arrays made by ``pieces.as_integers``, one row's pieces each; a row without any is padding.
         tokens_of_rows: R flat token arrays: that of the shard every row comes from.
         row_numbers, epoch, shard, source: of every row, (R,).
-        first_documents: documents of the split before every shard, (shards,).
+        first_document: documents of the split before the shard of every row, (R,).
+        words_of_rows: R methods, ``word_starts`` of the shard every row comes from; given, ``Rows.word_starts`` is
+            filled.
     """
     num_rows, length = len(row_numbers), row_format.sequence_length
     counts = np.array([len(pieces) for pieces in pieces_of_rows], np.int64)
-    segment_row = np.repeat(np.arange(num_rows), counts)  # (K,)
+    row = np.repeat(np.arange(num_rows), counts)  # (P,)
     pieces = from_integers(pieces_of_rows)
-    start, slots, has_end = segment_slots(pieces, segment_row, num_rows, row_format)
+    slots = place_pieces(pieces, row, num_rows, row_format)
 
+    first_token = row * length + slots.first_token  # (P,)
+    copies = list(zip(first_token.tolist(), pieces["item"].tolist(), pieces["length"].tolist(), strict=True))
     tokens = np.full(num_rows * length, row_format.pad_id, np.int64)  # (R*S,)
-    first_slot = segment_row * length + start  # (K,)
-    first_token = (first_slot + len(row_format.begin_ids)).tolist()
-    first_item = pieces["item"].tolist()
-    num_tokens = pieces["length"].tolist()
-    copies = zip(first_token, first_item, num_tokens, strict=True)
+    of_row = iter(copies)
     for flat, count in zip(tokens_of_rows, counts.tolist(), strict=True):
-        for to, at, size in islice(copies, count):
+        for to, at, size in islice(of_row, count):
             tokens[to : to + size] = flat[at : at + size]
-    for place, special in enumerate(row_format.begin_ids):
-        tokens[first_slot + place] = special
-    end_slot = (first_slot + slots)[has_end] - len(row_format.end_ids)
-    for place, special in enumerate(row_format.end_ids):
-        tokens[end_slot + place] = special
+    specials = _special_slots(pieces, first_token, slots, row_format)
+    for place, special in specials:
+        tokens[place] = special
+    words = None
+    if words_of_rows is not None:
+        words = np.zeros(num_rows * length, np.bool_)  # (R*S,)
+        of_row = iter(copies)
+        for word_starts, count in zip(words_of_rows, counts.tolist(), strict=True):
+            for to, at, size in islice(of_row, count):
+                words[to : to + size] = word_starts(at, size)
+        for place in (first_token, *(place for place, _ in specials)):
+            words[place] = True
+
+    first = slots.first_piece
+    segment_row = row[first]
     return Rows(
         tokens=tokens.reshape(num_rows, length),
         row_numbers=row_numbers,
         segment_row=segment_row.astype(np.int32),
-        segment_start=start.astype(np.int32),
-        segment_length=slots.astype(np.int32),
-        document=first_documents[shard[segment_row]] + pieces["document"],
-        offset=pieces["offset"].astype(np.int64),
+        segment_start=slots.start.astype(np.int32),
+        segment_length=slots.length.astype(np.int32),
+        document=first_document[segment_row] + pieces["document"][first],
+        offset=pieces["offset"][first].astype(np.int64),
         epoch=epoch,
         shard=shard.astype(np.int32),
         source=source.astype(np.int32),
+        word_starts=None if words is None else words.reshape(num_rows, length),
+        **(_pairs(pieces, slots, first_document[segment_row]) if row_format.middle_ids else {}),
     )
+
+
+def _special_slots(
+    pieces: NDArray[np.void], first_token: NDArray[np.int64], slots: Slots, row_format: RowFormat
+) -> list[tuple[NDArray[np.int64], int]]:
+    """Places in the flat rows that hold a special token, and which."""
+    after = first_token + pieces["length"]  # (P,)
+    begin = first_token[~slots.is_second] - len(row_format.begin_ids)
+    middle = first_token[slots.is_second] - len(row_format.middle_ids)
+    runs = ((begin, row_format.begin_ids), (middle, row_format.middle_ids), (after[slots.has_end], row_format.end_ids))
+    return [(first + place, special) for first, ids in runs for place, special in enumerate(ids)]
+
+
+def _pairs(pieces: NDArray[np.void], slots: Slots, first_document: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """The fields of :class:`Rows` that only pairs have; ``first_document`` of every segment, (K,)."""
+    first = slots.first_piece
+    second = np.minimum(first + 1, len(pieces) - 1)
+    is_pair = slots.is_second[second] & (second > first)
+    document, offset = pieces["document"].astype(np.int64), pieces["offset"].astype(np.int64)
+    # A part that stands before the first one in the same document: the two were swapped.
+    moved = (document[second] != document[first]) | (offset[second] < offset[first])
+    return {
+        "second_start": np.where(is_pair, slots.first_token[second], slots.start + slots.length).astype(np.int32),
+        "second_document": np.where(is_pair, first_document + document[second], -1),
+        "second_offset": np.where(is_pair, offset[second], -1),
+        "pair_label": np.where(is_pair, moved, NO_PAIR).astype(np.int8),
+    }
+
+
+def filler_rows(num_rows: int, row_format: RowFormat, like: Rows) -> Rows:
+    """Rows of padding, numbered :data:`FILLER`, with the optional fields and dtypes that ``like`` has."""
+    fields: dict[str, Any] = {}
+    for name in (*PER_ROW, *PER_SEGMENT, "segment_row"):
+        column = getattr(like, name)
+        if column is not None:
+            fields[name] = np.zeros((num_rows if name in PER_ROW else 0, *column.shape[1:]), column.dtype)
+    fields["tokens"] = np.full((num_rows, row_format.sequence_length), row_format.pad_id, like.tokens.dtype)
+    fields["row_numbers"] = np.full(num_rows, FILLER, np.int64)
+    return Rows(**fields)
+
+
+def join_rows(parts: Sequence[Rows]) -> Rows:
+    """Rows after rows, all with the same optional fields; at least one part."""
+    first_row = np.cumsum([0, *(len(part.row_numbers) for part in parts)])
+    fields = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in (*PER_ROW, *PER_SEGMENT)
+        if getattr(parts[0], name) is not None
+    }
+    shifted = [part.segment_row + np.int32(first) for part, first in zip(parts, first_row[:-1], strict=True)]
+    return Rows(segment_row=np.concatenate(shifted), **fields)
 
 
 def split_rows(rows: Rows, sizes: Sequence[int]) -> list[Rows]:
@@ -104,18 +208,10 @@ def split_rows(rows: Rows, sizes: Sequence[int]) -> list[Rows]:
     for end, size in zip(ends.tolist(), sizes, strict=True):
         begin = end - size
         first, last = np.searchsorted(rows.segment_row, [begin, end])
-        groups.append(
-            Rows(
-                tokens=rows.tokens[begin:end],
-                row_numbers=rows.row_numbers[begin:end],
-                segment_row=rows.segment_row[first:last] - np.int32(begin),
-                segment_start=rows.segment_start[first:last],
-                segment_length=rows.segment_length[first:last],
-                document=rows.document[first:last],
-                offset=rows.offset[first:last],
-                epoch=rows.epoch[begin:end],
-                shard=rows.shard[begin:end],
-                source=rows.source[begin:end],
-            )
-        )
+        borders = {**dict.fromkeys(PER_ROW, (begin, end)), **dict.fromkeys(PER_SEGMENT, (first, last))}
+        fields: dict[str, Any] = {
+            name: None if (column := getattr(rows, name)) is None else column[slice(*border)]
+            for name, border in borders.items()
+        }
+        groups.append(Rows(segment_row=rows.segment_row[first:last] - np.int32(begin), **fields))
     return groups

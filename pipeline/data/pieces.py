@@ -1,6 +1,6 @@
 """Pieces: which tokens of which document stand in which row of a shard. The common product of all packings.
 
-Letters: R rows of a shard, K pieces.
+Letters: D documents of a shard, N sentences, B blocks, R rows of a shard, K pieces.
 """
 
 from __future__ import annotations
@@ -13,10 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 PIECE: Final = np.dtype(
-    [("item", "<i8"), ("document", "<u4"), ("offset", "<u4"), ("length", "<u4"), ("ends_document", "<u4")]
+    [("item", "<i8"), ("document", "<u4"), ("offset", "<u4"), ("length", "<u4"), ("block_and_flags", "<u4")]
 )
-"""``length`` tokens of ``document`` (of its shard) from token ``offset``; ``item`` is the first one's place in the flat
-array over the shard's tar, filled in when the plan meets its index; ``ends_document`` is 1 for the last piece."""
+"""``length`` tokens of ``document`` (of its shard) from token ``offset``. ``item``, the first one's place in the flat
+array over the shard's tar, and its block, the bits above the flags, are filled in by :func:`locate`."""
+
+ENDS_DOCUMENT: Final = 1
+"""Flag: the piece is the last of its document."""
+
+SECOND_PART: Final = 2
+"""Flag: the piece is the second part of the segment that the piece before it begins."""
+
+_FLAG_BITS: Final = 2
+
+
+@dataclass(frozen=True, eq=False)
+class ShardLengths:
+    """What a packing may look at."""
+
+    documents: NDArray[np.integer]
+    """Tokens of every document, (D,)."""
+
+    sentences: NDArray[np.integer] | None = None
+    """Tokens of every sentence, document after document, (N,); only for a packing that needs sentences."""
+
+    first_sentence: NDArray[np.integer] | None = None
+    """First sentence of every document, then N, (D+1,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +68,23 @@ def make_pieces(
     pieces["document"] = document
     pieces["offset"] = offset
     pieces["length"] = length
-    pieces["ends_document"] = offset + length == document_lengths[document]
+    pieces["block_and_flags"] = ENDS_DOCUMENT * (offset + length == document_lengths[document])
     return pieces
+
+
+def locate(pieces: NDArray[np.void], starts: NDArray[np.int64], first_documents: NDArray[np.integer]) -> None:
+    """Fill in where the tokens of a plan's pieces lie.
+
+    Args:
+        pieces: (K,) of :data:`PIECE`, changed in place.
+        starts: first item of every document, (D,).
+        first_documents: first document of every block, (B,).
+    """
+    document = pieces["document"]
+    pieces["item"] = starts[document] + pieces["offset"]
+    documents_of_block = np.diff(np.append(first_documents.astype(np.int64), len(starts)))
+    block = np.repeat(np.arange(len(first_documents), dtype=np.uint32), documents_of_block)  # (D,)
+    pieces["block_and_flags"] |= block[document] << np.uint32(_FLAG_BITS)
 
 
 def as_integers(pieces: NDArray[np.void]) -> NDArray[np.int64]:
@@ -59,3 +96,26 @@ def from_integers(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.void]:
     """Joins what :func:`as_integers` made, (K,) of :data:`PIECE`."""
     joined = np.concatenate([np.zeros((0, PIECE.itemsize // 8), np.int64), *parts])
     return joined.reshape(-1).view(PIECE)
+
+
+def blocks_of(pieces: NDArray[np.void]) -> NDArray[np.int64]:
+    """Block of its shard's tar that every piece lies in, (K,)."""
+    return (pieces["block_and_flags"] >> np.uint32(_FLAG_BITS)).astype(np.int64)
+
+
+def has_flag(pieces: NDArray[np.void], flag: int) -> NDArray[np.bool_]:
+    """Whether :data:`ENDS_DOCUMENT` or :data:`SECOND_PART` holds for every piece, (K,)."""
+    return (pieces["block_and_flags"] & np.uint32(flag)) != 0
+
+
+def is_kept(pieces: NDArray[np.void], excluded: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which pieces stay when documents are excluded, (K,): a pair with an excluded part goes whole.
+
+    Args:
+        pieces: of whole rows, (K,) of :data:`PIECE`.
+        excluded: documents of the shard, (D,).
+    """
+    dropped = excluded[pieces["document"]]
+    second = np.flatnonzero(has_flag(pieces, SECOND_PART))
+    dropped[second] = dropped[second - 1] = dropped[second] | dropped[second - 1]
+    return ~dropped

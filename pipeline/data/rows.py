@@ -6,6 +6,7 @@ Letters: R rows, S sequence length, K segments.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +31,13 @@ class RowFormat:
     end_only_at_document_end: bool
     """GPT kind: ``end_ids`` stand only where the piece ends its document."""
 
+    middle_ids: tuple[int, ...] = ()
+    """Pairs only: ids between the two parts of a segment, ``(sep,)``."""
+
     @property
     def overhead(self) -> int:
         """Special tokens a segment has, at most."""
-        return len(self.begin_ids) + len(self.end_ids)
+        return len(self.begin_ids) + len(self.middle_ids) + len(self.end_ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +60,10 @@ class Rows:
     """Slots of every segment, special tokens included, (K,)."""
 
     document: NDArray[np.int64]
-    """Number of the segment's document in the split, (K,)."""
+    """Number of the segment's document in the split, (K,); of a pair, that of its first part."""
 
     offset: NDArray[np.int64]
-    """First token of the segment within its document, (K,)."""
+    """First token of the segment within its document, (K,); of a pair, that of its first part."""
 
     epoch: NDArray[np.int64]
     """Epoch of every row, (R,)."""
@@ -71,12 +75,37 @@ class Rows:
     """Source of every row in the mixture, (R,)."""
 
     word_starts: NDArray[np.bool_] | None = None
-    """Where a token begins a word, every special token and every first token of a segment included, (R, S); only for
-    objectives that ask for it."""
+    """Where a token begins a word, every special token and every first token of a segment (of a pair: of either part)
+    included, (R, S); only for objectives that ask for it."""
 
     second_start: NDArray[np.int32] | None = None
-    """Pairs only: first slot in its row of the segment's second part, (K,)."""
+    """Pairs only: slot in its row where the segment's second part begins, (K,); the segment's end where it has none."""
+
+    second_document: NDArray[np.int64] | None = None
+    """Pairs only: number in the split of the second part's document, (K,); -1 where there is no second part."""
+
+    second_offset: NDArray[np.int64] | None = None
+    """Pairs only: first token of the second part within its document, (K,); -1 where there is no second part."""
 
     pair_label: NDArray[np.int8] | None = None
     """Pairs only: 0 where the second part follows the first in its document, 1 where it is of another document or (SOP)
-    the parts are swapped, (K,)."""
+    the parts are swapped, :data:`NO_PAIR` where there is no second part, (K,)."""
+
+
+NO_PAIR: Final = -100
+"""Label of a segment of one part: the index that cross-entropy ignores."""
+
+PER_ROW: Final = ("tokens", "row_numbers", "epoch", "shard", "source", "word_starts")
+"""Fields of :class:`Rows` with an entry a row."""
+
+PER_SEGMENT: Final = (
+    "segment_start",
+    "segment_length",
+    "document",
+    "offset",
+    "second_start",
+    "second_document",
+    "second_offset",
+    "pair_label",
+)
+"""Fields of :class:`Rows` with an entry a segment, but for ``segment_row``."""
