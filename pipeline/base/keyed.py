@@ -66,3 +66,25 @@ def permutation(base_key: int, n: int) -> NDArray[np.int64]:
     keys = (hashes(base_key, index) & ~low_bits) | index
     keys.sort()
     return (keys & low_bits).astype(np.int64)
+
+
+def sorted_by_group(base_key: int, groups: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The indices ``0 .. n-1`` by group, in a keyed order within every group: one sort of (group, hash, index).
+
+    Args:
+        groups: below 2**16, (n,).
+
+    Raises:
+        ValueError: ``n`` exceeds :data:`MAX_PERMUTATION`.
+    """
+    if len(groups) > MAX_PERMUTATION:
+        raise ValueError(f"{len(groups)} items were to be ordered; at most {MAX_PERMUTATION} fit 24-bit keys")
+    index = np.arange(len(groups), dtype=np.uint64)
+    keys = hashes(base_key, index)
+    keys >>= np.uint64(64 - _INDEX_BITS)
+    keys |= groups.astype(np.uint64) << np.uint64(_INDEX_BITS)
+    keys <<= np.uint64(_INDEX_BITS)
+    keys |= index
+    keys.sort()
+    keys &= np.uint64(MAX_PERMUTATION - 1)
+    return keys.view(np.int64)

@@ -5,21 +5,23 @@ A document of n tokens is ``n div cap`` full pieces, a row each, and a remainder
 do not. Remainders and short documents share rows by best-fit decreasing, at most S // 8 a row
 (:mod:`pipeline.data.fit`). Which document takes which slot of its size is keyed.
 
-Letters: D documents of a shard, K pieces, R rows, S sequence length, F full pieces.
+Letters: D documents of a shard, I items, R rows, S sequence length, F full pieces.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.keyed import hashes, permutation
+from pipeline.base.keyed import hashes, sorted_by_group
+from pipeline.data.fit import Run, expand, pack
 from pipeline.data.fit import count_rows as count_run_rows
-from pipeline.data.fit import expand, pack
 from pipeline.data.pieces import ShardLengths, ShardPlan, make_pieces
 from pipeline.data.rows import RowFormat
 
-VERSION = 1
+VERSION = 2
 
 
 def max_segments(row_format: RowFormat) -> int:
@@ -27,55 +29,101 @@ def max_segments(row_format: RowFormat) -> int:
     return max(1, row_format.sequence_length // 8)
 
 
-def _split(lengths: NDArray[np.integer], row_format: RowFormat) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Full pieces and remainder of every document, int64 (D,) each."""
-    full, remainder = np.divmod(lengths.astype(np.int64), row_format.sequence_length - row_format.overhead)
-    return full, remainder
+class Cut(NamedTuple):
+    """Documents cut into full pieces and a remainder each."""
+
+    full_document: NDArray[np.int64]
+    """Document of every full piece, in order, (F,)."""
+
+    full_offset: NDArray[np.uint32]
+    """Its first token in the document, (F,)."""
+
+    remainder: NDArray[np.uint32]
+    """Tokens of every document's remainder, none where it is 0, (D,)."""
+
+    remainder_offset: NDArray[np.uint32]
+    """Its first token in the document, (D,)."""
 
 
-def _histogram(remainder: NDArray[np.int64], row_format: RowFormat) -> list[int]:
-    """Remainders by slots, special tokens included; index 0 .. S."""
-    slots = remainder[remainder > 0] + row_format.overhead
-    return np.bincount(slots, minlength=row_format.sequence_length + 1).tolist()
+def cut_documents(lengths: NDArray[np.integer], cap: int, cuts_key: int) -> Cut:
+    """Cut documents of these lengths, (D,), into full pieces of ``cap`` tokens and a remainder at a keyed place."""
+    full, remainder = split_lengths(lengths, cap)
+    long = np.flatnonzero(full)
+    # A 32-bit hash times the number of places, its high half: a place, without a division.
+    hashed = hashes(cuts_key, long) >> np.uint64(32)
+    hashed *= full[long] + np.uint64(1)
+    before = np.zeros_like(full)  # (D,) full pieces before the remainder
+    before[long] = hashed >> np.uint64(32)
+    document = np.repeat(long, full[long])  # (F,)
+    turn = np.arange(len(document), dtype=np.uint32)  # (F,) which full piece of its document
+    turn -= (np.cumsum(full, dtype=np.uint32) - full)[document]
+    offset = turn * np.uint32(cap)
+    offset += remainder[document] * (turn >= before[document])
+    return Cut(document, offset, remainder, before * np.uint32(cap))
+
+
+def split_lengths(lengths: NDArray[np.integer], cap: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Full pieces and tokens of the remainder of every document, (D,) each."""
+    tokens: NDArray[np.uint32] = lengths.astype(np.uint32, copy=False)
+    full: NDArray[np.uint32] = tokens // np.uint32(cap)
+    return full, tokens - full * np.uint32(cap)
+
+
+def fit_items(
+    slots: NDArray[np.integer], row_format: RowFormat, base_key: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pack items into rows.
+
+    Args:
+        slots: of every item, special tokens included, 1 .. S, (I,).
+        base_key: assigns the items to the places of their size.
+
+    Returns:
+        the item at every place, row by row, (I,); items of every row, (R,).
+    """
+    sizes, counts = expand(_pack(slots, row_format))
+    item = np.empty(len(slots), np.int64)
+    item[np.argsort(sizes, kind="stable")] = sorted_by_group(base_key, slots)
+    return item, counts
+
+
+def count_fitted_rows(slots: NDArray[np.integer], row_format: RowFormat) -> int:
+    """Rows that :func:`fit_items` needs."""
+    return count_run_rows(_pack(slots, row_format))
+
+
+def _pack(slots: NDArray[np.integer], row_format: RowFormat) -> list[Run]:
+    histogram = np.bincount(slots, minlength=row_format.sequence_length + 1).tolist()
+    return pack(histogram, row_format.sequence_length, max_segments(row_format))
 
 
 def count_rows(shard: ShardLengths, row_format: RowFormat) -> int:
     """R_s of a shard."""
-    full, remainder = _split(shard.documents, row_format)
-    runs = pack(_histogram(remainder, row_format), row_format.sequence_length, max_segments(row_format))
-    return int(full.sum()) + count_run_rows(runs)
+    full, remainder = split_lengths(shard.documents, row_format.sequence_length - row_format.overhead)
+    return int(full.sum()) + count_fitted_rows(remainder[remainder > 0] + row_format.overhead, row_format)
 
 
 def plan(shard: ShardLengths, row_format: RowFormat, documents_key: int, cuts_key: int) -> ShardPlan:
     """Rows of a shard.
 
     Args:
-        documents_key: assigns the documents to the slots of their size.
+        documents_key: assigns the documents to the places of their size.
         cuts_key: places the remainder among the full pieces of a long document.
     """
-    lengths = shard.documents
     cap = row_format.sequence_length - row_format.overhead
-    full, remainder = _split(lengths, row_format)  # (D,), (D,)
-    before = (hashes(cuts_key, np.arange(len(lengths))) % (full + 1).astype(np.uint64)).astype(np.int64)  # (D,) j
-
-    long_document = np.repeat(np.arange(len(lengths)), full)  # (F,)
-    turn = np.arange(len(long_document)) - np.repeat(np.cumsum(full) - full, full)  # (F,)
-    shift = np.where(turn >= before[long_document], remainder[long_document], 0)
-    full_pieces = make_pieces(long_document, turn * cap + shift, np.full(len(turn), cap), lengths)
-
-    sizes, counts = expand(
-        pack(_histogram(remainder, row_format), row_format.sequence_length, max_segments(row_format))
-    )
-    slot_sizes = np.array(sizes, np.int64)
-    keyed = permutation(documents_key, len(lengths))  # (D,)
-    keyed = keyed[remainder[keyed] > 0]
-    items = keyed[np.argsort(remainder[keyed], kind="stable")]  # by size, keyed within a size
-    document = np.empty(len(items), np.int64)
-    document[np.argsort(slot_sizes, kind="stable")] = items
-    packed_pieces = make_pieces(document, before[document] * cap, remainder[document], lengths)
-
-    pieces_a_row = np.concatenate([np.ones(len(full_pieces), np.int64), np.array(counts, np.int64)])
+    cut = cut_documents(shard.documents, cap, cuts_key)
+    short = np.flatnonzero(cut.remainder)  # (I,) documents
+    item, counts = fit_items(cut.remainder[short] + row_format.overhead, row_format, documents_key)
+    document = short[item]
+    num_full = len(cut.full_document)
     return ShardPlan(
-        pieces=np.concatenate([full_pieces, packed_pieces]),
-        first_piece=np.concatenate([[0], np.cumsum(pieces_a_row)]),
+        pieces=make_pieces(
+            np.concatenate([cut.full_document, document]),
+            np.concatenate([cut.full_offset, cut.remainder_offset[document]]),
+            np.concatenate([np.full(num_full, cap, np.uint32), cut.remainder[document]]),
+            shard.documents,
+        ),
+        first_piece=np.concatenate(
+            [np.arange(num_full), num_full + np.cumsum(counts) - counts, [num_full + len(item)]]
+        ),
     )

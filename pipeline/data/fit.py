@@ -4,13 +4,16 @@ The textbook algorithm (Johnson 1973) takes items by decreasing size and puts ea
 holds it. Items of a size are alike, and so are rows with the same content, so runs of them are moved at once; a big
 integer whose bit ``r`` says that some row has ``r`` slots left finds the tightest room.
 
-Letters: S sequence length (slots of a row).
+Letters: S sequence length (slots of a row), R rows, I items.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 Content: TypeAlias = "tuple[Content, int, int] | None"
 """What stands in a row, newest first: (content before, size, number of items of that size)."""
@@ -151,20 +154,24 @@ def pack(num_items: Sequence[int], num_slots: int, max_segments: int) -> list[Ru
     return dealt if count_rows(dealt) < count_rows(runs) else runs
 
 
-def expand(runs: Sequence[Run]) -> tuple[list[int], list[int]]:
+def expand(runs: Sequence[Run]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
     """Runs to rows.
 
     Returns:
-        sizes of all items, row by row, each row's largest first as placed; and the number of items of every row.
+        sizes of all items, row by row, each row's largest first as placed, (I,); items of every row, (R,).
     """
     sizes: list[int] = []
-    counts: list[int] = []
     for run in runs:
         row: list[int] = []
         content = run.content
         while content is not None:
             content, size, times = content
             row[:0] = [size] * times
-        sizes += row * run.num_rows
-        counts += [len(row)] * run.num_rows
-    return sizes, counts
+        sizes += row
+    items_a_row = np.array([run.num_segments for run in runs], np.int64)
+    num_rows = np.array([run.num_rows for run in runs], np.int64)
+    first_of_run = np.repeat(np.cumsum(items_a_row) - items_a_row, num_rows)  # (R,) its row's first item in `sizes`
+    counts = np.repeat(items_a_row, num_rows)
+    first_of_row = np.cumsum(counts) - counts
+    place = np.arange(counts.sum()) - np.repeat(first_of_row - first_of_run, counts)  # (I,)
+    return np.array(sizes, np.uint16)[place], counts

@@ -68,7 +68,7 @@ def make_pieces(
     pieces["document"] = document
     pieces["offset"] = offset
     pieces["length"] = length
-    pieces["block_and_flags"] = ENDS_DOCUMENT * (offset + length == document_lengths[document])
+    pieces["block_and_flags"][offset + length == document_lengths[document]] = ENDS_DOCUMENT
     return pieces
 
 

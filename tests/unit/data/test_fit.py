@@ -34,7 +34,8 @@ def textbook(num_items: list[int], num_slots: int, max_segments: int) -> list[li
 def content(runs: list) -> Counter:
     sizes, counts = expand(runs)
     ends = np.cumsum(counts)
-    return Counter(tuple(sizes[end - count : end]) for end, count in zip(ends.tolist(), counts, strict=True))
+    rows = zip(ends.tolist(), counts.tolist(), strict=True)
+    return Counter(tuple(sizes[end - count : end].tolist()) for end, count in rows)
 
 
 def random_histogram(generator: np.random.Generator, num_slots: int) -> list[int]:
@@ -73,10 +74,9 @@ def test_every_item_is_placed_once_within_slots_and_bound(packer) -> None:
         sizes, counts = expand(runs)
         assert np.bincount(sizes, minlength=num_slots + 1).tolist() == histogram
         assert len(counts) == count_rows(runs)
-        assert min(counts) >= 1
-        assert max(counts) <= bound
-        ends = np.cumsum(counts)
-        assert all(sum(sizes[end - count : end]) <= num_slots for end, count in zip(ends, counts, strict=True))
+        assert counts.min() >= 1
+        assert counts.max() <= bound
+        assert np.add.reduceat(sizes.astype(np.int64), np.cumsum(counts) - counts).max() <= num_slots
 
 
 def test_dealing_saves_rows_where_tiny_items_would_fill_rows_up() -> None:
@@ -98,4 +98,4 @@ def test_the_bound_changes_nothing_where_it_is_not_met() -> None:
 
 def test_nothing_to_pack() -> None:
     assert pack([0] * 129, 128, 16) == []
-    assert expand([]) == ([], [])
+    assert [len(part) for part in expand([])] == [0, 0]
