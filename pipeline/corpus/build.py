@@ -7,15 +7,13 @@ stopped.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
@@ -29,6 +27,7 @@ from pipeline.config.corpus import CorpusConfig
 from pipeline.corpus.console import BuildConsole
 from pipeline.corpus.counters import make_counters
 from pipeline.corpus.dealing import unigram_entropy
+from pipeline.corpus.disk import disk_errors
 from pipeline.corpus.executor import CorpusExecutor, worker_pool
 from pipeline.corpus.sharding import Deal, deal_documents, validation_counts, written_facts
 from pipeline.corpus.sources import cut_into_units, find_files
@@ -56,6 +55,11 @@ from pipeline.corpus.workspace import (
 )
 from pipeline.shards.manifest import Manifest, ShardTable, write_manifest
 
+_WHEN_FULL = (
+    "Free some space (a build needs about the size of the text and twice that of the tokens) and run the same command: "
+    "it goes on where it stopped."
+)
+
 
 def build_corpus(
     config: CorpusConfig, output: Path, *, processes: int | None = None, console: Console | None = None
@@ -75,7 +79,7 @@ def build_corpus(
     if processes < 1:
         raise UserError(f"--processes {processes}: at least 1 is needed.")
     output = Path(output)
-    with _disk_errors(output):
+    with disk_errors(output, _WHEN_FULL):
         manifest = complete_corpus(config, output)
         if manifest is not None:
             shutil.rmtree(output / WORK_NAME, ignore_errors=True)  # a build killed between its last two steps
@@ -213,24 +217,3 @@ class _Build:
         settings = {name: value for name, value in asdict(source).items() if value is not None}
         measured = {name: counts[name] for name in ("records", "documents", "characters", "bytes", "tokens")}
         return {**settings, **measured, "drops": drops_of(counts)}
-
-
-@contextmanager
-def _disk_errors(output: Path) -> Iterator[None]:
-    """Turn what the file system refuses into what the user can do about it."""
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or output
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"The disk is full while writing {output} ({where}). Free some space (a build needs about the size "
-                "of the text and twice that of the tokens) and run the same command: it goes on where it stopped."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(
-                f"No permission: {where} ({error.strerror}). Check its owner and mode, or choose another path."
-            ) from error
-        if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.EMFILE):
-            raise UserError(f"{where}: {error.strerror}. Check the path.") from error
-        raise
