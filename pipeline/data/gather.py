@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any, Final
 
 import numpy as np
@@ -113,22 +113,13 @@ def gather_rows(
     slots = place_pieces(pieces, row, num_rows, row_format)
 
     first_token = row * length + slots.first_token  # (P,)
-    copies = list(zip(first_token.tolist(), pieces["item"].tolist(), pieces["length"].tolist(), strict=True))
-    tokens = np.full(num_rows * length, row_format.pad_id, np.int64)  # (R*S,)
-    of_row = iter(copies)
-    for flat, count in zip(tokens_of_rows, counts.tolist(), strict=True):
-        for to, at, size in islice(of_row, count):
-            tokens[to : to + size] = flat[at : at + size]
+    tokens = _copy_tokens(pieces, first_token, counts, tokens_of_rows, num_rows * length, row_format.pad_id)
     specials = _special_slots(pieces, first_token, slots, row_format)
     for place, special in specials:
         tokens[place] = special
     words = None
     if words_of_rows is not None:
-        words = np.zeros(num_rows * length, np.bool_)  # (R*S,)
-        of_row = iter(copies)
-        for word_starts, count in zip(words_of_rows, counts.tolist(), strict=True):
-            for to, at, size in islice(of_row, count):
-                words[to : to + size] = word_starts(at, size)
+        words = _copy_words(pieces, first_token, counts, words_of_rows, num_rows * length)
         for place in (first_token, *(place for place, _ in specials)):
             words[place] = True
 
@@ -148,6 +139,54 @@ def gather_rows(
         word_starts=None if words is None else words.reshape(num_rows, length),
         **(_pairs(pieces, slots, first_document[segment_row]) if row_format.middle_ids else {}),
     )
+
+
+def _copy_tokens(
+    pieces: NDArray[np.void],
+    first_token: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    tokens_of_rows: Sequence[NDArray[np.unsignedinteger]],
+    num_slots: int,
+    pad_id: int,
+) -> NDArray[np.unsignedinteger]:
+    """Flat rows with padding wherever no piece stands, (R*S,) of the maps' dtype.
+
+    ``join`` copies the views of all pieces, and views of padding for the gaps between them, in one pass over memory,
+    several times faster than an assignment of slices a piece.
+    """
+    dtypes = {flat.dtype for flat, count in zip(tokens_of_rows, counts.tolist(), strict=True) if count}
+    if len(dtypes) > 1:
+        raise ValueError(f"rows of shards with different token types: {sorted(map(str, dtypes))}")
+    dtype = dtypes.pop() if dtypes else np.dtype(np.uint16)
+    item, length = pieces["item"], pieces["length"]
+    gap = np.append(first_token, num_slots)  # (P+1,) slots before every piece, and behind the last
+    gap[1:] -= first_token + length
+    padding = np.full(int(gap.max()), pad_id, dtype).data
+    gaps = gap.tolist()
+    padding_of = {size: padding[:size] for size in set(gaps)}
+    views = {id(flat): flat.data for flat in tokens_of_rows}
+    view_of_rows = [views[id(flat)] for flat in tokens_of_rows]
+    view_of_pieces = chain.from_iterable(map(repeat, view_of_rows, counts.tolist()))
+    parts: list[memoryview] = [padding] * (2 * len(pieces) + 1)
+    parts[0::2] = map(padding_of.__getitem__, gaps)
+    parts[1::2] = map(memoryview.__getitem__, view_of_pieces, map(slice, item.tolist(), (item + length).tolist()))
+    return np.frombuffer(bytearray().join(parts), dtype)
+
+
+def _copy_words(
+    pieces: NDArray[np.void],
+    first_token: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    words_of_rows: Sequence[WordStarts],
+    num_slots: int,
+) -> NDArray[np.bool_]:
+    """Where the tokens of pieces begin words, (R*S,)."""
+    words = np.zeros(num_slots, np.bool_)
+    copies = zip(first_token.tolist(), pieces["item"].tolist(), pieces["length"].tolist(), strict=True)
+    for word_starts, count in zip(words_of_rows, counts.tolist(), strict=True):
+        for to, at, size in islice(copies, count):
+            words[to : to + size] = word_starts(at, size)
+    return words
 
 
 def _special_slots(
@@ -199,6 +238,21 @@ def join_rows(parts: Sequence[Rows]) -> Rows:
     }
     shifted = [part.segment_row + np.int32(first) for part, first in zip(parts, first_row[:-1], strict=True)]
     return Rows(segment_row=np.concatenate(shifted), **fields)
+
+
+def sorted_rows(rows: Rows) -> tuple[Rows, NDArray[np.int64]]:
+    """Rows in the order of their numbers, and the order that did it, (R,)."""
+    order = np.argsort(rows.row_numbers, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    segment_row = place[rows.segment_row]
+    segment_order = np.lexsort((rows.segment_start, segment_row))
+    fields: dict[str, Any] = {
+        name: column[order if name in PER_ROW else segment_order]
+        for name in (*PER_ROW, *PER_SEGMENT)
+        if (column := getattr(rows, name)) is not None
+    }
+    return Rows(segment_row=segment_row[segment_order].astype(np.int32), **fields), order
 
 
 def split_rows(rows: Rows, sizes: Sequence[int]) -> list[Rows]:
