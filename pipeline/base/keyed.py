@@ -46,9 +46,9 @@ def mix_array(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values
 
 
-def hashes(base_key: int, indices: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """64-bit hash of every index under ``base_key``; same shape as ``indices``."""
-    return mix_array(np.uint64(base_key) + indices.astype(np.uint64) * np.uint64(_GOLDEN))
+def hashes(base_key: int | NDArray[np.uint64], indices: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """64-bit hash of every index under ``base_key``, or under an array of keys; both are broadcast."""
+    return mix_array(np.asarray(base_key, np.uint64) + indices.astype(np.uint64) * np.uint64(_GOLDEN))
 
 
 def permutation(base_key: int, n: int) -> NDArray[np.int64]:

@@ -141,6 +141,10 @@ def _objective_problems(config: RunConfig) -> Iterator[str]:
             f"objective.mask_token_share + objective.random_token_share: {objective.mask_token_share} + "
             f"{objective.random_token_share} is above 1."
         )
+    yield from _share(zero=False, one=False, objective__span_geometric_p=objective.span_geometric_p)
+    yield from _at_least(1, objective__span_max_words=objective.span_max_words)
+    if objective.name != "mlm" and objective.masking != "token":
+        yield f"objective.masking: `{objective.name}` masks nothing, so `{objective.masking}` has no use; leave it out."
 
 
 def _optimization_problems(config: RunConfig) -> Iterator[str]:

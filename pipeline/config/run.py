@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 Family = Literal["bert", "roberta", "gpt2"]
 ObjectiveName = Literal["mlm", "clm"]
+Masking = Literal["token", "whole_word", "span"]
 Packing = Literal["best_fit", "concatenate"]
 StrategyName = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
@@ -28,6 +29,10 @@ class DataConfig:
 
     packing: Packing = "best_fit"
     """`best_fit`: no document that fits a row is cut. `concatenate`: documents end to end, cut at every row."""
+
+    cross_document_attention: bool = False
+    """Documents that share a row see each other and their positions run through, as in GPT; clm then predicts across
+    their borders. Default: every document by itself."""
 
     open_shards: int = 256
     """Shards the stream mixes at once: lanes x window. More mixes better and keeps more indexes in memory."""
@@ -92,6 +97,16 @@ class ObjectiveConfig:
 
     random_token_share: float = 0.1
     """mlm: share of the predicted tokens replaced by a random token; the rest stay as they are."""
+
+    masking: Masking = "token"
+    """mlm: what is chosen at a time: `token`, `whole_word` (BERT's whole word masking) or `span` of words (SpanBERT).
+    The last two need a corpus built with `shards.words`."""
+
+    span_geometric_p: float = 0.2
+    """span: the p of the geometric distribution of a span's length in words; smaller makes longer spans."""
+
+    span_max_words: int = 10
+    """span: most words of a span."""
 
 
 @dataclass(frozen=True)

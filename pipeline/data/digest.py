@@ -25,15 +25,15 @@ def row_digests(rows: Rows, input_ids: NDArray[np.integer], labels: NDArray[np.i
         labels: what it predicts, -100 elsewhere, (R, S).
 
     Returns:
-        digests, uint8 (R, 32).
+        digests, uint8 (R, 32); zeros for filler rows, which :func:`combine_row_digests` leaves out.
     """
     num_rows = len(rows.row_numbers)
     borders = np.searchsorted(rows.segment_row, np.arange(num_rows + 1)).tolist()
     columns: list[NDArray[np.integer]] = [rows.document, rows.offset, rows.segment_start, rows.segment_length]
     segments = np.stack([column.astype("<i8") for column in columns])  # (4, K)
     cells = np.stack([input_ids, labels], axis=1).astype("<i8")  # (R, 2, S)
-    digests = np.empty((num_rows, DIGEST_BYTES), np.uint8)
-    for row in range(num_rows):
+    digests = np.zeros((num_rows, DIGEST_BYTES), np.uint8)
+    for row in np.flatnonzero(rows.row_numbers >= 0).tolist():
         first, last = borders[row], borders[row + 1]
         digest = hashlib.sha256(np.array([rows.row_numbers[row], last - first], "<i8").tobytes())
         digest.update(segments[:, first:last].tobytes())
@@ -46,10 +46,11 @@ def combine_row_digests(row_numbers: NDArray[np.integer], digests: NDArray[np.ui
     """Hex sha256 of the row digests in the order of their row numbers: the same whichever rank had which row.
 
     Args:
-        row_numbers: distinct, (R,).
+        row_numbers: distinct but for filler rows, which are below 0 and not counted, (R,).
         digests: uint8 (R, 32).
     """
     order = np.argsort(row_numbers, kind="stable")
+    order = order[row_numbers[order] >= 0]
     return hashlib.sha256(np.ascontiguousarray(digests[order]).tobytes()).hexdigest()
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.data.rows import RowFormat, Rows
-from pipeline.objectives.layout import Capacity, Predictions, has_next
+from pipeline.data.rows import Rows
+from pipeline.objectives.layout import has_next
 from pipeline.objectives.objective import Objective
+from pipeline.objectives.predictions import Predictions
 
 
 class CausalLanguageModel(Objective):
@@ -15,9 +16,8 @@ class CausalLanguageModel(Objective):
     name = "clm"
     row_kind = "gpt"
 
-    def __init__(self, row_format: RowFormat, segments_per_row: int, digests: bool = False) -> None:
-        super().__init__(Capacity(row_format.sequence_length, segments_per_row), digests)
-
     def predictions(self, rows: Rows) -> Predictions:
-        indices = np.flatnonzero(has_next(rows))  # P
-        return Predictions(rows.tokens, indices, rows.tokens.ravel()[indices + 1])
+        predicts = has_next(rows)  # R S
+        indices = np.flatnonzero(predicts)  # P
+        tokens = rows.tokens.astype(np.int64)
+        return Predictions(tokens, indices, tokens.ravel().take(indices + 1), predicts.sum(1))

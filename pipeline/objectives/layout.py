@@ -1,40 +1,21 @@
 """From rows and predictions to micro-batches of fixed shape.
 
-Letters: R rows, S sequence length, C most segments a row (padding counted), P predictions, M micro-batches.
+Letters: R rows, S sequence length, C most segments a row (padding counted), P predictions, M micro-batches, B bounds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.rows import Rows
+from pipeline.data.rows import PER_SEGMENT, Rows
 from pipeline.objectives.batch import Batch
-from pipeline.objectives.masking import KEPT
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """What an objective made of R rows."""
-
-    input_ids: NDArray[np.int64]
-    """Ids that the model reads, (R, S)."""
-
-    indices: NDArray[np.int64]
-    """Flat indices of the predicting positions, ascending, (P,)."""
-
-    labels: NDArray[np.int64]
-    """Ids to predict there, (P,)."""
-
-    def dense_labels(self) -> NDArray[np.int64]:
-        """Labels at their positions and -100 elsewhere, (R, S)."""
-        labels = np.full(self.input_ids.shape, KEPT, np.int64)
-        labels.ravel()[self.indices] = self.labels
-        return labels
+from pipeline.objectives.predictions import KEPT, Predictions
 
 
 @dataclass(frozen=True)
@@ -46,21 +27,27 @@ class Capacity:
     """The padded tail included."""
 
 
-def is_real(rows: Rows) -> NDArray[np.bool_]:
-    """True at the tokens of segments, False at padding, (R, S)."""
-    starts, ends = _flat_segments(rows)
-    change = np.zeros(rows.tokens.size + 1, np.int8)
-    change[starts] += 1
-    change[ends] -= 1  # may be the start of the next segment, never the end of another
-    return np.cumsum(change[:-1], dtype=np.int8).astype(np.bool_).reshape(rows.tokens.shape)
+def as_one_segment(rows: Rows) -> Rows:
+    """Rows whose segments are one, from the first one's start to the last one's end; padding stays apart.
+
+    What is said of each segment is then said of the row's first.
+    """
+    first = np.flatnonzero(np.diff(rows.segment_row, prepend=-1))
+    last = np.append(first[1:], len(rows.segment_row))[: len(first)] - 1
+    columns = {name: getattr(rows, name) for name in (*PER_SEGMENT, "segment_row")}
+    joined: dict[str, Any] = {name: None if column is None else column[first] for name, column in columns.items()}
+    joined["segment_length"] = rows.segment_start[last] + rows.segment_length[last] - rows.segment_start[first]
+    return replace(rows, **joined)
 
 
 def has_next(rows: Rows) -> NDArray[np.bool_]:
     """True at every token that another token of its segment follows, (R, S)."""
-    _, ends = _flat_segments(rows)
-    followed = is_real(rows)
-    followed.ravel()[ends - 1] = False
-    return followed
+    starts, ends = _flat_segments(rows)
+    edges = np.column_stack([starts, ends]).ravel()  # padding, segment, padding, ..., each possibly empty
+    sizes = np.diff(edges, prepend=0, append=rows.tokens.size)
+    followed = np.repeat(np.arange(len(sizes)) % 2 == 1, sizes)
+    followed[ends - 1] = False
+    return followed.reshape(rows.tokens.shape)
 
 
 def make_batches(
@@ -71,7 +58,7 @@ def make_batches(
     step: int,
     row_digests: NDArray[np.uint8] | None,
 ) -> list[Batch]:
-    """Split R rows, in order, into M equal micro-batches.
+    """Split R rows, in order, into M equal micro-batches. Filler rows (numbered below 0) are padding and nothing else.
 
     Raises:
         ValueError: M does not divide R, or a row holds more than ``capacity``.
@@ -80,21 +67,25 @@ def make_batches(
     if num_rows % num_micro_batches:
         raise ValueError(f"{num_rows} rows cannot be split into {num_micro_batches} equal micro-batches")
     size = num_rows // num_micro_batches
-    bounds = _segment_bounds(rows)  # flat, R * S included
-    positions = np.arange(rows.tokens.size) - np.repeat(bounds[:-1], np.diff(bounds))  # R * S
+    bounds = _bounds(rows)  # B
+    positions = np.arange(rows.tokens.size)  # R*S
+    positions -= np.repeat(bounds[:-1], np.diff(bounds))
+    begins = np.arange(num_micro_batches + 1) * size  # M + 1
+    first_bound = np.searchsorted(bounds, begins * length).tolist()
+    first_segment = np.searchsorted(rows.segment_row, begins).tolist()
+    first_prediction = np.append(0, np.cumsum(predictions.counts))[begins].tolist()
+    lengths = rows.segment_length.astype(np.int64)
     window_predictions = torch.tensor(len(predictions.indices))
     batches = []
-    for first in range(0, num_rows, size):
-        begin, end = first * length, (first + size) * length
-        inside = slice(*np.searchsorted(predictions.indices, (begin, end)).tolist())
-        cut = bounds[np.searchsorted(bounds, begin) : np.searchsorted(bounds, end) + 1] - begin
-        own = (rows.segment_row >= first) & (rows.segment_row < first + size)
-        lengths = rows.segment_length[own].astype(np.int64)
-        part = slice(first, first + size)
+    for number, begin in enumerate((begins[:-1] * length).tolist()):
+        part = slice(number * size, (number + 1) * size)
+        cut = bounds[first_bound[number] : first_bound[number + 1] + 1] - begin
+        inside = slice(first_prediction[number], first_prediction[number + 1])
+        own = lengths[first_segment[number] : first_segment[number + 1]]
         batches.append(
             Batch(
                 input_ids=_tensor(predictions.input_ids[part]),
-                position_ids=_tensor(positions[begin:end].reshape(size, length)),
+                position_ids=_tensor(positions[begin : begin + size * length].reshape(size, length)),
                 cu_seqlens=_padded(cut.astype(np.int32), size * capacity.segments_per_row + 1, size * length),
                 prediction_positions=_filled_up(
                     predictions.indices[inside] - begin, size * capacity.predictions_per_row, size * length
@@ -102,10 +93,10 @@ def make_batches(
                 labels=_padded(predictions.labels[inside], size * capacity.predictions_per_row, KEPT),
                 window_predictions=window_predictions,
                 num_predictions=torch.tensor(inside.stop - inside.start),
-                num_real_tokens=torch.tensor(int(lengths.sum())),
-                sum_squared_lengths=torch.tensor(int((lengths**2).sum())),
+                num_real_tokens=torch.tensor(int(own.sum())),
+                sum_squared_lengths=torch.tensor(int((own**2).sum())),
                 row_numbers=_tensor(rows.row_numbers[part]),
-                first_slot_key=torch.tensor(int(rows.row_numbers[first])),
+                first_slot_key=torch.tensor(int(rows.row_numbers[part.start])),
                 max_seqlen=length,
                 step=step,
                 row_digests=None if row_digests is None else _tensor(row_digests[part]),
@@ -120,8 +111,8 @@ def _flat_segments(rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return starts, starts + rows.segment_length
 
 
-def _segment_bounds(rows: Rows) -> NDArray[np.int64]:
-    """Where a segment, a run of padding or a row begins, and R * S, ascending."""
+def _bounds(rows: Rows) -> NDArray[np.int64]:
+    """Where a segment, a run of padding or a row begins in the R * S flattened slots, and R * S, ascending, (B,)."""
     is_bound = np.zeros(rows.tokens.size + 1, np.bool_)
     is_bound[:: rows.tokens.shape[1]] = True
     for slots in _flat_segments(rows):
@@ -142,12 +133,14 @@ def _filled_up(positions: NDArray[np.int64], size: int, num_positions: int) -> T
 
     No position comes twice, so the gradient of the selection adds nothing up: no atomics, no order that could vary.
     """
+    num_missing = size - len(positions)
+    if num_missing < 0 or size > num_positions:
+        raise ValueError(f"{len(positions)} predictions among {num_positions} positions do not fit {size} places")
     is_free = np.ones(num_positions, np.bool_)
     is_free[positions] = False
-    filled = np.concatenate([positions, np.flatnonzero(is_free)])[:size]
-    if len(positions) > size or len(filled) < size:
-        raise ValueError(f"{len(positions)} predictions among {num_positions} positions do not fit {size} places")
-    return torch.from_numpy(filled)
+    # Among the first `size` positions enough are free: the others are at most len(positions).
+    free = np.flatnonzero(is_free[:size])[:num_missing]
+    return torch.from_numpy(np.concatenate([positions, free]))
 
 
 def _tensor(array: NDArray[np.generic]) -> Tensor:

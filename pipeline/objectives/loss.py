@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from pipeline.models.packed import packed_logits
 from pipeline.objectives.batch import Batch
-from pipeline.objectives.masking import KEPT
+from pipeline.objectives.predictions import KEPT
 
 
 def packed_loss_sum(

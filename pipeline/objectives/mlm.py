@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from pipeline.data.rows import RowFormat, Rows
-from pipeline.objectives.layout import Capacity, Predictions, is_real
-from pipeline.objectives.masking import MaskingSettings, corrupt, num_predictions
+from pipeline.data.rows import Rows
+from pipeline.objectives.layout import Capacity
+from pipeline.objectives.masking import MaskingSettings, corrupt
 from pipeline.objectives.objective import Objective
+from pipeline.objectives.predictions import Predictions
 
 
 class MaskedLanguageModel(Objective):
@@ -17,12 +16,15 @@ class MaskedLanguageModel(Objective):
     row_kind = "bert"
 
     def __init__(
-        self, masking: MaskingSettings, row_format: RowFormat, segments_per_row: int, digests: bool = False
+        self,
+        masking: MaskingSettings,
+        capacity: Capacity,
+        digests: bool = False,
+        cross_document_attention: bool = False,
     ) -> None:
-        most_maskable = np.array(row_format.sequence_length - row_format.overhead)
-        super().__init__(Capacity(int(num_predictions(most_maskable, masking.rate)), segments_per_row), digests)
+        super().__init__(capacity, digests, cross_document_attention)
         self.masking = masking
+        self.needs_words = masking.config.masking != "token"
 
     def predictions(self, rows: Rows) -> Predictions:
-        input_ids, indices = corrupt(rows.tokens, rows.row_numbers, is_real(rows), self.masking)
-        return Predictions(input_ids, indices, rows.tokens.ravel()[indices])
+        return corrupt(rows.tokens, rows.row_numbers, rows.word_starts, self.masking)

@@ -1,4 +1,5 @@
-"""What every objective is: a kind of row, a corruption of rows, and the loss of the batches made from them."""
+"""What an objective is to the rest: the kind of rows it reads, a pure corruption of rows, and the loss of the batches
+made from them."""
 
 from __future__ import annotations
 
@@ -11,32 +12,42 @@ from numpy.typing import NDArray
 from pipeline.data.digest import row_digests
 from pipeline.data.rows import Rows
 from pipeline.objectives.batch import Batch
-from pipeline.objectives.layout import Capacity, Predictions, make_batches
+from pipeline.objectives.layout import Capacity, as_one_segment, make_batches
+from pipeline.objectives.predictions import Predictions
 
 RowKind = Literal["bert", "gpt"]
 
 
 class Objective(ABC):
-    """One training objective over packed rows. Letters: R rows, S sequence length, P predictions."""
+    """One training objective over packed rows. Letters: R rows, S sequence length, P predictions.
+
+    Rows may be fillers, numbered below 0: nothing is predicted in them and they have no digest.
+
+    Args:
+        capacity: of a row.
+        digests: let ``prepare`` compute the digest of every row, which costs more than all the rest of it.
+        cross_document_attention: the segments of a row are one, for attention, positions and what follows what.
+    """
 
     name: ClassVar[str]
-    planner: ClassVar[str] = "single"
-    """What it asks of the planner: every segment is one piece of one document."""
-
     row_kind: ClassVar[RowKind]
     """Which special tokens its rows have."""
 
-    def __init__(self, capacity: Capacity, digests: bool) -> None:
+    needs_words: bool = False
+    """Whether it reads ``Rows.word_starts``."""
+
+    def __init__(self, capacity: Capacity, digests: bool = False, cross_document_attention: bool = False) -> None:
         self.capacity = capacity
         self.digests = digests
+        self.cross_document_attention = cross_document_attention
 
     @abstractmethod
     def predictions(self, rows: Rows) -> Predictions:
-        """Inputs, predicting positions and labels of rows: a pure function of their tokens and row numbers."""
+        """Inputs, predicting positions and labels of rows: a pure function of their tokens, segments and numbers."""
 
     def labels_of(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Inputs (R, S) and, at every position that predicts, the id it is to predict; -100 elsewhere (R, S)."""
-        return self._dense(self.predictions(rows))
+        return self._dense(self.predictions(self._as_seen(rows)))
 
     def prepare(self, rows: Rows, num_micro_batches: int, step: int = -1) -> list[Batch]:
         """The micro-batches of one rank for one optimizer step, equal in size and shape, in the order of the rows.
@@ -44,9 +55,13 @@ class Objective(ABC):
         Raises:
             ValueError: the rows cannot be split evenly.
         """
-        predictions = self.predictions(rows)
+        seen = self._as_seen(rows)
+        predictions = self.predictions(seen)
         digests = row_digests(rows, *self._dense(predictions)) if self.digests else None
-        return make_batches(rows, predictions, self.capacity, num_micro_batches, step, digests)
+        return make_batches(seen, predictions, self.capacity, num_micro_batches, step, digests)
+
+    def _as_seen(self, rows: Rows) -> Rows:
+        return as_one_segment(rows) if self.cross_document_attention else rows
 
     @staticmethod
     def _dense(predictions: Predictions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final, Protocol
+
+import numpy as np
 
 from pipeline.base.errors import UserError
 from pipeline.config.run import ObjectiveConfig, ObjectiveName, Packing
 from pipeline.data.packing import max_segments_per_row
 from pipeline.data.rows import RowFormat
 from pipeline.objectives.clm import CausalLanguageModel
-from pipeline.objectives.masking import masking_settings
+from pipeline.objectives.layout import Capacity
+from pipeline.objectives.masking import masking_settings, num_predictions
 from pipeline.objectives.mlm import MaskedLanguageModel
 from pipeline.objectives.objective import Objective, RowKind
 
@@ -46,30 +50,27 @@ def make_objective(
     *,
     packing: Packing,
     digests: bool = False,
+    cross_document_attention: bool = False,
 ) -> Objective:
     """The objective named in the config.
 
     Args:
         vocabulary: the manifest of the corpus.
         packing: it bounds the segments of a row, and with them the length of ``cu_seqlens``.
-        digests: let ``prepare`` compute the digest of every row, which costs more than all the rest of it.
+        digests, cross_document_attention: see :class:`pipeline.objectives.objective.Objective`.
 
     Raises:
         UserError: the tokenizer has no mask token where one is needed.
     """
+    segments = 1 if cross_document_attention else max_segments_per_row(row_format, packing)
     # The padded tail of a row is a segment too.
-    segments_per_row = max_segments_per_row(row_format, packing) + 1
-    return _MAKERS[config.name](config, vocabulary, row_format, seed, segments_per_row, digests)
+    make = _MAKERS[config.name](config, vocabulary, row_format, seed, segments + 1)
+    return make(digests=digests, cross_document_attention=cross_document_attention)
 
 
-def _make_mlm(
-    config: ObjectiveConfig,
-    vocabulary: Vocabulary,
-    row_format: RowFormat,
-    seed: int,
-    segments_per_row: int,
-    digests: bool,
-) -> Objective:
+def _mlm(
+    config: ObjectiveConfig, vocabulary: Vocabulary, row_format: RowFormat, seed: int, segments_per_row: int
+) -> Callable[..., Objective]:
     mask_id = vocabulary.special_ids.get("mask")
     if mask_id is None:
         raise UserError(
@@ -77,26 +78,21 @@ def _make_mlm(
             "tokenizer of style bert or roberta, or train a causal model (objective.name: clm, model.family: gpt2)."
         )
     masking = masking_settings(
+        config,
         seed=seed,
-        rate=config.mask_rate,
-        mask_token_share=config.mask_token_share,
-        random_token_share=config.random_token_share,
         mask_id=mask_id,
         vocab_size=vocabulary.vocab_size,
-        special_ids=vocabulary.all_special_ids,
+        special_ids={*vocabulary.all_special_ids, row_format.pad_id},
     )
-    return MaskedLanguageModel(masking, row_format, segments_per_row, digests)
+    most_maskable = row_format.sequence_length - len(row_format.begin_ids) - len(row_format.end_ids)
+    most_predictions = int(num_predictions(np.array(most_maskable), config.mask_rate))
+    return partial(MaskedLanguageModel, masking, Capacity(most_predictions, segments_per_row))
 
 
-def _make_clm(
-    config: ObjectiveConfig,
-    vocabulary: Vocabulary,
-    row_format: RowFormat,
-    seed: int,
-    segments_per_row: int,
-    digests: bool,
-) -> Objective:
-    return CausalLanguageModel(row_format, segments_per_row, digests)
+def _clm(
+    config: ObjectiveConfig, vocabulary: Vocabulary, row_format: RowFormat, seed: int, segments_per_row: int
+) -> Callable[..., Objective]:
+    return partial(CausalLanguageModel, Capacity(row_format.sequence_length, segments_per_row))
 
 
-_MAKERS: Final[Mapping[str, Callable[..., Objective]]] = {"mlm": _make_mlm, "clm": _make_clm}
+_MAKERS: Final[Mapping[str, Callable[..., Callable[..., Objective]]]] = {"mlm": _mlm, "clm": _clm}

@@ -50,6 +50,12 @@ def test_the_defaults_have_no_problem() -> None:
         ({"model__family": "gpt2"}, "`mlm` does not train family `gpt2`; use `clm`"),
         ({"objective__mask_rate": 0.0}, "objective.mask_rate: 0.0 is outside (0, 1)"),
         ({"objective__mask_token_share": 0.95}, "0.95 + 0.1 is above 1"),
+        ({"objective__span_geometric_p": 1.0}, "objective.span_geometric_p: 1.0 is outside (0, 1)"),
+        ({"objective__span_max_words": 0}, "objective.span_max_words: 0 is below 1"),
+        (
+            {"model__family": "gpt2", "objective__name": "clm", "objective__masking": "span"},
+            "objective.masking: `clm` masks nothing, so `span` has no use",
+        ),
         ({"optimizer__learning_rate": float("nan")}, "optimizer.learning_rate: nan must be a finite number above 0"),
         ({"optimizer__weight_decay": -0.1}, "optimizer.weight_decay: -0.1 must be a finite number, 0 or more"),
         ({"optimizer__betas": (0.9, 1.0)}, "optimizer.betas[1]: 1.0 is outside [0, 1)"),

@@ -12,7 +12,7 @@ from pipeline.config.run import ObjectiveConfig
 from pipeline.data.digest import row_digests
 from pipeline.data.rows import Rows
 from pipeline.objectives.batch import Batch
-from pipeline.objectives.layout import Capacity, has_next, is_real
+from pipeline.objectives.layout import Capacity, has_next
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.registry import make_objective
 from tests.unit.objectives.hand_made_rows import VOCABULARY, bert_format, gpt_format, make_rows
@@ -128,8 +128,9 @@ def test_padding_anywhere_is_no_text() -> None:
         segment_start=np.array([2, 9, 0], np.int32),
         segment_row=np.array([0, 0, 1], np.int32),
     )
-    assert is_real(moved)[0].tolist() == [False] * 2 + [True] * 5 + [False] * 2 + [True] * 6 + [False] * 9
-    assert has_next(moved)[0].sum() == has_next(rows)[0].sum() == 4 + 5
+    no, yes = [False], [True]
+    assert has_next(moved)[0].tolist() == no * 2 + yes * 4 + no * 3 + yes * 5 + no * 10
+    assert has_next(rows)[0].tolist() == yes * 4 + no + yes * 5 + no * 14
     (batch,) = objective(MLM).prepare(moved, 1)
     assert batch.cu_seqlens[:8].tolist() == [0, 2, 7, 9, 15, 24, 31, 48]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from pipeline.base.errors import UserError
-from pipeline.config.run import ObjectiveConfig
+from pipeline.config.run import Masking, ObjectiveConfig, Packing
 from pipeline.objectives.clm import CausalLanguageModel
 from pipeline.objectives.mlm import MaskedLanguageModel
 from pipeline.objectives.registry import make_objective, row_kind
@@ -20,7 +21,7 @@ def test_kinds_and_classes() -> None:
     clm = make_objective(ObjectiveConfig(name="clm"), VOCABULARY, gpt_format(64), 1, packing="best_fit")
     assert isinstance(mlm, MaskedLanguageModel)
     assert isinstance(clm, CausalLanguageModel)
-    assert (mlm.name, mlm.planner, clm.name, clm.planner) == ("mlm", "single", "clm", "single")
+    assert (mlm.name, clm.name) == ("mlm", "clm")
     assert mlm.capacity.predictions_per_row == 9  # 0.15 x 62
     assert clm.capacity.predictions_per_row == 64
     assert mlm.capacity.segments_per_row == 64 // 8 + 1
@@ -31,9 +32,33 @@ def test_config_reaches_the_masks() -> None:
     mlm = make_objective(config, VOCABULARY, bert_format(64), 12, packing="best_fit")
     assert isinstance(mlm, MaskedLanguageModel)
     masking = mlm.masking
-    assert (masking.seed, masking.rate, masking.mask_token_share, masking.random_token_share) == (12, 0.4, 0.5, 0.25)
-    assert masking.mask_id == 4
-    assert masking.is_special.nonzero()[0].tolist() == [0, 1, 2, 3, 4, 150]
+    assert (masking.seed, masking.config, masking.mask_id) == (12, config, 4)
+    assert (~masking.is_ordinary).nonzero()[0].tolist() == [0, 1, 2, 3, 4, 150]
+
+
+def test_padding_is_never_predicted_even_by_a_tokenizer_that_has_it_for_an_ordinary_token() -> None:
+    row_format = replace(bert_format(64), pad_id=17)
+    mlm = make_objective(ObjectiveConfig(), VOCABULARY, row_format, 1, packing="best_fit")
+    assert isinstance(mlm, MaskedLanguageModel)
+    assert not mlm.masking.is_ordinary[17]
+    assert 17 not in mlm.masking.random_ids
+
+
+@pytest.mark.parametrize(("masking", "needs_words"), [("token", False), ("whole_word", True), ("span", True)])
+def test_words_are_asked_for_where_they_are_masked(masking: Masking, needs_words: bool) -> None:
+    config = ObjectiveConfig(masking=masking)
+    assert make_objective(config, VOCABULARY, bert_format(64), 1, packing="best_fit").needs_words is needs_words
+    clm = make_objective(ObjectiveConfig(name="clm"), VOCABULARY, gpt_format(64), 1, packing="best_fit")
+    assert not clm.needs_words
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "concatenate"])
+def test_a_row_of_cross_document_attention_has_one_segment_and_a_tail(packing: Packing) -> None:
+    made = make_objective(
+        ObjectiveConfig(), VOCABULARY, bert_format(64), 1, packing=packing, cross_document_attention=True
+    )
+    assert made.capacity.segments_per_row == 2
+    assert made.cross_document_attention
 
 
 def test_masked_language_modelling_without_a_mask_token_is_refused() -> None:
