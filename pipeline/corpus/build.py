@@ -190,6 +190,7 @@ class _Build:
             special_ids=facts.special_ids,
             all_special_ids=facts.all_special_ids,
             splits=tables,
+            has_sentences=self.config.shards.sentences,
             sources=[self._provenance(number, counts[number]) for number in range(len(self.config.sources))],
             drops=drops_of(total),
             extra=extra,

@@ -5,8 +5,12 @@ Names are relative to the corpus and always use ``/``: ``"manifest.json"``, ``"t
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -63,6 +67,10 @@ class CorpusFiles(ABC):
             OSError: there is none.
         """
 
+    def lock_derived(self) -> AbstractContextManager[None]:
+        """Held while a derived file is made, so that of several processes one makes it."""
+        return nullcontext()
+
     @abstractmethod
     def tokenizer_directory(self) -> Path:
         """A local folder with the tokenizer's files.
@@ -80,38 +88,80 @@ class LocalFiles(CorpusFiles):
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.location = str(directory)
+        self._root = directory.resolve()
+        self._folders_inside: set[str] = set()
 
     def describe(self, name: str) -> str:
         return str(self.directory / name)
 
     def read(self, name: str, sha256: str | None = None) -> bytes:
-        return self._inside(name).read_bytes()
+        path = self.path(name)
+        with _reading(path):
+            return path.read_bytes()
 
     def open(self, name: str, num_bytes: int | None = None, sha256: str | None = None) -> BinaryIO:
-        return open(self._inside(name), "rb")
+        path = self.path(name)
+        with _reading(path):
+            return open(path, "rb")
 
     def fetch_ahead(self, wanted: Sequence[tuple[str, int, str]]) -> None:
         pass
 
     def keep_derived(self, name: str, content: bytes) -> None:
-        write_bytes_atomically(self._inside(name), content)
+        write_bytes_atomically(self.path(name), content)
+
+    @contextmanager
+    def lock_derived(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            try:
+                path = self.path("rows/.lock")
+                path.parent.mkdir(exist_ok=True)
+                lock = stack.enter_context(open(path, "ab"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError:
+                pass  # not writable, or a file system without locks: every process makes its own
+            yield
 
     def tokenizer_directory(self) -> Path:
-        return self.directory / "tokenizer"
+        directory = self.path("tokenizer")
+        for path in directory.glob("*"):
+            self.path(f"tokenizer/{path.name}")
+        return directory
 
-    def _inside(self, name: str) -> Path:
-        """The path of a file, which must not leave the corpus by ``..``, an absolute name or a link.
+    def path(self, name: str) -> Path:
+        """The path of a file or folder, which must not leave the corpus by ``..``, an absolute name or a link.
 
         Raises:
             UserError: it does.
         """
         path = self.directory / name
-        if not path.resolve().is_relative_to(self.directory.resolve()):
+        folder = os.path.dirname(name)
+        # Resolving is slow and a corpus may have 100,000 indexes: their folder is resolved once, they only if links.
+        if folder not in self._folders_inside:
+            self._check_inside(path.parent)
+            self._folders_inside.add(folder)
+        if ".." in name or os.path.islink(path):
+            self._check_inside(path)
+        return path
+
+    def _check_inside(self, path: Path) -> None:
+        resolved = path.resolve()
+        if not resolved.is_relative_to(self._root):
             raise UserError(
-                f"{path} leads outside the corpus directory {self.directory} (to {path.resolve()}): a corpus holds its "
+                f"{path} leads outside the corpus directory {self.directory} (to {resolved}): a corpus holds its "
                 "own files. Copy the file in place of the link, or build the corpus again."
             )
-        return path
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name the file that cannot be read. Absence and too many open files mean something to whoever asks."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EMFILE, errno.ENFILE):
+            raise
+        raise UserError(f"{path} cannot be read ({error.strerror}). Check its owner, its mode and the disk.") from error
 
 
 def corpus_files(location: str | Path, cache: CacheSettings | None = None) -> CorpusFiles:

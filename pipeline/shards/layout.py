@@ -3,7 +3,7 @@
 Everything here is a pure function of its arguments, so that equal documents give equal files everywhere: no time,
 no user name, no library version reaches a byte.
 
-Letters: D documents of a shard, B blocks.
+Letters: D documents of a shard, B blocks, T tokens of a block.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ NPY_HEADER_BYTES: Final = 128
 """Divides by every item size, so the tokens of all members lie on one flat array over the whole tar."""
 TAR_END: Final = bytes(2 * TAR_BLOCK_BYTES)
 INDEX_MAGIC: Final = b"PRETRIDX"
-INDEX_VERSION: Final = 1
+INDEX_VERSION: Final = 2
 MAX_DOCUMENT_TOKENS: Final = (1 << 32) - 1
 
 INDEX_HEADER: Final = np.dtype(
     [("magic", "S8"), ("version", "<u4"), ("item_bytes", "<u4"), ("documents", "<u4"), ("blocks", "<u4")]
 )
-BLOCK_ENTRY: Final = np.dtype([("first_document", "<u4"), ("first_item", "<u8")])
+BLOCK_ENTRY: Final = np.dtype([("first_document", "<u4"), ("first_item", "<u8"), ("xxh3", "<u8")])
+"""A block: its first document, its first token on the flat array, and XXH3-64 of its record's bytes in the tar, which
+go from its first header to the next record's first header or to the end mark."""
 
 
 def shard_name(split: str, number: int) -> str:
@@ -71,7 +73,7 @@ def npy_bytes(array: NDArray) -> bytes:
 
 
 def index_bytes(item_bytes: int, lengths: NDArray[np.uint32], blocks: NDArray[np.void]) -> bytes:
-    """The index file: header (24 bytes), lengths u32[D], block table (first document u32, first item u64)[B]."""
+    """The index file: header (24 bytes), lengths u32 (D,), block table (B,) of :data:`BLOCK_ENTRY`."""
     header = np.zeros(1, INDEX_HEADER)
     header[0] = (INDEX_MAGIC, INDEX_VERSION, item_bytes, len(lengths), len(blocks))
     return header.tobytes() + lengths.astype("<u4").tobytes() + blocks.astype(BLOCK_ENTRY).tobytes()
@@ -105,6 +107,24 @@ def parse_index(content: bytes, path: str) -> tuple[int, NDArray[np.uint32], NDA
     lengths = np.frombuffer(content, "<u4", count=num_documents, offset=INDEX_HEADER.itemsize)
     blocks = np.frombuffer(content, BLOCK_ENTRY, count=num_blocks, offset=INDEX_HEADER.itemsize + 4 * num_documents)
     return int(header["item_bytes"]), lengths, blocks
+
+
+def record_borders(blocks: NDArray[np.void], item_bytes: int, num_bytes: int) -> NDArray[np.int64]:
+    """Where every block's record begins in a tar of ``num_bytes``, and the place of the end mark: int64 (B+1,)."""
+    first_bytes = blocks["first_item"].astype(np.int64) * item_bytes - NPY_HEADER_BYTES - TAR_BLOCK_BYTES
+    return np.append(first_bytes, num_bytes - len(TAR_END))
+
+
+def pack_bits(bits: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Eight a byte, the first in the lowest bit: (T,) -> (ceil(T / 8),)."""
+    return np.packbits(bits, bitorder="little")
+
+
+def unpack_bits(packed: NDArray[np.uint8], begin: int, end: int) -> NDArray[np.bool_]:
+    """Bits ``begin .. end-1`` of :func:`pack_bits`, bool (end - begin,)."""
+    first_byte = begin >> 3
+    bits = np.unpackbits(packed[first_byte : (end + 7) >> 3], bitorder="little")
+    return bits[begin - 8 * first_byte : end - 8 * first_byte].view(np.bool_)
 
 
 def document_starts(lengths: NDArray[np.uint32], blocks: NDArray[np.void]) -> NDArray[np.int64]:

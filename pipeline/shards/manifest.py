@@ -6,6 +6,7 @@ Letters: N shards of a split.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from pipeline.shards.layout import shard_name, token_dtype
 from pipeline.shards.writer import ShardFacts
 
 FORMAT_NAME: Final = "pretrain-corpus"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MANIFEST_NAME: Final = "manifest.json"
 TOKENIZER_NAME: Final = "tokenizer/tokenizer.json"
 SPECIAL_TOKENS: Final = ("pad", "cls", "sep", "mask", "bos", "eos", "unk")
@@ -46,6 +47,9 @@ class ShardTable:
     sha256: str
     """Hex digests of the tars, joined: 64 characters a shard."""
 
+    index_sha256: str
+    """Hex digests of the indexes, joined."""
+
     @classmethod
     def from_facts(cls, facts: Sequence[ShardFacts]) -> Self:
         """The table of a split from what its writers returned, sorted by name.
@@ -64,14 +68,19 @@ class ShardTable:
             tokens=np.array([shard.tokens for shard in facts], np.int64),
             bytes=np.array([shard.bytes for shard in facts], np.int64),
             sha256="".join(shard.sha256 for shard in facts),
+            index_sha256="".join(shard.index_sha256 for shard in facts),
         )
 
     def __len__(self) -> int:
         return len(self.documents)
 
     def sha256_of(self, number: int) -> str:
-        """Hex digest of one shard."""
+        """Hex digest of one tar."""
         return self.sha256[64 * number : 64 * (number + 1)]
+
+    def index_sha256_of(self, number: int) -> str:
+        """Hex digest of one index."""
+        return self.index_sha256[64 * number : 64 * (number + 1)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +102,12 @@ class Manifest:
     splits: Mapping[str, ShardTable]
     """``train``, ``validation``."""
 
+    has_sentences: bool = False
+    """Whether the shards know where sentences begin."""
+
+    has_words: bool = False
+    """Whether they know which tokens begin a word."""
+
     sources: Sequence[Mapping[str, Any]] = ()
     """Provenance, free form."""
 
@@ -112,12 +127,23 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the tokenizer fingerprint, dtype and every split's shard digests: equal corpora, equal bytes."""
-        digest = hashlib.sha256(
-            f"{FORMAT_NAME} {self.format_version} {self.tokenizer_fingerprint} {self.dtype}".encode()
-        )
+        """sha256 over all that a batch depends on: every fact here but provenance (sources, drops, extra)."""
+        facts = {
+            "format": FORMAT_NAME,
+            "format_version": self.format_version,
+            "tokenizer_fingerprint": self.tokenizer_fingerprint,
+            "vocab_size": self.vocab_size,
+            "special_ids": {name: self.special_ids.get(name) for name in SPECIAL_TOKENS},
+            "all_special_ids": list(self.all_special_ids),
+            "has_sentences": self.has_sentences,
+            "has_words": self.has_words,
+        }
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for split in sorted(self.splits):
-            digest.update(f" {split} {self.splits[split].sha256}".encode())
+            table = self.splits[split]
+            digest.update(f" {split} {table.sha256} {table.index_sha256} ".encode())
+            for column in (table.documents, table.tokens, table.bytes):
+                digest.update(column.astype("<i8").tobytes())
         return digest.hexdigest()
 
 
@@ -137,12 +163,15 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
         "dtype": manifest.dtype,
         "special_ids": {name: manifest.special_ids.get(name) for name in SPECIAL_TOKENS},
         "all_special_ids": list(manifest.all_special_ids),
+        "has_sentences": manifest.has_sentences,
+        "has_words": manifest.has_words,
         "splits": {
             split: {
                 "documents": table.documents.tolist(),
                 "tokens": table.tokens.tolist(),
                 "bytes": table.bytes.tolist(),
                 "sha256": table.sha256,
+                "index_sha256": table.index_sha256,
             }
             for split, table in manifest.splits.items()
         },
@@ -195,6 +224,8 @@ def _parse(value: dict[str, Any], path: str) -> Manifest:
             special_ids={name: value["special_ids"].get(name) for name in SPECIAL_TOKENS},
             all_special_ids=[int(token) for token in value["all_special_ids"]],
             splits={str(split): _parse_table(str(split), columns) for split, columns in value["splits"].items()},
+            has_sentences=_flag(value["has_sentences"]),
+            has_words=_flag(value["has_words"]),
             sources=list(value["sources"]),
             drops=dict(value["drops"]),
             extra=dict(value["extra"]),
@@ -215,15 +246,27 @@ def _parse_table(split: str, columns: Mapping[str, Any]) -> ShardTable:
     if not _SPLIT_NAME.fullmatch(split):
         raise ValueError(f"split {split!r} is not a plain folder name and could lead outside the corpus directory")
     numbers = {name: np.array(columns[name], np.int64) for name in ("documents", "tokens", "bytes")}
-    sha256 = str(columns["sha256"])
-    num_shards = [len(column) if column.ndim == 1 else -1 for column in numbers.values()] + [len(sha256) // 64]
-    if len(set(num_shards)) != 1 or not _SHA256.fullmatch(sha256):
+    digests = {name: str(columns[name]) for name in ("sha256", "index_sha256")}
+    num_shards = [len(column) if column.ndim == 1 else -1 for column in numbers.values()]
+    num_shards += [len(joined) // 64 for joined in digests.values()]
+    if not all(_SHA256.fullmatch(joined) for joined in digests.values()):
+        raise ValueError(f"split {split!r}: sha256 and index_sha256 must be 64 hexadecimal digits a shard")
+    if len(set(num_shards)) != 1:
         raise ValueError(
-            f"split {split!r} lists documents, tokens, bytes and sha256 of {', '.join(map(str, num_shards))} shards"
+            f"split {split!r} lists documents, tokens, bytes, sha256 and index_sha256 of "
+            f"{', '.join(map(str, num_shards))} shards"
         )
     if any((column < 0).any() for column in numbers.values()):
         raise ValueError(f"split {split!r} has a negative count")
-    return ShardTable(numbers["documents"], numbers["tokens"], numbers["bytes"], sha256)
+    return ShardTable(
+        numbers["documents"], numbers["tokens"], numbers["bytes"], digests["sha256"], digests["index_sha256"]
+    )
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
 
 
 def check_tokenizer(files: CorpusFiles, manifest: Manifest) -> None:

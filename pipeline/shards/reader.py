@@ -1,6 +1,9 @@
 """Reading shards: lengths from the index alone, tokens by memory map, documents addressed without untarring.
 
-Letters: D documents of a shard, B blocks, N sentences of a document.
+No byte of a block is used before the block was held against its checksum in the index, whose own digest is in the
+manifest.
+
+Letters: D documents of a shard, B blocks, N sentences, T tokens.
 """
 
 from __future__ import annotations
@@ -10,12 +13,14 @@ import json
 import mmap
 import os
 import tarfile
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
 from pipeline.base.errors import UserError
 from pipeline.shards.files import CorpusFiles
@@ -25,8 +30,10 @@ from pipeline.shards.layout import (
     document_starts,
     padded,
     parse_index,
+    record_borders,
     shard_name,
     token_dtype,
+    unpack_bits,
 )
 from pipeline.shards.manifest import Manifest
 
@@ -44,26 +51,39 @@ class ShardIndex:
     """First item of every document in the flat token array over the whole tar, (D,)."""
 
     blocks: NDArray[np.void]
-    """Block table: first document, first item, (B,)."""
+    """Block table: first document, first item, checksum, (B,)."""
+
+    borders: NDArray[np.int64]
+    """First byte of every block's record in the tar, and of the end mark, (B+1,)."""
 
     item_bytes: int
     """Size of a token on disk: 2 or 4."""
 
+    def block_of(self, documents: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Block of every document, int64 of the same shape."""
+        return np.searchsorted(self.blocks["first_document"], documents, side="right") - 1
+
 
 def read_index(files: CorpusFiles, split: str, number: int, manifest: Manifest) -> ShardIndex:
-    """Read one index and hold it against the manifest's counts.
+    """Read one index and hold it against the manifest.
 
     Raises:
-        UserError: missing, damaged, of another version, or counts that differ from the manifest's.
+        UserError: missing, damaged, of another shard or version, or counts that differ from the manifest's.
     """
-    name = f"{shard_name(split, number)}.idx"
+    table = manifest.splits[split]
+    name, sha256 = f"{shard_name(split, number)}.idx", table.index_sha256_of(number)
     path = files.describe(name)
     try:
-        content = files.read(name)
+        content = files.read(name, sha256)
     except FileNotFoundError:
         raise UserError(f"The shard index {path} does not exist. {WAY_OUT}") from None
+    found_sha256 = hashlib.sha256(content).hexdigest()
+    if found_sha256 != sha256:
+        raise UserError(
+            f"{path} has sha256 {found_sha256}; the manifest says {sha256}: it is damaged, or the index of another "
+            f"shard. {WAY_OUT}"
+        )
     item_bytes, lengths, blocks = parse_index(content, path)
-    table = manifest.splits[split]
     found = (len(lengths), int(lengths.sum(dtype=np.int64)), item_bytes)
     expected = (int(table.documents[number]), int(table.tokens[number]), token_dtype(manifest.vocab_size).itemsize)
     if found != expected:
@@ -71,45 +91,69 @@ def read_index(files: CorpusFiles, split: str, number: int, manifest: Manifest) 
             f"{path} lists {found[0]} documents and {found[1]} tokens of {found[2]} bytes; the manifest says "
             f"{expected[0]} documents and {expected[1]} tokens of {expected[2]} bytes. {WAY_OUT}"
         )
-    first_documents = blocks["first_document"].astype(np.int64)
-    in_order = len(blocks) > 0 and first_documents[0] == 0 and (np.diff(first_documents) > 0).all()
-    if len(lengths) and not (in_order and first_documents[-1] < len(lengths)):
-        raise UserError(f"{path}: the blocks do not cover its {len(lengths)} documents in order. {WAY_OUT}")
-    starts = document_starts(lengths, blocks)
-    end_item = int(table.bytes[number]) // item_bytes
-    if len(starts) and (starts + lengths).max() > end_item:
-        raise UserError(f"{path}: documents end after the {table.bytes[number]} bytes of the tar. {WAY_OUT}")
-    return ShardIndex(lengths=lengths, starts=starts, blocks=blocks, item_bytes=item_bytes)
+    num_bytes = int(table.bytes[number])
+    _check_blocks_cover(path, blocks, len(lengths))
+    index = ShardIndex(
+        lengths=lengths,
+        starts=document_starts(lengths, blocks),
+        blocks=blocks,
+        borders=record_borders(blocks, item_bytes, num_bytes),
+        item_bytes=item_bytes,
+    )
+    _check_places(path, index, num_bytes)
+    return index
+
+
+def _check_blocks_cover(path: str, blocks: NDArray[np.void], num_documents: int) -> None:
+    borders = np.append(blocks["first_document"].astype(np.int64), num_documents)
+    if borders[0] != 0 or (np.diff(borders) <= 0).any():
+        raise UserError(f"{path}: the blocks do not cover its {num_documents} documents in order. {WAY_OUT}")
+
+
+def _check_places(path: str, index: ShardIndex, num_bytes: int) -> None:
+    """Refuse an index that its writer got wrong: no document may end after its block's record."""
+    if not len(index.blocks):
+        return
+    last = np.append(index.blocks["first_document"][1:].astype(np.int64), len(index.lengths)) - 1  # (B,)
+    end_bytes = (index.starts[last] + index.lengths[last]) * index.item_bytes
+    # A place beyond any file could overflow when it is turned into bytes.
+    outside = (index.blocks["first_item"] > num_bytes) | (index.borders[:-1] < 0) | (end_bytes > index.borders[1:])
+    if outside.any():
+        raise UserError(f"{path}: documents lie outside their blocks in the {num_bytes} bytes of the tar. {WAY_OUT}")
 
 
 class Shard:
     """One open shard: a read-only memory map and its index."""
 
-    def __init__(self, path: str, index: ShardIndex, tokens: NDArray[np.unsignedinteger]) -> None:
+    def __init__(self, path: str, index: ShardIndex, mapped: mmap.mmap, vocab_size: int) -> None:
         self.path = path
         """Where it is, for messages."""
         self.index = index
-        self.tokens = tokens
-        """The whole tar as one flat uint16 or uint32 array; document ``d`` is ``tokens[starts[d]:][:lengths[d]]``."""
-        self._members: dict[int, dict[str, tuple[int, int]]] = {}
+        self.tokens: NDArray[np.unsignedinteger] = np.frombuffer(mapped, f"<u{index.item_bytes}")
+        """The whole tar as one flat uint16 or uint32 array; document ``d`` is ``tokens[starts[d]:][:lengths[d]]``.
+        Whoever reads from it calls :meth:`check_blocks` first."""
+        self.vocab_size = vocab_size
+        self._mapped = mapped
+        self._num_bytes = len(mapped)
+        self._checked = np.zeros(len(index.blocks), np.bool_)  # (B,)
+        self._num_unchecked = len(index.blocks)
+        self._first_items: list[int] = index.blocks["first_item"].tolist()
+        self._words: list[NDArray[np.uint8] | None] = [None] * len(index.blocks)
 
     @classmethod
-    def open(cls, files: CorpusFiles, split: str, number: int, manifest: Manifest, verify: bool = False) -> Self:
+    def open(cls, files: CorpusFiles, split: str, number: int, manifest: Manifest) -> Self:
         """Map a shard.
 
-        Args:
-            verify: also compare the sha256, which reads the whole file.
-
         Raises:
-            UserError: missing, of another size than the manifest says (truncated), another sha256, or a bad index.
+            UserError: missing, of another size than the manifest says (truncated), or a bad index.
         """
         name = f"{shard_name(split, number)}.tar"
         path = files.describe(name)
         index = read_index(files, split, number, manifest)
         table = manifest.splits[split]
-        expected, sha256 = int(table.bytes[number]), table.sha256_of(number)
+        expected = int(table.bytes[number])
         try:
-            opened = files.open(name, expected, sha256)
+            opened = files.open(name, expected, table.sha256_of(number))
         except FileNotFoundError:
             raise UserError(f"The shard {path} does not exist. {WAY_OUT}") from None
         with opened as file:
@@ -120,9 +164,7 @@ class Shard:
                 # Random first touches of cold pages are many times slower than one read-ahead of the file.
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if verify:
-            check_sha256(path, hashlib.sha256(mapped).hexdigest(), sha256)
-        return cls(path, index, np.frombuffer(mapped, dtype=f"<u{index.item_bytes}"))
+        return cls(path, index, mapped, manifest.vocab_size)
 
     @property
     def documents(self) -> int:
@@ -134,8 +176,59 @@ class Shard:
         """Tokens of every document, (D,)."""
         return self.index.lengths
 
+    @property
+    def is_checked(self) -> bool:
+        """Whether all blocks have been held against their checksums."""
+        return self._num_unchecked == 0
+
+    def check_blocks(self, blocks: NDArray[np.int64]) -> None:
+        """Hold blocks against their checksums and the vocabulary, each once in the life of this object.
+
+        Args:
+            blocks: numbers of blocks, in any order, repeated or not.
+
+        Raises:
+            UserError: changed bytes, a token id beyond the vocabulary, or a tar that shrank since it was opened; names
+                the tar, the block and its place.
+        """
+        if self._num_unchecked:
+            for block in np.unique(blocks[~self._checked[blocks]]).tolist():
+                self._check_block(block)
+
+    def _check_block(self, block: int) -> None:
+        num_bytes = self._mapped.size()
+        if num_bytes < self._num_bytes:  # beyond its end a map has no pages: reading there would kill the process
+            raise UserError(
+                f"{self.path} has {num_bytes} bytes; it had {self._num_bytes} when it was opened. {WAY_OUT}"
+            )
+        begin, end = self.index.borders[block : block + 2].tolist()
+        found, expected = xxh3_64_intdigest(self._record(block).data), int(self.index.blocks["xxh3"][block])
+        where = f"{self.path}: block {block:06d} (bytes {begin} to {end})"
+        if found != expected:
+            raise UserError(
+                f"{where} has XXH3 checksum {found:016x}; the index says {expected:016x}: its bytes have changed. "
+                f"{WAY_OUT}"
+            )
+        first = self._first_items[block]
+        last_document = self._end_document(block) - 1
+        tokens = self.tokens[first : int(self.index.starts[last_document] + self.index.lengths[last_document])]
+        if (largest := int(tokens.max())) >= self.vocab_size:
+            item = first + int(np.argmax(tokens))
+            raise UserError(
+                f"{where} has token id {largest} at byte {item * self.index.item_bytes}, which is outside the "
+                f"vocabulary of {self.vocab_size} ids: the shard was written with another tokenizer. Build the corpus "
+                "again."
+            )
+        self._checked[block] = True
+        self._num_unchecked -= 1
+
     def read(self, document: int, begin: int = 0, end: int | None = None) -> NDArray[np.unsignedinteger]:
-        """Tokens ``begin .. end-1`` of a document: a read-only view of the map."""
+        """Tokens ``begin .. end-1`` of a document: a read-only view of the map.
+
+        Raises:
+            UserError: its block is damaged.
+        """
+        self.check_blocks(np.array([self._block_of(document)]))
         length = int(self.index.lengths[document])
         end = length if end is None else end
         if not 0 <= begin <= end <= length:
@@ -144,13 +237,17 @@ class Shard:
         return self.tokens[start + begin : start + end]
 
     def document_ids(self, documents: Iterable[int]) -> list[str]:
-        """Names of documents, in the order asked for; every block's list is parsed once a call."""
+        """Names of documents, in the order asked for; every block's list is parsed once a call.
+
+        Raises:
+            UserError: a block is damaged.
+        """
         parsed: dict[int, list[str]] = {}
         names = []
         for document in documents:
             block = self._block_of(document)
             if block not in parsed:
-                parsed[block] = json.loads(self._member(block, "ids.json"))
+                parsed[block] = json.loads(self._members(block)["ids.json"].tobytes())
             names.append(parsed[block][document - int(self.index.blocks["first_document"][block])])
         return names
 
@@ -158,53 +255,84 @@ class Shard:
         """First token of every sentence of a document, within the document, (N,).
 
         Raises:
-            UserError: the corpus was built without sentences.
+            UserError: the corpus was built without sentences, or a block is damaged.
         """
         block = self._block_of(document)
-        if "sentences.npy" not in self._block_members(block):
-            raise UserError(
-                f"{self.path} has no sentence offsets: build the corpus again with `shards.sentences: true` "
-                "for objectives that need sentences."
-            )
-        sentences = np.frombuffer(self._member(block, "sentences.npy"), "<u4", offset=NPY_HEADER_BYTES).astype(np.int64)
-        begin = int(self.index.starts[document]) - int(self.index.blocks["first_item"][block])
+        sentences = self._sentences_of(block)
+        begin = int(self.index.starts[document]) - self._first_items[block]
         end = begin + int(self.index.lengths[document])
         first, last = np.searchsorted(sentences, [begin, end])
         return sentences[first:last] - begin
 
+    def sentences(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Sentences of the whole shard, document after document; reads the whole tar.
+
+        Returns:
+            tokens of every sentence, uint32 (N,); first sentence of every document and N, int64 (D+1,).
+
+        Raises:
+            UserError: the corpus was built without sentences, or a block is damaged.
+        """
+        lengths, first_sentences, num_sentences = [np.zeros(0, np.uint32)], [], 0
+        for block, first_document in enumerate(self.index.blocks["first_document"].tolist()):
+            sentences = self._sentences_of(block)  # (sentences of the block + 1,)
+            starts = self.index.starts[first_document : self._end_document(block)] - self._first_items[block]
+            lengths.append(np.diff(sentences).astype(np.uint32))
+            first_sentences.append(np.searchsorted(sentences, starts) + num_sentences)
+            num_sentences += len(sentences) - 1
+        return np.concatenate(lengths), np.concatenate([*first_sentences, [num_sentences]]).astype(np.int64)
+
+    def word_starts(self, first_item: int, num_tokens: int) -> NDArray[np.bool_]:
+        """Whether each of ``tokens[first_item : first_item + num_tokens]``, all of one document, begins a word, (T,).
+
+        Raises:
+            UserError: the corpus was built without words, or a block is damaged.
+        """
+        block = bisect_right(self._first_items, first_item) - 1
+        words = self._words[block]
+        if words is None:
+            words = self._words[block] = self._array(block, "words", "word starts", np.dtype("u1"))
+        begin = first_item - self._first_items[block]
+        return unpack_bits(words, begin, begin + num_tokens)
+
+    def _sentences_of(self, block: int) -> NDArray[np.int64]:
+        """Where sentences begin in a block, every document's border and the end included."""
+        return self._array(block, "sentences", "sentence offsets", np.dtype("<u4")).astype(np.int64)
+
+    def _array(self, block: int, name: str, what: str, dtype: np.dtype) -> NDArray:
+        """An optional array of a block, without a copy."""
+        members = self._members(block)
+        if f"{name}.npy" not in members:
+            raise UserError(
+                f"{self.path} has no {what}: build the corpus again with `shards.{name}: true` for objectives that "
+                f"need {name}."
+            )
+        return members[f"{name}.npy"][NPY_HEADER_BYTES:].view(dtype)
+
     def _block_of(self, document: int) -> int:
         if not 0 <= document < self.documents:
             raise IndexError(f"{self.path} has no document {document}; it has {self.documents}")
-        return int(np.searchsorted(self.index.blocks["first_document"], document, side="right")) - 1
+        return int(self.index.block_of(np.array(document)))
 
-    def _member(self, block: int, ending: str) -> bytes:
-        offset, size = self._block_members(block)[ending]
-        return self.tokens.view(np.uint8)[offset : offset + size].tobytes()
+    def _end_document(self, block: int) -> int:
+        """The document after a block's last."""
+        following = self.index.blocks["first_document"][block + 1 : block + 2]
+        return int(following[0]) if len(following) else self.documents
 
-    def _block_members(self, block: int) -> dict[str, tuple[int, int]]:
-        """Offset and size in bytes of a block's members by ending, found by walking its few tar headers."""
-        if block in self._members:
-            return self._members[block]
-        content = self.tokens.view(np.uint8)
-        offset = (
-            int(self.index.blocks["first_item"][block]) * self.index.item_bytes - NPY_HEADER_BYTES - TAR_BLOCK_BYTES
-        )
-        found: dict[str, tuple[int, int]] = {}
-        while (header := content[offset : offset + TAR_BLOCK_BYTES].tobytes()).strip(b"\0"):
-            try:
-                info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
-            except tarfile.HeaderError as error:
-                raise UserError(f"{self.path}: block {block} has a damaged tar header ({error}). {WAY_OUT}") from None
-            name, _, ending = info.name.partition(".")
-            if name != f"{block:06d}":
-                break
-            found[ending] = (offset + TAR_BLOCK_BYTES, info.size)
-            offset += TAR_BLOCK_BYTES + padded(info.size)
-        self._members[block] = found
+    def _members(self, block: int) -> dict[str, NDArray[np.uint8]]:
+        """Contents of a block's members by ending, found by walking its few tar headers."""
+        self.check_blocks(np.array([block]))
+        record = self._record(block)
+        found: dict[str, NDArray[np.uint8]] = {}
+        offset = 0
+        while offset < len(record):
+            begin = offset + TAR_BLOCK_BYTES
+            info = tarfile.TarInfo.frombuf(record[offset:begin].tobytes(), "utf-8", "strict")
+            found[info.name.partition(".")[2]] = record[begin : begin + info.size]
+            offset = begin + padded(info.size)
         return found
 
-
-def check_sha256(path: str, found: str, expected: str) -> None:
-    """Raise the UserError of a shard whose bytes changed."""
-    if found != expected:
-        raise UserError(f"{path} has sha256 {found}; the manifest says {expected}: its bytes have changed. {WAY_OUT}")
+    def _record(self, block: int) -> NDArray[np.uint8]:
+        """All bytes of a block."""
+        begin, end = self.index.borders[block : block + 2].tolist()
+        return self.tokens.view(np.uint8)[begin:end]

@@ -1,29 +1,27 @@
-"""Reading shards: every document where the index says, every damage named."""
+"""Reading shards: every document where the index says, sentences and words beside it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.base.errors import UserError
-from pipeline.shards.manifest import ShardTable
-from pipeline.shards.reader import Shard, read_index
+from pipeline.shards.reader import Shard
 from tests.corpora import Corpus, random_lengths, write_corpus
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Corpus:
-    return write_corpus(tmp_path / "corpus", random_lengths(0, 3, 40))
+    return write_corpus(tmp_path / "corpus", random_lengths(0, 3, 40), words=True)
 
 
 @pytest.mark.parametrize("vocab_size", [1000, 100_000])
 def test_every_document_reads_back(tmp_path: Path, vocab_size: int) -> None:
-    corpus = write_corpus(tmp_path / "corpus", random_lengths(0, 3, 40), vocab_size=vocab_size)
+    corpus = write_corpus(tmp_path / "corpus", random_lengths(0, 3, 40), vocab_size=vocab_size, words=True)
     for number, documents in enumerate(corpus.documents["train"]):
-        shard = Shard.open(corpus.files, "train", number, corpus.manifest, verify=True)
+        shard = Shard.open(corpus.files, "train", number, corpus.manifest)
         assert shard.documents == len(documents)
         assert shard.lengths.tolist() == [len(document.tokens) for document in documents]
         assert shard.document_ids(range(len(documents))) == [document.name for document in documents]
@@ -34,6 +32,41 @@ def test_every_document_reads_back(tmp_path: Path, vocab_size: int) -> None:
             half = len(document.tokens) // 2
             np.testing.assert_array_equal(shard.read(index, half), document.tokens[half:])
             np.testing.assert_array_equal(shard.read(index, 0, half), document.tokens[:half])
+
+
+def test_words_of_any_part_of_a_document(corpus: Corpus) -> None:
+    generator = np.random.default_rng(0)
+    for number, documents in enumerate(corpus.documents["train"]):
+        shard = Shard.open(corpus.files, "train", number, corpus.manifest)
+        for index, document in enumerate(documents):
+            assert document.words is not None
+            for _ in range(5):
+                begin, end = np.sort(generator.integers(0, len(document.tokens) + 1, 2)).tolist()
+                found = shard.word_starts(int(shard.index.starts[index]) + begin, end - begin)
+                assert found.dtype == np.bool_
+                np.testing.assert_array_equal(found, document.words[begin:end])
+
+
+def test_sentences_of_a_whole_shard(corpus: Corpus) -> None:
+    for number, documents in enumerate(corpus.documents["train"]):
+        shard = Shard.open(corpus.files, "train", number, corpus.manifest)
+        lengths, first_sentence = shard.sentences()
+        assert (lengths.dtype, first_sentence.dtype) == (np.uint32, np.int64)
+        assert len(first_sentence) == len(documents) + 1
+        assert first_sentence[-1] == len(lengths)
+        for index, document in enumerate(documents):
+            assert document.sentences is not None
+            expected = np.diff(np.append(document.sentences, len(document.tokens)))
+            found = lengths[first_sentence[index] : first_sentence[index + 1]]
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_blocks_of_documents_are_those_of_the_table(corpus: Corpus) -> None:
+    index = Shard.open(corpus.files, "train", 0, corpus.manifest).index
+    first = index.blocks["first_document"].tolist()
+    assert len(first) > 3
+    expected = [sum(document >= begin for begin in first) - 1 for document in range(len(index.lengths))]
+    assert index.block_of(np.arange(len(index.lengths))).tolist() == expected
 
 
 def test_reads_are_views_that_cannot_be_written(corpus: Corpus) -> None:
@@ -52,78 +85,19 @@ def test_reads_outside_a_document_are_refused(corpus: Corpus) -> None:
         shard.document_ids([shard.documents])
 
 
-def test_sentences_of_a_corpus_without_them_name_the_setting(tmp_path: Path) -> None:
+def test_what_a_corpus_was_built_without_names_the_setting(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", [[5, 6]], sentences=False)
     shard = Shard.open(corpus.files, "train", 0, corpus.manifest)
-    with pytest.raises(UserError, match=r"00000\.tar has no sentence offsets.*shards\.sentences: true"):
-        shard.sentence_starts(0)
+    for ask in (lambda: shard.sentence_starts(0), shard.sentences):
+        with pytest.raises(UserError, match=r"00000\.tar has no sentence offsets.*shards\.sentences: true"):
+            ask()
+    with pytest.raises(UserError, match=r"00000\.tar has no word starts.*shards\.words: true"):
+        shard.word_starts(int(shard.index.starts[0]), 5)
 
 
-def test_truncated_tar_names_both_sizes(corpus: Corpus) -> None:
-    path = corpus.directory / "train/00001.tar"
-    content = path.read_bytes()
-    path.write_bytes(content[:-512])
-    with pytest.raises(
-        UserError, match=rf"00001\.tar has {len(content) - 512} bytes; the manifest says {len(content)}"
-    ):
-        Shard.open(corpus.files, "train", 1, corpus.manifest)
-
-
-def test_flipped_byte_is_found_when_asked_to_verify(corpus: Corpus) -> None:
-    path = corpus.directory / "train/00001.tar"
-    content = bytearray(path.read_bytes())
-    content[700] ^= 1
-    path.write_bytes(content)
-    Shard.open(corpus.files, "train", 1, corpus.manifest)
-    with pytest.raises(
-        UserError, match=r"00001\.tar has sha256 .*; the manifest says .*bytes have changed.*corpus verify"
-    ):
-        Shard.open(corpus.files, "train", 1, corpus.manifest, verify=True)
-
-
-def test_missing_files_are_named(corpus: Corpus) -> None:
-    (corpus.directory / "train/00001.tar").unlink()
-    with pytest.raises(UserError, match=r"The shard .*00001\.tar does not exist"):
-        Shard.open(corpus.files, "train", 1, corpus.manifest)
-    (corpus.directory / "train/00002.idx").unlink()
-    with pytest.raises(UserError, match=r"The shard index .*00002\.idx does not exist.*corpus verify"):
-        Shard.open(corpus.files, "train", 2, corpus.manifest)
-
-
-def test_index_of_another_shard_is_refused_with_both_counts(corpus: Corpus) -> None:
-    index = corpus.directory / "train/00000.idx"
-    index.write_bytes((corpus.directory / "train/00001.idx").read_bytes())
-    table = corpus.manifest.splits["train"]
-    found, expected = (f"{table.documents[n]} documents and {table.tokens[n]} tokens" for n in (1, 0))
-    with pytest.raises(UserError, match=rf"00000\.idx lists {found} of 2 bytes; the manifest says\s+{expected}"):
-        read_index(corpus.files, "train", 0, corpus.manifest)
-
-
-def test_index_that_leads_outside_the_tar_is_refused(corpus: Corpus) -> None:
-    table = corpus.manifest.splits["train"]
-    short = ShardTable(table.documents, table.tokens, table.bytes // 2, table.sha256)
-    manifest = replace(corpus.manifest, splits={"train": short})
-    with pytest.raises(UserError, match=r"00000\.idx: documents end after the \d+ bytes of the tar"):
-        read_index(corpus.files, "train", 0, manifest)
-
-
-def test_index_whose_blocks_are_out_of_order_is_refused(corpus: Corpus) -> None:
-    path = corpus.directory / "train/00000.idx"
-    content = bytearray(path.read_bytes())
-    content[-12:-8] = (0).to_bytes(4, "little")
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"00000\.idx: the blocks do not cover its \d+ documents in order"):
-        read_index(corpus.files, "train", 0, corpus.manifest)
-
-
-def test_damaged_tar_header_is_named(corpus: Corpus) -> None:
+def test_a_shard_without_documents_opens(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", [[], [3]])
     shard = Shard.open(corpus.files, "train", 0, corpus.manifest)
-    offset = int(shard.index.blocks["first_item"][1]) * 2 - 640
-    path = corpus.directory / "train/00000.tar"
-    content = bytearray(path.read_bytes())
-    content[offset + 20] ^= 1
-    path.write_bytes(content)
-    damaged = Shard.open(corpus.files, "train", 0, corpus.manifest)
-    document = int(shard.index.blocks["first_document"][1])
-    with pytest.raises(UserError, match=r"00000\.tar: block 1 has a damaged tar header .*corpus verify"):
-        damaged.document_ids([document])
+    assert shard.documents == 0
+    assert [part.tolist() for part in shard.sentences()] == [[], [0]]
+    shard.check_blocks(np.zeros(0, np.int64))

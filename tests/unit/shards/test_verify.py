@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +11,13 @@ import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.shards.layout import index_bytes, npy_bytes, padded, parse_index, tar_header
-from pipeline.shards.manifest import ShardTable, write_manifest
 from pipeline.shards.verify import rebuild_index, verify_corpus
 from tests.corpora import Corpus, random_lengths, write_corpus
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Corpus:
-    return write_corpus(tmp_path / "corpus", random_lengths(0, 3, 40))
-
-
-def accept_bytes(corpus: Corpus, number: int) -> None:
-    """Rewrite the manifest as if the shard's present bytes were right, so that checks behind the digest are reached."""
-    table = corpus.manifest.splits["train"]
-    content = (corpus.directory / f"train/{number:05d}.tar").read_bytes()
-    digests = [table.sha256_of(other) for other in range(len(table))]
-    digests[number] = hashlib.sha256(content).hexdigest()
-    sizes = table.bytes.copy()
-    sizes[number] = len(content)
-    train = ShardTable(table.documents, table.tokens, sizes, "".join(digests))
-    write_manifest(corpus.directory, replace(corpus.manifest, splits={**corpus.manifest.splits, "train": train}))
+    return write_corpus(tmp_path / "corpus", random_lengths(0, 3, 40), words=True)
 
 
 def test_a_whole_corpus_passes_with_its_facts(corpus: Corpus) -> None:
@@ -49,7 +34,8 @@ def test_a_whole_corpus_passes_with_its_facts(corpus: Corpus) -> None:
 
 def test_rebuilt_index_is_the_one_written(corpus: Corpus) -> None:
     for path in corpus.directory.glob("*/*.tar"):
-        assert rebuild_index(path, corpus.manifest.vocab_size) == path.with_suffix(".idx").read_bytes()
+        rebuilt = rebuild_index(path, corpus.manifest.vocab_size, sentences=True, words=True)
+        assert rebuilt == path.with_suffix(".idx").read_bytes()
 
 
 @pytest.mark.parametrize("place", [0, 600, 3000, -1200])
@@ -80,7 +66,7 @@ def test_truncated_missing_and_stray_shards_are_named(corpus: Corpus) -> None:
 def test_truncation_behind_an_accepted_digest_is_no_tar(corpus: Corpus) -> None:
     path = corpus.directory / "train/00001.tar"
     path.write_bytes(path.read_bytes()[:900])
-    accept_bytes(corpus, 1)
+    corpus.accept_shard(1)
     with pytest.raises(UserError, match=r"00001\.tar is not a readable tar .*truncated or damaged"):
         verify_corpus(corpus.directory)
 
@@ -92,7 +78,10 @@ def test_index_with_other_lengths_of_the_same_sum_is_found(corpus: Corpus) -> No
     other = int(np.flatnonzero(lengths != lengths[0])[0])
     swapped[[0, other]] = lengths[[other, 0]]
     path.write_bytes(index_bytes(item_bytes, swapped, blocks))
-    with pytest.raises(UserError, match=r"00000\.idx is not the index of .*00000\.tar: a document's length or place"):
+    corpus.accept_shard(0)
+    with pytest.raises(
+        UserError, match=r"00000\.idx is not the index of .*00000\.tar: a document's length, its place or"
+    ):
         verify_corpus(corpus.directory)
 
 
@@ -114,6 +103,7 @@ GOOD: dict[str, bytes] = {
     "000000.tokens.npy": npy_bytes(np.array([7, 8, 9], np.uint16)),
     "000000.documents.npy": npy_bytes(np.array([0, 2, 3], np.uint32)),
     "000000.sentences.npy": npy_bytes(np.array([0, 1, 2, 3], np.uint32)),
+    "000000.words.npy": npy_bytes(np.array([0b101], np.uint8)),
     "000000.ids.json": json.dumps(["a", "b"]).encode(),
 }
 
@@ -122,15 +112,22 @@ def with_member(name: str, content: bytes) -> dict[str, bytes]:
     return {**GOOD, name: content}
 
 
+def words(*values: int) -> bytes:
+    return npy_bytes(np.array(values, np.uint8))
+
+
 def numbers(*values: int) -> bytes:
     return npy_bytes(np.array(values, np.uint32))
 
 
 BAD: list[tuple[Callable[[], dict[str, bytes]], str]] = [
-    (lambda: {name: content for name, content in GOOD.items() if "ids" not in name}, "is not block 000000 with tokens"),
+    (
+        lambda: {name: content for name, content in GOOD.items() if "ids" not in name},
+        r"words\.npy is not block 000000 with tokens",
+    ),
     (
         lambda: {name.replace("000000", "000001"): content for name, content in GOOD.items()},
-        "record '000001' is not block",
+        r"record '000001' with .* is not block",
     ),
     (lambda: with_member("000000.documents.npy", numbers(0, 2)), "do not cover the 3 tokens"),
     (lambda: with_member("000000.documents.npy", numbers(0, 0, 3)), "do not cover the 3 tokens"),
@@ -141,12 +138,16 @@ BAD: list[tuple[Callable[[], dict[str, bytes]], str]] = [
     (lambda: with_member("000000.ids.json", b'["a"'), r"ids\.json is not JSON"),
     (lambda: with_member("000000.sentences.npy", numbers(0, 1, 3)), "do not include every document's boundary"),
     (lambda: with_member("000000.sentences.npy", numbers(0, 2)), "do not include every document's boundary"),
+    (lambda: with_member("000000.words.npy", words(0b001)), "word starts are not one bit for each of 3 tokens"),
+    (lambda: with_member("000000.words.npy", words(0b1101)), "word starts are not one bit for each of 3 tokens"),
+    (lambda: with_member("000000.words.npy", words(0b101, 0)), "word starts are not one bit for each of 3 tokens"),
+    (lambda: dict(reversed(GOOD.items())), "is not block 000000 with tokens"),
 ]
 
 
 def test_a_good_record_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(record(GOOD))
-    _, lengths, _ = parse_index(rebuild_index(tmp_path / "x.tar", 50), "x.idx")
+    _, lengths, _ = parse_index(rebuild_index(tmp_path / "x.tar", 50, sentences=True, words=True), "x.idx")
     assert lengths.tolist() == [2, 1]
 
 
@@ -156,4 +157,4 @@ def test_records_that_do_not_fit_together_are_named(
 ) -> None:
     (tmp_path / "x.tar").write_bytes(record(members()))
     with pytest.raises(UserError, match=rf"x\.tar: .*{message}"):
-        rebuild_index(tmp_path / "x.tar", 50)
+        rebuild_index(tmp_path / "x.tar", 50, sentences=True, words=True)
