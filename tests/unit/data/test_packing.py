@@ -1,9 +1,6 @@
-"""Plans of shards: every token once, row counts that no key changes, bounds, tables."""
+"""Plans of shards: every token once, row counts that no key changes, bounds. Pairs have tests of their own."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +9,15 @@ from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
 from pipeline.data.concatenate import payload
 from pipeline.data.gather import place_pieces
-from pipeline.data.packing import PACKINGS, find_packing, max_segments_per_row, rows_per_shard, table_name
+from pipeline.data.packing import PACKINGS, find_packing, max_segments_per_row
 from pipeline.data.pieces import ENDS_DOCUMENT, ShardLengths, ShardPlan, has_flag
 from pipeline.data.rows import RowFormat
-from tests.corpora import random_lengths, write_corpus
+from tests.corpora import random_lengths
 
 BERT = {"begin_ids": (2,), "end_ids": (3,), "pad_id": 0, "end_only_at_document_end": False}
 GPT = {"begin_ids": (), "end_ids": (5,), "pad_id": 5, "end_only_at_document_end": True}
 KINDS = {"bert": BERT, "gpt": GPT}
+OF_DOCUMENTS = sorted(name for name, packing in PACKINGS.items() if not packing.needs_sentences)
 
 
 def row_format(kind: str, length: int) -> RowFormat:
@@ -40,7 +38,7 @@ def length_sets() -> list[np.ndarray]:
 
 @pytest.mark.parametrize("length", [8, 32, 128])
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-@pytest.mark.parametrize("packing", sorted(PACKINGS))
+@pytest.mark.parametrize("packing", OF_DOCUMENTS)
 def test_every_token_once_in_rows_that_hold_it(packing: str, kind: str, length: int) -> None:
     form = row_format(kind, length)
     for seed, lengths in enumerate(length_sets()):
@@ -73,7 +71,7 @@ def test_every_token_once_in_rows_that_hold_it(packing: str, kind: str, length: 
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-@pytest.mark.parametrize("packing", sorted(PACKINGS))
+@pytest.mark.parametrize("packing", OF_DOCUMENTS)
 def test_row_count_is_the_same_for_every_key(packing: str, kind: str) -> None:
     form = row_format(kind, 64)
     for lengths in length_sets():
@@ -81,14 +79,35 @@ def test_row_count_is_the_same_for_every_key(packing: str, kind: str) -> None:
         assert {make_plan(packing, lengths, form, seed).num_rows for seed in range(20)} == {expected}
 
 
+@pytest.mark.parametrize("packing", ["best_fit", "one_document"])
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-def test_best_fit_splits_no_document_that_fits(kind: str) -> None:
+def test_no_document_that_fits_is_split(kind: str, packing: str) -> None:
     form = row_format(kind, 64)
     cap = 64 - form.overhead
     for lengths in length_sets():
-        pieces = make_plan("best_fit", lengths, form, 3).pieces
+        pieces = make_plan(packing, lengths, form, 3).pieces
         number = np.bincount(pieces["document"], minlength=len(lengths))
         np.testing.assert_array_equal(number, -(-lengths.astype(np.int64) // cap))
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_one_document_a_row_with_the_cuts_of_best_fit(kind: str) -> None:
+    form = row_format(kind, 64)
+    for lengths in length_sets():
+        plan = make_plan("one_document", lengths, form, 3)
+        assert plan.first_piece.tolist() == list(range(len(plan.pieces) + 1))
+        other = make_plan("best_fit", lengths, form, 3)
+        assert sorted(plan.pieces.tolist()) == sorted(other.pieces.tolist())
+
+
+@pytest.mark.parametrize("mean", [600, 127])
+def test_best_fit_fills_rows_of_natural_lengths(mean: int) -> None:
+    form = row_format("bert", 512)
+    generator = np.random.default_rng(mean)
+    lengths = np.maximum(1, generator.lognormal(np.log(mean) - 0.5, 1.0, 10_000)).astype(np.uint32)
+    plan = make_plan("best_fit", lengths, form, 0)
+    slots = int(lengths.sum()) + form.overhead * len(plan.pieces)
+    assert slots >= 0.999 * 512 * plan.num_rows
 
 
 def test_best_fit_moves_cuts_and_neighbours_with_the_key() -> None:
@@ -170,57 +189,3 @@ def test_concatenation_bound_is_met_by_tiny_documents() -> None:
 def test_unknown_packing_lists_what_is_allowed() -> None:
     with pytest.raises(UserError, match=r"data\.packing is 'first_fit'; it must be one of best_fit, concatenate"):
         find_packing("first_fit")
-
-
-def test_closed_form_of_the_manifest_equals_counting(tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 4, 30))
-    for kind in KINDS:
-        form = row_format(kind, 32)
-        found = rows_per_shard(corpus.files, corpus.manifest, "train", PACKINGS["concatenate"], form)
-        expected = [
-            PACKINGS["concatenate"].count_rows(ShardLengths(np.array([len(d.tokens) for d in documents])), form)
-            for documents in corpus.documents["train"]
-        ]
-        assert found.tolist() == expected
-    assert not (corpus.directory / "rows").exists()
-
-
-def test_counted_table_is_kept_and_read_again(tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 4, 30))
-    form, packing = row_format("bert", 32), PACKINGS["best_fit"]
-    counted = rows_per_shard(corpus.files, corpus.manifest, "train", packing, form)
-    path = corpus.directory / table_name("train", corpus.manifest.splits["train"], packing, form)
-    assert path.name.startswith("best_fit-1-32-2.train-")
-    assert np.load(path).tolist() == counted.tolist()
-    for index in (corpus.directory / "train").glob("*.idx"):
-        index.rename(index.with_suffix(".away"))  # so it cannot be counted again
-    np.testing.assert_array_equal(rows_per_shard(corpus.files, corpus.manifest, "train", packing, form), counted)
-
-
-@pytest.mark.parametrize("content", [b"", b"not a table", None])
-def test_a_kept_table_that_does_not_fit_is_counted_again(tmp_path: Path, content: bytes | None) -> None:
-    corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 4, 30))
-    form, packing = row_format("bert", 32), PACKINGS["best_fit"]
-    path = corpus.directory / table_name("train", corpus.manifest.splits["train"], packing, form)
-    path.parent.mkdir()
-    if content is None:
-        np.save(path, np.zeros(3, np.int32))
-    else:
-        path.write_bytes(content)
-    assert len(rows_per_shard(corpus.files, corpus.manifest, "train", packing, form)) == 4
-    assert np.load(path).shape == (4,)
-
-
-def test_a_corpus_that_cannot_be_written_is_counted_at_every_opening(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 2, 30))
-
-    def refuse(*_: object) -> None:
-        raise PermissionError("read-only file system")
-
-    monkeypatch.setattr(os, "replace", refuse)
-    form, packing = row_format("bert", 32), PACKINGS["best_fit"]
-    counted = rows_per_shard(corpus.files, corpus.manifest, "train", packing, form)
-    assert (counted > 0).all()
-    assert list((corpus.directory / "rows").iterdir()) == []

@@ -1,0 +1,75 @@
+"""Rows of every shard: closed forms, counted tables and what becomes of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.data.packing import PACKINGS, Packing
+from pipeline.data.pieces import ShardLengths
+from pipeline.data.row_format import row_format
+from pipeline.data.row_tables import rows_per_shard, table_name
+from pipeline.data.rows import RowFormat
+from pipeline.data.source import OpenSource, Source
+from tests.corpora import Corpus, random_lengths, write_corpus
+
+
+def count(corpus: Corpus, packing: Packing, form: RowFormat) -> np.ndarray:
+    return rows_per_shard(OpenSource(Source(corpus.files, corpus.manifest), 0, "train", 4), packing, form)
+
+
+def test_closed_form_of_the_manifest_equals_counting(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 4, 30))
+    for kind in ("bert", "gpt"):
+        form = row_format(corpus.manifest, kind, 32)
+        found = count(corpus, PACKINGS["concatenate"], form)
+        expected = [
+            PACKINGS["concatenate"].count_rows(ShardLengths(np.array([len(d.tokens) for d in documents])), form)
+            for documents in corpus.documents["train"]
+        ]
+        assert found.tolist() == expected
+    assert not (corpus.directory / "rows").exists()
+
+
+def test_counted_table_is_kept_and_read_again(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 4, 30))
+    form, packing = row_format(corpus.manifest, "bert", 32), PACKINGS["best_fit"]
+    counted = count(corpus, packing, form)
+    path = corpus.directory / table_name("train", corpus.manifest.splits["train"], packing, form)
+    assert path.name.startswith(f"best_fit-{packing.version}-32-2.train-")
+    assert np.load(path).tolist() == counted.tolist()
+    for index in (corpus.directory / "train").glob("*.idx"):
+        index.rename(index.with_suffix(".away"))  # so it cannot be counted again
+    np.testing.assert_array_equal(count(corpus, packing, form), counted)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a table", None])
+def test_a_kept_table_that_does_not_fit_is_counted_again(tmp_path: Path, content: bytes | None) -> None:
+    corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 4, 30))
+    form, packing = row_format(corpus.manifest, "bert", 32), PACKINGS["best_fit"]
+    path = corpus.directory / table_name("train", corpus.manifest.splits["train"], packing, form)
+    path.parent.mkdir()
+    if content is None:
+        np.save(path, np.zeros(3, np.int32))
+    else:
+        path.write_bytes(content)
+    assert len(count(corpus, packing, form)) == 4
+    assert np.load(path).shape == (4,)
+
+
+def test_a_corpus_that_cannot_be_written_is_counted_at_every_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 2, 30))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("read-only file system")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    form, packing = row_format(corpus.manifest, "bert", 32), PACKINGS["best_fit"]
+    counted = count(corpus, packing, form)
+    assert (counted > 0).all()
+    assert not list((corpus.directory / "rows").glob("*.npy"))
