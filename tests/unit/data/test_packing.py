@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
+from pipeline.config.run import Packing
 from pipeline.data.concatenate import payload
 from pipeline.data.gather import place_pieces
 from pipeline.data.packing import PACKINGS, find_packing, max_segments_per_row
@@ -184,6 +187,10 @@ def test_concatenation_bound_is_met_by_tiny_documents() -> None:
         form = row_format(kind, length)
         plan = make_plan("concatenate", np.ones(500, np.uint32), form, 0)
         assert np.diff(plan.first_piece).max() == bound == max_segments_per_row(form, "concatenate")
+
+
+def test_the_config_names_every_packing() -> None:
+    assert get_args(Packing) == tuple(PACKINGS)
 
 
 def test_unknown_packing_lists_what_is_allowed() -> None:
