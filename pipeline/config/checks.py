@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterator
 
 from pipeline.config.corpus import CorpusConfig
+from pipeline.config.data_checks import data_problems
 from pipeline.config.run import RunConfig
-
-MAX_SEQUENCE_LENGTH = 65_535
-"""Offsets inside a row are kept in 16 bits."""
+from pipeline.config.stages import schedule_in_steps
 
 MAX_SHARD_DOCUMENTS = 2**24
 MAX_SHARD_TOKENS = 2**31
@@ -34,6 +33,7 @@ def run_problems(config: RunConfig) -> list[str]:
     """All problems of a run's config."""
     return [
         *_required(config),
+        *data_problems(config),
         *_model_problems(config),
         *_objective_problems(config),
         *_optimization_problems(config),
@@ -82,8 +82,6 @@ def _not_negative(**values: float) -> Iterator[str]:
 def _required(config: RunConfig) -> Iterator[str]:
     if not config.run_directory:
         yield "run_directory: required; where the run lives, e.g. `runs/my_run`."
-    if not config.data.corpus:
-        yield "data.corpus: required; a directory made by `pretrain corpus build`."
     if not -(2**63) <= config.seed < 2**63:
         yield f"seed: {config.seed} does not fit 64 bits."
 
@@ -102,20 +100,12 @@ def _model_problems(config: RunConfig) -> Iterator[str]:
         data__prefetch_steps=data.prefetch_steps,
     )
     yield from _at_least(0, data__workers=data.workers)
-    yield from _at_least(8, data__sequence_length=data.sequence_length)
     yield from _share(
         one=False, model__hidden_dropout=model.hidden_dropout, model__attention_dropout=model.attention_dropout
     )
     yield from _positive(model__initializer_range=model.initializer_range)
     if model.num_heads > 0 and model.hidden_size % model.num_heads:
         yield f"model.hidden_size: {model.hidden_size} is not a multiple of model.num_heads ({model.num_heads})."
-    if data.sequence_length > model.max_positions:
-        yield (
-            f"data.sequence_length: {data.sequence_length} is longer than the model's positions (model.max_positions: "
-            f"{model.max_positions}); shorten the one or raise the other."
-        )
-    if data.sequence_length > MAX_SEQUENCE_LENGTH:
-        yield f"data.sequence_length: {data.sequence_length} is above {MAX_SEQUENCE_LENGTH}."
     for name in model.extra:
         if name in _TYPED_IN_HUGGING_FACE:
             yield f"model.extra.{name}: set `model.{_TYPED_IN_HUGGING_FACE[name]}` instead."
@@ -160,6 +150,11 @@ def _optimization_problems(config: RunConfig) -> Iterator[str]:
         yield "schedule.decay_steps: `wsd` needs the length of its final decay, at least 1."
     if schedule.name != "wsd" and schedule.decay_steps:
         yield f"schedule.decay_steps: only `wsd` reads it; `{schedule.name}` decays from the warmup to train.steps."
+    if schedule.warmup_steps and schedule.warmup_tokens:
+        yield "schedule.warmup_tokens: `warmup_steps` is there too; give one of them."
+    yield from _not_negative(schedule__warmup_tokens=schedule.warmup_tokens)
+    if not list(data_problems(config)) and math.isfinite(schedule.warmup_tokens):
+        schedule = schedule_in_steps(config)
     if schedule.warmup_steps + schedule.decay_steps > steps:
         yield (
             f"schedule: warmup ({schedule.warmup_steps}) and decay ({schedule.decay_steps}) are longer than the run "
@@ -172,7 +167,6 @@ def _train_problems(config: RunConfig) -> Iterator[str]:
     yield from _at_least(
         1,
         train__steps=train.steps,
-        train__global_batch_size=train.global_batch_size,
         train__micro_batch_size=train.micro_batch_size,
         train__threads_per_rank=train.threads_per_rank,
     )

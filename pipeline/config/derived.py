@@ -2,54 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.base.errors import UserError
-from pipeline.config.run import RunConfig
+from pipeline.config.run import MixtureSourceConfig, RunConfig
+from pipeline.config.stages import Stage, stages_of
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How one rank works through its share of a global batch.
+    """How the ranks work through global batches: all alike, in equal micro-batches.
 
-    ``rows_per_rank == rows_per_micro_batch * accumulation``.
+    A rank's share is at most ``micro_rows(stage) * accumulation`` rows; where it is less, because the ranks or the
+    micro-batches do not divide the batch, filler rows without predictions make up the difference.
     """
 
     world_size: int
-    rows_per_rank: int
-    rows_per_micro_batch: int
     accumulation: int
+    """Micro-batches of a rank in a step. The same in all stages: what changes with the stage is their size."""
+
+    micro_rows: Mapping[Stage, int]
+    """Rows of a micro-batch in every stage."""
+
+    def rows_per_rank(self, stage: Stage) -> int:
+        """Rows a rank computes in a step, filler rows included."""
+        return self.micro_rows[stage] * self.accumulation
 
 
 def batch_plan(config: RunConfig, world_size: int) -> BatchPlan:
-    """Share of a rank and its split into equal micro-batches.
+    """Shares of the ranks and their split into micro-batches.
 
-    Equal shares keep every shape static; the micro-batch is the largest divisor of the share that is at most
-    ``train.micro_batch_size``, so the same config runs on any number of ranks that divides the global batch.
+    Every rank has the same number of micro-batches of the same shape, so that collectives meet and graphs are compiled
+    once a stage. Ranks that do not divide the global batch differ by one row.
 
     Raises:
-        UserError: ``world_size`` does not divide ``train.global_batch_size``, is below 1, or above 1 under ``single``.
+        UserError: more ranks than rows, no rank, or several under ``single``.
     """
     if world_size < 1:
         raise UserError(f"{world_size} ranks: at least 1 is needed.")
     if config.train.strategy == "single" and world_size > 1:
         raise UserError(f"train.strategy: `single` runs one rank, but {world_size} were started; use `ddp` or `zero1`.")
-    rows = config.train.global_batch_size
-    if rows % world_size:
-        below = next(size for size in range(min(world_size, rows), 0, -1) if rows % size == 0)
-        above = next((size for size in range(world_size + 1, rows + 1) if rows % size == 0), None)
-        nearest = f"{below} or {above}" if above else str(below)
-        multiple = (rows // world_size + 1) * world_size
+    stages = stages_of(config).all
+    smallest = min(stages, key=lambda stage: stage.global_batch_size)
+    if world_size > smallest.global_batch_size:
         raise UserError(
-            f"{world_size} ranks do not divide train.global_batch_size ({rows}): start {nearest} ranks, "
-            f"or set train.global_batch_size to a multiple of {world_size} such as {multiple}."
+            f"{world_size} ranks share {smallest.global_batch_size} rows a step (train.global_batch_size, from step "
+            f"{smallest.first_step + 1}): ranks would have none. Start at most {smallest.global_batch_size} ranks or "
+            "raise it."
         )
-    share = rows // world_size
-    largest = min(share, config.train.micro_batch_size)
-    micro = next(size for size in range(largest, 0, -1) if share % size == 0)
-    return BatchPlan(world_size, share, micro, share // micro)
+    shares = {stage: -(-stage.global_batch_size // world_size) for stage in stages}
+    most_tokens = config.train.micro_batch_size * config.data.sequence_length
+    accumulation = max(-(-share // max(1, most_tokens // stage.sequence_length)) for stage, share in shares.items())
+    return BatchPlan(world_size, accumulation, {stage: -(-share // accumulation) for stage, share in shares.items()})
 
 
-def tokens_per_step(config: RunConfig) -> int:
-    """Token slots of a global batch (padding included)."""
-    return config.train.global_batch_size * config.data.sequence_length
+def corpora_of(config: RunConfig) -> list[MixtureSourceConfig]:
+    """The corpora of a run: those of its mixture, or its one."""
+    return config.data.mixture or [MixtureSourceConfig(corpus=config.data.corpus)]

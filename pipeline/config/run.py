@@ -11,10 +11,38 @@ from typing import Any, Literal
 Family = Literal["bert", "roberta", "gpt2"]
 ObjectiveName = Literal["mlm", "clm"]
 Masking = Literal["token", "whole_word", "span"]
-Packing = Literal["best_fit", "concatenate"]
+Packing = Literal["best_fit", "concatenate", "one_document", "pairs", "pairs_nsp", "pairs_sop"]
 StrategyName = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 ScheduleName = Literal["linear", "cosine", "wsd"]
+
+
+@dataclass(frozen=True)
+class MixtureSourceConfig:
+    """One corpus of a mixture."""
+
+    corpus: str = ""
+    """Corpus directory, as `data.corpus`. All corpora of a mixture have the same tokenizer."""
+
+    weight: float | None = None
+    """Share of the tokens, against the other sources' weights. Default: the corpus's number of tokens."""
+
+    epochs: int | None = None
+    """The source drops out after so many epochs of its own; the others share its place. Default: it repeats."""
+
+
+@dataclass(frozen=True)
+class ExclusionConfig:
+    """Documents that the stream leaves out from a step on. Nothing else moves: their places in the rows stay empty."""
+
+    documents: list[str] = field(default_factory=list)
+    """Ids of documents, as `pretrain batch` prints them."""
+
+    file: str | None = None
+    """A text file with further ids, one a line."""
+
+    from_step: int = 1
+    """First step without them. Steps that a checkpoint has behind it cannot change any more."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +50,25 @@ class DataConfig:
     """Which corpus, and how it becomes rows."""
 
     corpus: str = ""
-    """Corpus directory made by `pretrain corpus build`. Required."""
+    """Corpus directory made by `pretrain corpus build`. Required, unless there is a `mixture`."""
+
+    mixture: list[MixtureSourceConfig] = field(default_factory=list)
+    """Several corpora instead of one."""
+
+    mixture_exponent: float = 1.0
+    """Shares of the sources are weight^exponent, normalised. Below 1 lifts small ones (multilingual BERT: 0.7)."""
+
+    exclude: list[ExclusionConfig] = field(default_factory=list)
+    """Documents to leave out."""
 
     sequence_length: int = 512
     """Tokens a row, special tokens included. At most `model.max_positions`."""
 
     packing: Packing = "best_fit"
-    """`best_fit`: no document that fits a row is cut. `concatenate`: documents end to end, cut at every row."""
+    """`best_fit`: no document that fits a row is cut. `concatenate`: documents end to end, cut at every row.
+    `one_document`: a document a row, or several rows. `pairs_nsp`, `pairs_sop`, `pairs`: two consecutive runs of
+    sentences, of which half have the second from another document (BERT), half are swapped (ALBERT), or none is changed;
+    for corpora with sentences."""
 
     cross_document_attention: bool = False
     """Documents that share a row see each other and their positions run through, as in GPT; clm then predicts across
@@ -137,13 +177,47 @@ class ScheduleConfig:
     """`linear` or `cosine` decay after the warmup, or `wsd`: warmup, stable, decay over the last `decay_steps`."""
 
     warmup_steps: int = 0
-    """Steps of linear warmup from 0."""
+    """Steps of linear warmup from 0, or"""
+
+    warmup_tokens: float = 0.0
+    """its length in token slots (rows x sequence length), rounded up to whole steps."""
 
     decay_steps: int = 0
     """wsd: length of the final decay, which is linear."""
 
     final_ratio: float = 0.0
     """Learning rate at the last step, as a share of the peak."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """A stretch of the run with its own shape of batch."""
+
+    steps: int | None = None
+    """Length of the stage in steps, or"""
+
+    tokens: float | None = None
+    """in token slots (rows x sequence length), rounded up to whole steps. The last stage has neither: it goes on."""
+
+    sequence_length: int | None = None
+    """Default: `data.sequence_length`."""
+
+    global_batch_size: int | None = None
+    """Default: `train.global_batch_size`."""
+
+
+@dataclass(frozen=True)
+class BatchWarmupConfig:
+    """The global batch grows over the first tokens of the run (Brown et al. 2020, GPT-3, appendix B)."""
+
+    tokens: float = 0.0
+    """Token slots until the full batch is reached; 0: no warmup. Must end within the first stage."""
+
+    start: int = 32
+    """First global batch, in rows."""
+
+    increment: int = 32
+    """Rows added at a time; every size lasts for the same number of tokens, rounded up to whole steps."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +228,16 @@ class TrainConfig:
     """Optimizer steps of the whole run."""
 
     global_batch_size: int = 256
-    """Rows a step, over all ranks; a multiple of the number of ranks."""
+    """Rows a step, over all ranks. Ranks that do not divide it share it as evenly as can be."""
 
     micro_batch_size: int = 32
-    """Most rows a forward pass on one rank. The largest divisor of the rank's share up to this is used."""
+    """Most rows of `data.sequence_length` tokens in a forward pass on one rank (of shorter rows: as many tokens)."""
+
+    stages: list[StageConfig] = field(default_factory=list)
+    """Stages of the run, e.g. short rows first. Default: one. Those still ahead may be changed at a resume."""
+
+    batch_warmup: BatchWarmupConfig = field(default_factory=BatchWarmupConfig)
+    """Growth of the global batch at the start."""
 
     strategy: StrategyName = "ddp"
     """`single`, `ddp`, or DeepSpeed ZeRO, sharding: `zero1` optimizer, `zero2` + gradients, `zero3` + parameters."""

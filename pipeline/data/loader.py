@@ -20,7 +20,7 @@ from pipeline.data.stream import RowStream
 
 BatchT = TypeVar("BatchT")
 Transform = Callable[[Rows, int], Sequence[BatchT]]
-"""(rows of this rank's share of a step, number of micro-batches) -> micro-batches."""
+"""(rows of this rank's share of a step, the step counted from 0) -> micro-batches."""
 
 _MOST_STEPS_TOGETHER: Final = 8
 _POLL_SECONDS: Final = 0.1
@@ -51,7 +51,6 @@ class _Steps(Generic[BatchT]):
     last_step: int
     rank: int
     world_size: int
-    num_micro_batches: int
     steps_together: int
 
     @property
@@ -64,7 +63,7 @@ class _Steps(Generic[BatchT]):
         first = self.first_step + number * self.steps_together
         steps = range(first, min(first + self.steps_together, self.last_step))
         rows_of_steps = self.stream.rows_of_steps(steps, self.rank, self.world_size)
-        return [list(self.transform(rows, self.num_micro_batches)) for rows in rows_of_steps]
+        return [list(self.transform(rows, step)) for step, rows in zip(steps, rows_of_steps, strict=True)]
 
 
 class Loader(Generic[BatchT]):
@@ -77,7 +76,6 @@ class Loader(Generic[BatchT]):
         self.steps = steps
         self.workers = workers
         self.prefetch_steps = prefetch_steps
-        self.num_micro_batches = steps.num_micro_batches
         self.wait_seconds = 0.0
         """Time the consumer has waited for batches, in all."""
 
@@ -106,35 +104,25 @@ def make_loader(
     last_step: int,
     rank: int,
     world_size: int,
-    micro_batch_size: int,
     workers: int,
     prefetch_steps: int,
 ) -> Loader[BatchT]:
     """Micro-batches of steps ``first_step .. last_step - 1`` of one rank, in order.
 
     Args:
-        transform: the objective's ``prepare``; runs in the thread or process, must not touch global state.
-        micro_batch_size: most rows of a micro-batch; the largest divisor of the rank's share up to it is used.
+        transform: makes the micro-batches of a rank's rows; runs in the thread or process, must not touch global state.
         workers: 0 uses one thread of this process; else that many processes.
         prefetch_steps: steps ready ahead, a thread or worker.
 
     Raises:
-        UserError: the world size does not divide the global batch, or a number is out of range.
+        UserError: a number is out of range.
     """
-    if stream.global_batch_size % world_size:
+    if workers < 0 or prefetch_steps < 1:
         raise UserError(
-            f"train.global_batch_size is {stream.global_batch_size}, which {world_size} ranks do not divide: "
-            "every rank needs the same number of rows. Change one of them."
+            f"data.workers is {workers} (at least 0) and data.prefetch_steps {prefetch_steps} (at least 1)."
         )
-    if micro_batch_size < 1 or workers < 0 or prefetch_steps < 1:
-        raise UserError(
-            f"train.micro_batch_size is {micro_batch_size} (at least 1), data.workers {workers} (at least 0), "
-            f"data.prefetch_steps {prefetch_steps} (at least 1)."
-        )
-    share = stream.global_batch_size // world_size
-    micro = next(size for size in range(min(share, micro_batch_size), 0, -1) if share % size == 0)
     steps_together = min(_MOST_STEPS_TOGETHER, max(1, prefetch_steps // 2))
-    steps = _Steps(stream, transform, first_step, last_step, rank, world_size, share // micro, steps_together)
+    steps = _Steps(stream, transform, first_step, last_step, rank, world_size, steps_together)
     return Loader(steps, workers, prefetch_steps)
 
 

@@ -16,16 +16,21 @@ MIN_SEQUENCE_LENGTH: Final = 8
 """So that a row always holds more than one separator, and S // 8 segments are at least one."""
 
 
-def row_format(manifest: Manifest, kind: RowKind, sequence_length: int) -> RowFormat:
+def row_format(manifest: Manifest, kind: RowKind, sequence_length: int, pairs: bool = False) -> RowFormat:
     """The rows of a corpus: ``[CLS] piece [SEP]`` for the BERT kind, ``piece <eos>`` for the GPT kind.
+
+    Pairs, of the BERT kind only, are ``[CLS] first [SEP] second [SEP]``.
 
     A tokenizer without a padding token pads with its end-of-text token; padded slots are in no segment and no loss.
 
     Raises:
-        UserError: ``sequence_length`` is too short, or the tokenizer lacks cls, sep, pad (BERT) or eos (GPT).
+        UserError: ``sequence_length`` is too short, the tokenizer lacks cls, sep, pad (BERT) or eos (GPT), or pairs of
+            the GPT kind.
     """
     if sequence_length < MIN_SEQUENCE_LENGTH:
         raise UserError(f"data.sequence_length is {sequence_length}; it must be at least {MIN_SEQUENCE_LENGTH}.")
+    if kind == "gpt" and pairs:
+        raise UserError("data.packing: pairs of sentences are rows of the BERT kind; choose another packing for clm.")
     if kind == "gpt":
         end = _special_id(manifest, "eos", kind)
         pad = manifest.special_ids.get("pad")
@@ -36,6 +41,7 @@ def row_format(manifest: Manifest, kind: RowKind, sequence_length: int) -> RowFo
         end_ids=(_special_id(manifest, "sep", kind),),
         pad_id=_special_id(manifest, "pad", kind),
         end_only_at_document_end=False,
+        middle_ids=(_special_id(manifest, "sep", kind),) if pairs else (),
     )
 
 

@@ -1,6 +1,6 @@
-"""The stream: rows of any step, as a pure function of (corpus, settings, seed, step).
+"""The stream: rows of any step, as a pure function of (corpora, settings, seed, step).
 
-Letters: R rows, S sequence length, K segments, G rows of a step (global batch), W world size.
+Letters: R rows, S sequence length, K segments, P pieces, G rows of a step (global batch), W world size.
 """
 
 from __future__ import annotations
@@ -8,209 +8,415 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
+from pipeline.config.stages import Stages
+from pipeline.data.exclusion import Exclusions
 from pipeline.data.gather import gather_rows, split_rows
-from pipeline.data.order import SourceOrder, check_window, num_lanes, places, rank_slice, slot_order
-from pipeline.data.packing import find_packing, max_segments_per_row, rows_per_shard
+from pipeline.data.look_ahead import LookAhead
+from pipeline.data.order import rank_slice, slot_order
+from pipeline.data.packing import find_packing
+from pipeline.data.phase import Phase
+from pipeline.data.pieces import PIECE, blocks_of, from_integers, is_kept
+from pipeline.data.row_format import RowKind, row_format
 from pipeline.data.rows import RowFormat, Rows
-from pipeline.data.windows import Windows
-from pipeline.shards.files import CorpusFiles
-from pipeline.shards.manifest import Manifest
+from pipeline.data.source import OpenSource, Source
+from pipeline.shards.files import CorpusFiles, corpus_files
+from pipeline.shards.manifest import read_manifest
+
+_SPARE_SHARDS = 32
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """Everything but the corpora that decides which rows a step has."""
+
+    packing: str
+    """Name of a packing."""
+
+    kind: RowKind
+    """What stands around a piece of a document: ``bert`` or ``gpt``."""
+
+    stages: Stages
+    """G and S of every step."""
+
+    seed: int
+    """Of the run."""
+
+    open_shards: int = 256
+    """Shards mixed at once, over all sources: lanes x shards a window."""
+
+    exponent: float = 1.0
+    """Shares of the sources are weight^exponent, normalised."""
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """R rows of which only the plan is known: no token has been read."""
+
+    numbers: NDArray[np.int64]
+    """Run-wide numbers, (R,)."""
+
+    epoch: NDArray[np.int64]
+    """Epoch of every row in its source, (R,)."""
+
+    source: NDArray[np.int64]
+    """Source of every row, (R,)."""
+
+    shard: NDArray[np.int64]
+    """Shard of every row, (R,)."""
+
+    pieces: list[NDArray[np.int64]]
+    """Pieces of every row, made by ``pieces.as_integers``."""
 
 
 class RowStream:
-    """Rows of one split of one corpus, step by step, for ever.
+    """Rows of one split of one corpus or of a mixture, step by step, for ever.
 
     It holds caches but no state: ``rows(step)`` is the same in a fresh object, in any order of steps, for every world
-    size (the slices of all ranks, joined, are the rows of the step), in any process.
+    size (the slices of all ranks, joined, are the rows of the step), in any process. Steps are counted from 0.
 
     Args:
-        files: of the corpus.
-        manifest: of the corpus.
+        sources: at least one; all with the same tokenizer.
         split: ``"train"`` or ``"validation"``.
-        packing: name of a packing.
-        open_shards: shards mixed at once: lanes x shards a window.
-        row_format: how pieces stand in a row.
-        seed: of the run.
-        global_batch_size: G, rows a step over all ranks.
-        source: number of this source in a mixture.
+        words: fill ``Rows.word_starts``.
+        exclusions: documents to leave out.
 
     Raises:
-        UserError: no such split, no rows in it, a setting out of range, a damaged index.
+        UserError: no such split, no rows in it, corpora of several tokenizers, a setting out of range, a damaged index.
     """
 
     def __init__(
         self,
-        files: CorpusFiles,
-        manifest: Manifest,
+        sources: Sequence[Source],
         split: str,
+        settings: StreamSettings,
         *,
-        packing: str,
-        open_shards: int,
-        row_format: RowFormat,
-        seed: int,
-        global_batch_size: int,
-        source: int = 0,
+        words: bool = False,
+        exclusions: Exclusions | None = None,
     ) -> None:
-        if global_batch_size < 1 or open_shards < 1:
+        smallest = min(stage.global_batch_size for stage in settings.stages.all)
+        if smallest < 1 or settings.open_shards < 1:
             raise UserError(
-                f"train.global_batch_size is {global_batch_size} and data.open_shards is {open_shards}; "
+                f"train.global_batch_size is {smallest} and data.open_shards is {settings.open_shards}; "
                 "both must be at least 1."
             )
-        if split not in manifest.splits:
-            raise UserError(
-                f"The corpus {files.location} has no split {split!r}; it has "
-                f"{', '.join(sorted(manifest.splits)) or 'none'}."
-            )
-        self.files = files
-        self.manifest = manifest
+        _check_tokenizers(sources)
+        self.settings = settings
+        self.stages = settings.stages
         self.split = split
-        self.packing = find_packing(packing)
-        self.open_shards = open_shards
-        self.row_format = row_format
-        self.seed = seed
-        self.global_batch_size = global_batch_size
-        table = manifest.splits[split]
-        counts = rows_per_shard(files, manifest, split, self.packing, row_format)
-        self.num_rows = int(counts.sum())
-        """Rows an epoch, N."""
-        if not self.num_rows:
-            raise UserError(
-                f"The split {split!r} of {files.location} has no documents. Build the corpus with more text."
-            )
-        lanes = num_lanes(global_batch_size, open_shards)
-        window_shards = max(1, open_shards // lanes)
-        check_window(counts, window_shards, open_shards)
-        self.order = SourceOrder(seed, source, counts, lanes, window_shards)
-        self._first_documents = np.cumsum(table.documents) - table.documents  # (shards,)
+        self.words = words
+        self.packing = find_packing(settings.packing)
+        capacity = settings.open_shards + _SPARE_SHARDS
+        self.sources = [OpenSource(source, number, split, capacity) for number, source in enumerate(sources)]
+        if words:
+            _check_words(self.sources)
+        self._first_documents = np.cumsum([0, *(int(source.table.documents.sum()) for source in self.sources)])
+        self._exclusions = exclusions or Exclusions({}, capacity)
         self._open()
 
     def _open(self) -> None:
-        self._windows = Windows(self.files, self.manifest, self.split, self.packing, self.row_format, self.order)
+        self.phases: list[Phase] = []
+        settings = self.settings
+        for stages in self.stages.phases():
+            phase = Phase(
+                len(self.phases),
+                self.sources,
+                stages,
+                packing=self.packing,
+                row_format=self.format_of(stages[0].sequence_length),
+                open_shards=settings.open_shards,
+                exponent=settings.exponent,
+                seed=settings.seed,
+                before=self.phases[-1] if self.phases else None,
+            )
+            self.phases.append(phase)
+        self._look_ahead = LookAhead(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Loader processes start with empty caches: maps do not travel."""
-        return {name: value for name, value in self.__dict__.items() if name != "_windows"}
+        """Loader processes start with empty caches."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("phases", "_look_ahead")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
 
-    @property
-    def steps_per_epoch(self) -> float:
-        """Steps that read every token once."""
-        return self.num_rows / self.global_batch_size
+    def format_of(self, sequence_length: int) -> RowFormat:
+        """The rows of a stage of this sequence length."""
+        return row_format(
+            self.sources[0].manifest, self.settings.kind, sequence_length, pairs=self.packing.needs_sentences
+        )
+
+    def phase_of(self, step: int) -> Phase:
+        """The phase that a step is in."""
+        row = self.stages.first_row(step)
+        return next(phase for phase in reversed(self.phases) if phase.first_row <= row)
 
     @property
-    def max_segments_per_row(self) -> int:
-        """No row has more segments; see :func:`pipeline.data.packing.max_segments_per_row`."""
-        return max_segments_per_row(self.row_format, self.packing.name)
+    def num_rows(self) -> int:
+        """Rows of an epoch of every source, together, in the first phase."""
+        return self.phases[0].num_rows
 
     @property
     def fill(self) -> float:
-        """Share of an epoch's slots that hold text of the corpus (special tokens and padding do not)."""
-        tokens = int(self.manifest.splits[self.split].tokens.sum())
-        return tokens / (self.num_rows * self.row_format.sequence_length)
+        """Share of an epoch's slots that hold text of the corpora (special tokens and padding do not), first phase."""
+        slots = self.num_rows * self.phases[0].row_format.sequence_length
+        return sum(source.num_tokens for source in self.sources) / slots
+
+    def check_rows(self, steps: int) -> None:
+        """Refuse more steps than a mixture whose sources all drop out has rows for.
+
+        Raises:
+            UserError: it has fewer.
+        """
+        last_row = self.phases[-1].last_row
+        if last_row is not None and self.first_row(steps) > last_row:
+            possible = self.stages.step_of_row(last_row)
+            raise UserError(
+                f"train.steps is {steps}, but every source of data.mixture has dropped out after step {possible}. "
+                f"Set train.steps to at most {possible}, or raise `epochs` of a source or leave it out."
+            )
+
+    def source_epochs_before(self, step: int) -> list[float]:
+        """Epochs of every source that the steps before ``step`` read, (C,)."""
+        phase = self.phase_of(max(step - 1, 0))
+        given = phase.mixture.given_before(self.first_row(step) - phase.first_row).tolist()
+        return [windows.order.epochs_at(count) for windows, count in zip(phase.windows, given, strict=True)]
+
+    def epochs_before(self, step: int) -> float:
+        """Epochs of the whole mixture, by tokens, that the steps before ``step`` read."""
+        tokens = [source.num_tokens for source in self.sources]
+        epochs = self.source_epochs_before(step)
+        return sum(count * number for count, number in zip(tokens, epochs, strict=True)) / sum(tokens)
 
     def first_row(self, step: int) -> int:
         """Run-wide number of the step's first row."""
-        return step * self.global_batch_size
+        return self.stages.first_row(step)
+
+    def num_slots(self, step: int, rank: int, world_size: int) -> int:
+        """Rows of a rank in a step."""
+        begin, end = rank_slice(self.stages.of_step(step).global_batch_size, rank, world_size)
+        return end - begin
 
     def rows(self, step: int, rank: int = 0, world_size: int = 1) -> Rows:
         """A rank's rows of a step, in slot order.
 
         Raises:
-            UserError: more ranks than rows, or a damaged shard.
+            UserError: more ranks than rows, a damaged shard, or a mixture that has come to its end.
         """
         return self.rows_of_steps([step], rank, world_size)[0]
 
     def rows_of_steps(self, steps: Sequence[int], rank: int = 0, world_size: int = 1) -> list[Rows]:
         """As :meth:`rows` for several steps, planned and gathered together: faster than one by one."""
-        if not steps:
-            return []
-        begin, end = rank_slice(self.global_batch_size, rank, world_size)
-        numbers = [self.first_row(step) + self._slots(step)[begin:end] for step in steps]
-        return split_rows(self._gather(np.concatenate(numbers)), [end - begin] * len(steps))
+        found: list[Rows] = []
+        for of_phase in self._by_phase(steps):
+            planned = self.plan(of_phase, rank, world_size)
+            rows = self._gather(planned, self.phase_of(of_phase[0]))
+            found += split_rows(rows, [self.num_slots(step, rank, world_size) for step in of_phase])
+        return found
 
-    def _slots(self, step: int) -> NDArray[np.int64]:
-        """Rows of a step, counted from its first, in slot order, (G,)."""
-        if step < 0:
-            raise ValueError(f"step {step}")
-        ordinals = np.arange(self.global_batch_size) + self.first_row(step)
-        return slot_order(places(ordinals, self.num_rows, self.order.lanes).lane, self.order.lanes)
+    def rows_numbered(self, numbers: NDArray[np.int64]) -> Rows:
+        """Rows by their run-wide numbers, int64 (R,), all of one phase, in that order."""
+        phase = self.phase_of(self.stages.step_of_row(int(numbers[0])))
+        return self._gather(self._plan(numbers, phase, step=-1), phase)
 
-    def _gather(self, numbers: NDArray[np.int64]) -> Rows:
-        """Rows by their run-wide numbers, int64 (R,), in that order."""
-        found = places(numbers, self.num_rows, self.order.lanes)
-        return self.rows_at(found.epoch, found.position, numbers)
+    def plan(self, steps: Sequence[int], rank: int = 0, world_size: int = 1) -> Planned:
+        """The plan of a rank's rows of steps of one phase, from indexes alone."""
+        phase = self.phase_of(steps[0])
+        numbers = np.concatenate([self.slots(step, rank, world_size) for step in steps])
+        planned = self._plan(numbers, phase, steps[-1])
+        self._look_ahead.after(steps, rank, world_size)
+        return planned
 
-    def rows_at(self, epoch: NDArray[np.int64], position: NDArray[np.int64], row_numbers: NDArray[np.int64]) -> Rows:
-        """Rows by epoch and position u in the epoch's sequence; all three int64 (R,)."""
-        window, place = np.empty_like(position), np.empty_like(position)
-        for one in np.unique(epoch).tolist():
-            here = epoch == one
-            first_row = self._windows.epoch(one).first_row
-            window[here] = np.searchsorted(first_row, position[here], side="right") - 1
-            place[here] = position[here] - first_row[window[here]]
-        pieces: list[Any] = [None] * len(position)
-        shards = np.empty(len(position), np.int64)
-        # Window by window, so that a batch over more windows than are kept plans each of them once.
-        asked = list(zip(epoch.tolist(), window.tolist(), place.tolist(), strict=True))
+    def _by_phase(self, steps: Sequence[int]) -> list[list[int]]:
+        groups: list[list[int]] = []
         last = None
-        for row in np.lexsort((window, epoch)).tolist():
-            one, number, at = asked[row]
-            if (one, number) != last:
-                last = (one, number)
-                planned = self._windows.window(last)
-            pieces[row] = planned.pieces[planned.first_piece[at] : planned.end_piece[at]]
-            shards[row] = planned.shard[at]
-        tokens = {shard: self._windows.shard(shard).tokens for shard in set(shards.tolist())}
+        for step in steps:
+            phase = self.phase_of(step)
+            if phase is last:
+                groups[-1].append(step)
+            else:
+                groups.append([step])
+            last = phase
+        return groups
+
+    def slots(self, step: int, rank: int = 0, world_size: int = 1) -> NDArray[np.int64]:
+        """Run-wide numbers of a rank's rows of a step, in slot order."""
+        size = self.stages.of_step(step).global_batch_size
+        begin, end = rank_slice(size, rank, world_size)
+        numbers = np.arange(size) + self.first_row(step)
+        found = self.phase_of(step).places(numbers)
+        return numbers[slot_order(found.places.lane, found.lanes)[begin:end]]
+
+    def _plan(self, numbers: NDArray[np.int64], phase: Phase, step: int) -> Planned:
+        found = phase.places(numbers)
+        epoch = found.places.epoch
+        window, place = self.window_places(phase, found.source, epoch, found.places.position)
+        pieces: list[Any] = [None] * len(numbers)
+        shard = np.empty(len(numbers), np.int64)
+        asked = list(zip(found.source.tolist(), epoch.tolist(), window.tolist(), place.tolist(), strict=True))
+        last = None
+        # Window by window, so that a batch over more windows than are kept plans each of them once.
+        for row in np.lexsort((window, epoch, found.source)).tolist():
+            source, one, number, at = asked[row]
+            if (source, one, number) != last:
+                last = (source, one, number)
+                planned = phase.windows[source].window((one, number), step)
+                borders = planned.first_piece
+            pieces[row] = planned.pieces[borders[at] : borders[at + 1]]
+            shard[row] = planned.shard[at]
+        return Planned(numbers, epoch, found.source, shard, pieces)
+
+    @staticmethod
+    def window_places(
+        phase: Phase, source: NDArray[np.int64], epoch: NDArray[np.int64], position: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Window of every row, and place in it, (R,) each."""
+        window, place = np.empty_like(position), np.empty_like(position)
+        for number, windows in enumerate(phase.windows):
+            of_source = source == number
+            for one in np.unique(epoch[of_source]).tolist():
+                here = of_source & (epoch == one)
+                first_row = windows.epoch(one).first_row
+                window[here] = np.searchsorted(first_row, position[here], side="right") - 1
+                place[here] = position[here] - first_row[window[here]]
+        return window, place
+
+    def _gather(self, planned: Planned, phase: Phase) -> Rows:
+        names = list(zip(planned.source.tolist(), planned.shard.tolist(), strict=True))
+        self._look_ahead.fetch_now(names)
+        shards = {name: self.sources[name[0]].shard(name[1]) for name in set(names)}
+        pieces = self._without_excluded(planned, names) if self._exclusions else planned.pieces
+        self._check_blocks(pieces, names, shards)
+        first_document = np.array(
+            [self._first_documents[source] + self.sources[source].first_document[shard] for source, shard in names],
+            np.int64,
+        )
         return gather_rows(
             pieces,
-            [tokens[shard] for shard in shards.tolist()],
-            row_numbers=row_numbers,
-            epoch=epoch,
-            shard=shards,
-            source=np.full(len(shards), self.order.source),
-            first_document=self._first_documents[shards],
-            row_format=self.row_format,
+            [shards[name].tokens for name in names],
+            row_numbers=planned.numbers,
+            epoch=planned.epoch,
+            shard=planned.shard,
+            source=planned.source,
+            first_document=first_document,
+            row_format=phase.row_format,
+            words_of_rows=[shards[name].word_starts for name in names] if self.words else None,
         )
+
+    def _check_blocks(
+        self, pieces: list[NDArray[np.int64]], names: list[tuple[int, int]], shards: dict[tuple[int, int], Any]
+    ) -> None:
+        """Let every shard verify the blocks that are about to be read."""
+        by_shard: dict[tuple[int, int], list[NDArray[np.int64]]] = {}
+        for name, of_row in zip(names, pieces, strict=True):
+            by_shard.setdefault(name, []).append(of_row)
+        for name, parts in by_shard.items():
+            if not shards[name].is_checked:
+                shards[name].check_blocks(blocks_of(from_integers(parts)))
+
+    def _without_excluded(self, planned: Planned, names: list[tuple[int, int]]) -> list[NDArray[np.int64]]:
+        kept = list(planned.pieces)
+        for row, (source, shard) in enumerate(names):
+            first_step = self._exclusions.of_shard(self.sources[source], shard)
+            if first_step is not None:
+                step = self.stages.step_of_row(int(planned.numbers[row]))
+                pieces = kept[row].reshape(-1).view(PIECE)
+                kept[row] = kept[row][is_kept(pieces, first_step <= step)]
+        return kept
 
     def document_ids(self, rows: Rows) -> list[str]:
         """Name of every segment's document, K of them, aligned with the segments of ``rows``."""
-        shard = rows.shard[rows.segment_row]  # (K,)
-        names = [""] * len(shard)
-        for number in np.unique(shard).tolist():
-            segments = np.flatnonzero(shard == number)
-            documents = rows.document[segments] - self._first_documents[number]
-            found = self._windows.shard(number).document_ids(documents.tolist())
-            for segment, name in zip(segments.tolist(), found, strict=True):
+        return self._names(rows, rows.document)
+
+    def second_document_ids(self, rows: Rows) -> list[str]:
+        """Pairs: name of the document of every segment's second part, K of them; empty where it has none."""
+        assert rows.second_document is not None
+        return self._names(rows, rows.second_document)
+
+    def _names(self, rows: Rows, document: NDArray[np.int64]) -> list[str]:
+        names = [""] * len(document)
+        source, shard = rows.source[rows.segment_row], rows.shard[rows.segment_row]  # (K,)
+        for of_source, number in np.unique(np.stack([source, shard], axis=1), axis=0).tolist():
+            opened = self.sources[of_source]
+            segments = np.flatnonzero((source == of_source) & (shard == number) & (document >= 0))
+            first = self._first_documents[of_source] + opened.first_document[number]
+            for segment, name in zip(segments.tolist(), opened.names(number, document[segments] - first), strict=True):
                 names[segment] = name
         return names
 
-    def settings_fingerprint(self) -> str:
-        """sha256 over everything but the corpus that decides which rows a step has.
+    def settings_before(self, step: int) -> dict[str, Any]:
+        """Everything that decides which rows the steps before ``step`` have, as plain JSON values.
 
-        World size, micro-batch, workers and caches are not in it.
+        Stages and exclusions count up to ``step``, so that those ahead may be changed. World size, micro-batch,
+        workers, caches, and where the corpora lie are not in it.
         """
-        row_format = self.row_format
-        settings = {
-            "seed": self.seed,
-            "source": self.order.source,
+        settings, form = self.settings, self.phases[0].row_format
+        begun = [stage for stage in self.stages.all if stage.first_step < max(step, 1)]
+        return {
+            "seed": settings.seed,
             "split": self.split,
-            "sequence_length": row_format.sequence_length,
-            "begin_ids": list(row_format.begin_ids),
-            "end_ids": list(row_format.end_ids),
-            "pad_id": row_format.pad_id,
-            "end_only_at_document_end": row_format.end_only_at_document_end,
-            "packing": self.packing.name,
-            "packing_version": self.packing.version,
-            "open_shards": self.open_shards,
-            "global_batch_size": self.global_batch_size,
+            "packing": [self.packing.name, self.packing.version],
+            "kind": settings.kind,
+            "special_ids": [*form.begin_ids, *form.middle_ids, *form.end_ids, form.pad_id],
+            "open_shards": settings.open_shards,
+            "sources": [
+                [source.manifest.fingerprint, float(share), source.epochs]
+                for source, share in zip(self.sources, self.phases[0].row_shares, strict=True)
+            ],
+            "stages": [[stage.first_step, stage.global_batch_size, stage.sequence_length] for stage in begun],
+            "exclusions": self._exclusions.fingerprint(step),
         }
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def settings_fingerprint(self, step: int = 0) -> str:
+        """sha256 of :meth:`settings_before`."""
+        return hashlib.sha256(json.dumps(self.settings_before(step), sort_keys=True).encode()).hexdigest()
+
+
+def _check_tokenizers(sources: Sequence[Source]) -> None:
+    first = sources[0]
+    for source in sources[1:]:
+        if source.manifest.tokenizer_fingerprint != first.manifest.tokenizer_fingerprint:
+            raise UserError(
+                f"data.mixture: {source.files.location} has tokenizer {source.manifest.tokenizer_fingerprint[:12]}, "
+                f"{first.files.location} has {first.manifest.tokenizer_fingerprint[:12]}: their token ids mean "
+                "different text. Build both with one tokenizer (`tokenizer.path` in the corpus config)."
+            )
+
+
+def _check_words(sources: Sequence[OpenSource]) -> None:
+    for source in sources:
+        if not source.manifest.has_words:
+            raise UserError(
+                f"objective.masking masks whole words, and the corpus {source.files.location} does not say where words "
+                "begin. Build it with `shards.words: true`, or set objective.masking to token."
+            )
+
+
+def open_stream(
+    location: str | Path | CorpusFiles,
+    split: str = "train",
+    *,
+    kind: RowKind,
+    sequence_length: int,
+    global_batch_size: int,
+    packing: str = "best_fit",
+    open_shards: int = 256,
+    seed: int = 0,
+    words: bool = False,
+) -> RowStream:
+    """The stream of one corpus with one shape of batch.
+
+    Args:
+        location: directory or URL of the corpus.
+    """
+    files = location if isinstance(location, CorpusFiles) else corpus_files(location)
+    stages = Stages.single(global_batch_size, sequence_length)
+    settings = StreamSettings(packing, kind, stages, seed, open_shards)
+    return RowStream([Source(files, read_manifest(files))], split, settings, words=words)

@@ -7,11 +7,8 @@ Letters: R rows of a window, K pieces, M shards of a window.
 
 from __future__ import annotations
 
-import errno
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,116 +17,123 @@ from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
 from pipeline.data.order import CUTS, DOCUMENTS, EpochOrder, SourceOrder
 from pipeline.data.packing import Packing
-from pipeline.data.pieces import ShardLengths, as_integers, locate
+from pipeline.data.pieces import as_integers, locate
 from pipeline.data.rows import RowFormat
-from pipeline.shards.files import CorpusFiles
+from pipeline.data.source import OpenSource, Recent
 from pipeline.shards.layout import shard_name
-from pipeline.shards.manifest import Manifest
-from pipeline.shards.reader import Shard, read_index
 
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
+WindowName = tuple[int, int]
+"""(epoch, number of the window in it)."""
+
 _SPARE_SHARDS: Final = 32
-
-
-class Recent(Generic[K, V]):
-    """The values used last, made again when asked for after they were dropped."""
-
-    def __init__(self, make: Callable[[K], V], capacity: int) -> None:
-        self.make = make
-        self.capacity = capacity
-        self._kept: OrderedDict[K, V] = OrderedDict()
-
-    def __call__(self, name: K) -> V:
-        if name in self._kept:
-            self._kept.move_to_end(name)
-            return self._kept[name]
-        value = self._kept[name] = self.make(name)
-        if len(self._kept) > self.capacity:
-            self._kept.popitem(last=False)
-        return value
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """A window of an epoch."""
+    """A window of an epoch, in the order in which its lane reads it."""
 
-    first_piece: NDArray[np.int64]
-    """First piece of the row at every place, (R,)."""
-
-    end_piece: NDArray[np.int64]
-    """Piece after its last, (R,)."""
+    first_piece: NDArray[np.uint32]
+    """First piece of the row at every place, then K, (R+1,)."""
 
     pieces: NDArray[np.int64]
     """Pieces with their places in the tars, as plain integers: see ``pieces.as_integers``, (K, 3)."""
 
-    shard: NDArray[np.int64]
+    shard: NDArray[np.uint32]
     """Shard of the row at every place, (R,)."""
 
 
 class Windows:
-    """Plans windows of one split of one corpus; opens indexes, and tars only when tokens are asked for."""
+    """Plans the windows of one source in one phase; opens indexes, and tars only where a packing needs sentences."""
 
-    def __init__(
-        self,
-        files: CorpusFiles,
-        manifest: Manifest,
-        split: str,
-        packing: Packing,
-        row_format: RowFormat,
-        order: SourceOrder,
-    ) -> None:
-        self.files = files
-        self.manifest = manifest
-        self.split = split
+    def __init__(self, source: OpenSource, packing: Packing, row_format: RowFormat, order: SourceOrder) -> None:
+        self.source = source
         self.packing = packing
         self.row_format = row_format
         self.order = order
-        # A few more than are open, since lanes leave their windows at different steps. An open shard costs a file
-        # descriptor, of which 1,024 is a usual limit, and a planned window the memory of all its shards' pieces.
-        spare = max(2, _SPARE_SHARDS // order.window_shards)
-        self.window: Recent[tuple[int, int], Window] = Recent(self._plan_window, order.lanes + spare)
-        self.shard: Recent[int, Shard] = Recent(self._open_shard, order.lanes * order.window_shards + _SPARE_SHARDS)
         self.epoch: Recent[int, EpochOrder] = Recent(order.epoch, 16)
+        # At an epoch's edge every lane has a window that it leaves and one that it enters.
+        self.capacity = 2 * order.lanes + max(2, _SPARE_SHARDS // order.window_shards)
+        self._planned: dict[WindowName, Window] = {}
+        self._last_step: dict[WindowName, int] = {}
+        self._begun: dict[WindowName, list[tuple[NDArray[np.int64], NDArray[np.int64]]]] = {}
 
-    def _open_shard(self, number: int) -> Shard:
-        try:
-            return Shard.open(self.files, self.split, number, self.manifest)
-        except OSError as error:
-            if error.errno != errno.EMFILE:
-                raise
-            raise UserError(
-                f"Shard {shard_name(self.split, number)} cannot be opened: this process has too many open files, and "
-                "every open shard is one. Lower data.open_shards, or raise the limit (`ulimit -n`)."
-            ) from None
+    def __contains__(self, name: WindowName) -> bool:
+        return name in self._planned
 
-    def _plan_window(self, name: tuple[int, int]) -> Window:
+    def window(self, name: WindowName, step: int) -> Window:
+        """A window that ``step`` reads, planned now if it has not been."""
+        if name in self._planned:
+            self._last_step[name] = max(step, self._last_step[name])
+            return self._planned[name]
+        return self._keep(name, self._plan(name), step)
+
+    def _keep(self, name: WindowName, window: Window, step: int) -> Window:
+        self._planned[name], self._last_step[name] = window, step
+        if len(self._planned) > self.capacity:
+            self._drop(min(self._last_step, key=self._last_step.__getitem__))
+        return window
+
+    def _drop(self, name: WindowName) -> None:
+        del self._planned[name], self._last_step[name]
+
+    def expire(self, step: int) -> None:
+        """Drop the windows that no step from ``step`` on has asked for."""
+        for name in [name for name, last in self._last_step.items() if last < step]:
+            self._drop(name)
+
+    def forget_steps(self) -> None:
+        """The steps begin anew elsewhere: what is planned stays as long as there is room."""
+        self._begun.clear()
+        self._last_step = dict.fromkeys(self._planned, -1)
+
+    def shards_of(self, name: WindowName) -> list[int]:
+        """Shards of a window, (M,)."""
         epoch, window = name
         first = window * self.order.window_shards
-        shards = self.epoch(epoch).shards[first : first + self.order.window_shards].tolist()
-        pieces, borders, num_pieces = [], [], 0
-        for shard in shards:
-            planned, first_piece = self._plan_shard(epoch, shard)
-            pieces.append(planned)
-            borders.append(first_piece + num_pieces)
-            num_pieces += len(planned)
-        # Packed rows, shard after shard; the keyed order then says which of them stands at every place.
-        first_piece = np.concatenate([border[:-1] for border in borders])
-        end_piece = np.concatenate([border[1:] for border in borders])
-        shard_of_row = np.repeat(shards, [len(border) - 1 for border in borders])
-        row_at = self.order.window_rows(epoch, window, len(first_piece))
-        return Window(
-            first_piece=first_piece[row_at],
-            end_piece=end_piece[row_at],
-            pieces=np.concatenate(pieces),
-            shard=shard_of_row[row_at],
-        )
+        return self.epoch(epoch).shards[first : first + self.order.window_shards].tolist()
 
-    def _plan_shard(self, epoch: int, shard: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        index = read_index(self.files, self.split, shard, self.manifest)
+    def advance(self, name: WindowName, step: int) -> bool:
+        """Plan one more shard of a window that ``step`` will read; true when the window is whole."""
+        if name in self._planned:
+            return True
+        shards = self.shards_of(name)
+        done = self._begun.setdefault(name, [])
+        done.append(self.plan_shard(name[0], shards[len(done)]))
+        if len(done) < len(shards):
+            return False
+        self._keep(name, self._plan(name), step)
+        return True
+
+    def _plan(self, name: WindowName) -> Window:
+        epoch, window = name
+        shards = self.shards_of(name)
+        done = self._begun.pop(name, [])
+        done += [self.plan_shard(epoch, shard) for shard in shards[len(done) :]]
+        # Packed rows, shard after shard; the keyed order then says which of them stands at every place.
+        num_pieces = np.cumsum([0, *(len(pieces) for pieces, _ in done)]).tolist()
+        first = np.concatenate([borders[:-1] + shift for (_, borders), shift in zip(done, num_pieces, strict=False)])
+        counts = np.concatenate([np.diff(borders) for _, borders in done])
+        shard = np.repeat(np.array(shards, np.uint32), [len(borders) - 1 for _, borders in done])
+        row_at = self.order.window_rows(epoch, window, len(first))
+        counts = counts[row_at]
+        begin = np.concatenate([[0], np.cumsum(counts)])  # (R+1,)
+        moved = np.repeat(first[row_at] - begin[:-1], counts) + np.arange(begin[-1])  # (K,)
+        pieces = done[0][0] if len(done) == 1 else np.concatenate([pieces for pieces, _ in done])
+        return Window(begin.astype(np.uint32), pieces[moved], shard[row_at])
+
+    def plan_shard(self, epoch: int, shard: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The packed rows of a shard in an epoch.
+
+        Returns:
+            pieces as plain integers, (K, 3), and the first piece of every row, then K.
+
+        Raises:
+            UserError: the index is damaged, or does not fit the row table.
+        """
+        index = self.source.index(shard)
         seed, source = self.order.seed, self.order.source
         plan = self.packing.plan(
-            ShardLengths(index.lengths),
+            self.source.lengths(shard, index, self.packing.needs_sentences),
             self.row_format,
             key(seed, DOCUMENTS, source, epoch, shard),
             key(seed, CUTS, source, epoch, shard),
@@ -137,8 +141,8 @@ class Windows:
         expected = int(self.order.rows_per_shard[shard])
         if plan.num_rows != expected:
             raise UserError(
-                f"Shard {shard_name(self.split, shard)} packs into {plan.num_rows} rows, but the row table says "
-                f"{expected}: the table under {self.files.describe('rows')} is of another corpus or damaged. "
+                f"Shard {shard_name(self.source.split, shard)} packs into {plan.num_rows} rows, but the row table says "
+                f"{expected}: the table under {self.source.files.describe('rows')} is of another corpus or damaged. "
                 "Delete that folder; it is made again."
             )
         locate(plan.pieces, index.starts, index.blocks["first_document"])

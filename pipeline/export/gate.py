@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
 from pipeline.config.run import RunConfig
-from pipeline.data.row_format import row_format
-from pipeline.data.stream import RowStream
+from pipeline.data.stream import open_stream
 from pipeline.export.fresh_process import FreshProcessError, run_fresh
 from pipeline.models.families import FAMILIES
 from pipeline.models.packed import packed_logits
@@ -52,18 +51,17 @@ class GateResult:
 def gate_segments(files: CorpusFiles, manifest: Manifest, config: RunConfig) -> list[NDArray[np.int64]]:
     """Segments of two real rows of the run's own stream, for masked models with some tokens masked; each int64, 1-D."""
     causal = FAMILIES[config.model.family].causal
-    stream = RowStream(
+    stream = open_stream(
         files,
-        manifest,
-        "train",
+        kind="gpt" if causal else "bert",
+        sequence_length=config.data.sequence_length,
+        global_batch_size=_NUM_ROWS,
         packing=config.data.packing,
         open_shards=config.data.open_shards,
-        row_format=row_format(manifest, "gpt" if causal else "bert", config.data.sequence_length),
         seed=config.seed,
-        global_batch_size=_NUM_ROWS,
     )
     rows = stream.rows(0)
-    tokens = rows.tokens.copy()  # R S
+    tokens = rows.tokens.astype(np.int64)  # R S
     mask_id = manifest.special_ids.get("mask")
     if mask_id is not None and not causal:
         flat = tokens.reshape(-1)

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.base.errors import UserError
 from pipeline.base.files import read_json
 from pipeline.base.logs import get_logger
+from pipeline.config.derived import corpora_of
 from pipeline.config.loading import load_run_config
 from pipeline.export.checkpoint_weights import META_NAME, find_checkpoint, read_weights
 from pipeline.export.hf import ExportReport, check_output, export_model
@@ -42,7 +43,7 @@ def export_run(
     step, checkpoint = find_checkpoint(run_directory, step)
     config = load_run_config(run_directory / "config.yaml")
     meta = read_json(checkpoint / META_NAME, "checkpoint")
-    files = corpus_files(corpus if corpus is not None else config.data.corpus)
+    files = corpus_files(corpus if corpus is not None else corpora_of(config)[0].corpus)
     if not files.is_remote and not Path(files.location).is_dir():
         raise UserError(
             f"export: the run's corpus is not at {files.location} (from {Path.cwd()}). "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.base.errors import UserError
@@ -10,7 +11,18 @@ from pipeline.config.run import RunConfig
 
 FREE_KEYS = (
     "run_directory",
-    "data.corpus",  # the path; the content is compared by its fingerprint
+    # Where corpora lie is free; what they hold, and how the stream mixes and leaves out, is compared as `stream.*`.
+    "data.corpus",
+    "data.mixture",
+    "data.mixture_exponent",
+    "data.exclude",
+    "data.packing",
+    "data.open_shards",
+    "data.sequence_length",
+    "data.cache.",
+    "train.global_batch_size",
+    "train.stages",
+    "train.batch_warmup.",
     "data.workers",
     "data.prefetch_steps",
     "train.steps",
@@ -29,14 +41,23 @@ FREE_KEYS = (
 ``train.steps`` may be raised to train on; a decaying schedule then follows the new length from the resumed step."""
 
 
-def run_identity(config: RunConfig, corpus_fingerprint: str, stream_fingerprint: str) -> dict[str, Any]:
-    """Everything that must be equal for a resume, as flat JSON values."""
+def run_identity(config: RunConfig, corpus_fingerprint: str, stream_settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that must be equal for a resume, as flat JSON values.
+
+    Args:
+        corpus_fingerprint: of the (first) corpus, by which an export knows it.
+        stream_settings: of the steps up to the resumed one, from ``RowStream.settings_before``.
+    """
     settings = {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in leaves(to_plain(config)).items()
         if not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)
     }
-    return {"corpus_fingerprint": corpus_fingerprint, "stream_fingerprint": stream_fingerprint, **settings}
+    return {
+        "corpus_fingerprint": corpus_fingerprint,
+        **{f"stream.{key}": value for key, value in stream_settings.items()},
+        **settings,
+    }
 
 
 def check_identity(saved: dict[str, Any], present: dict[str, Any], checkpoint: str) -> None:

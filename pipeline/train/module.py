@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline.base.keyed import key
 from pipeline.config.derived import BatchPlan
 from pipeline.config.run import RunConfig
+from pipeline.config.stages import schedule_in_steps
 from pipeline.data.digest import combine_row_digests
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.loss import batch_loss, packed_loss_sum
@@ -55,6 +56,7 @@ class PretrainModule(pl.LightningModule):
         self.model = model
         self.config = config
         self.plan = plan
+        self.schedule = schedule_in_steps(config)
         self.first_step = first_step
         self.step = first_step
         self.control: ControlPlane | None = None
@@ -115,8 +117,7 @@ class PretrainModule(pl.LightningModule):
 
     def current_learning_rate(self) -> float:
         """Learning rate of ``self.step``, a pure function of it."""
-        config = self.config
-        return learning_rate(self.step, config.schedule, config.optimizer, config.train.steps)
+        return learning_rate(self.step, self.schedule, self.config.optimizer, self.config.train.steps)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # With fp16 Lightning unscales gradients only for optimizers that are not fused; clipping needs them unscaled.

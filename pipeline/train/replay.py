@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
 from pipeline.config.run import RunConfig
+from pipeline.config.stages import stages_of
 from pipeline.data.digest import combine_row_digests, row_digests
+from pipeline.data.gather import join_rows, sorted_rows
 from pipeline.data.rows import Rows
 from pipeline.train.streams import open_streams
 from pipeline.train.validation import IGNORED
@@ -32,6 +34,7 @@ class Replayed:
     input_ids: NDArray[np.int64]  # (R, S)
     labels: NDArray[np.int64]  # (R, S)
     document_ids: list[str]  # (K,)
+    corpora: list[str]  # (C,)
     tokenizer_file: Path
 
     def facts(self) -> dict[str, Any]:
@@ -45,6 +48,7 @@ class Replayed:
                 "offset": int(offset),
                 "start": int(start),
                 "length": int(length),
+                "corpus": self.corpora[int(rows.source[row])],
                 "shard": int(rows.shard[row]),
                 "epoch": int(rows.epoch[row]),
             }
@@ -73,55 +77,30 @@ def replay_batch(config: RunConfig, step: int, world_size: int = 1) -> Replayed:
     """
     if not 1 <= step <= config.train.steps:
         raise UserError(f"--step {step}: this run has steps 1 to {config.train.steps} (train.steps).")
-    if not 1 <= world_size <= config.train.global_batch_size:
+    stage = stages_of(config).of_step(step - 1)
+    if not 1 <= world_size <= stage.global_batch_size:
         raise UserError(
-            f"--world-size {world_size}: 1 to {config.train.global_batch_size} ranks can share a batch "
+            f"--world-size {world_size}: 1 to {stage.global_batch_size} ranks can share a batch "
             "(train.global_batch_size)."
         )
     streams = open_streams(config)
-    objective = streams.objective(config.seed)
-    shares = []
-    for rank in range(world_size):
-        rows = streams.train.rows(step - 1, rank, world_size)
-        shares.append((rows, *objective.labels_of(rows), streams.train.document_ids(rows)))
-    digests = [row_digests(rows, input_ids, labels) for rows, input_ids, labels, _ in shares]
-    numbers = np.concatenate([rows.row_numbers for rows, *_ in shares])
-    rows, order, segment_order = _in_row_order([rows for rows, *_ in shares])
-    names = [name for *_, of_share in shares for name in of_share]
+    objective = streams.objective(config.seed, stage.sequence_length)
+    shares = [streams.train.rows(step - 1, rank, world_size) for rank in range(world_size)]
+    labelled = [objective.labels_of(rows) for rows in shares]
+    digests = [row_digests(rows, *cells) for rows, cells in zip(shares, labelled, strict=True)]
+    joined = join_rows(shares)
+    rows, order = sorted_rows(joined)
     return Replayed(
         step=step,
         world_size=world_size,
-        digest=combine_row_digests(numbers, np.concatenate(digests)),
+        digest=combine_row_digests(joined.row_numbers, np.concatenate(digests)),
         rows=rows,
-        input_ids=np.concatenate([ids for _, ids, _, _ in shares])[order],
-        labels=np.concatenate([labels for _, _, labels, _ in shares])[order],
-        document_ids=[names[index] for index in segment_order],
-        tokenizer_file=Path(config.data.corpus) / "tokenizer" / "tokenizer.json",
+        input_ids=np.concatenate([ids for ids, _ in labelled])[order],
+        labels=np.concatenate([labels for _, labels in labelled])[order],
+        document_ids=streams.train.document_ids(rows),
+        corpora=[source.files.location for source in streams.sources],
+        tokenizer_file=streams.sources[0].files.tokenizer_directory() / "tokenizer.json",
     )
-
-
-def _in_row_order(shares: list[Rows]) -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
-    """All ranks' rows as one, sorted by row number, and the orders of rows and segments that did it."""
-
-    def joined(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(rows, name) for rows in shares])
-
-    numbers = joined("row_numbers")
-    order = np.argsort(numbers, kind="stable")
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    first_rows = np.cumsum([0, *(len(rows.row_numbers) for rows in shares)])
-    rows_of_segments = np.concatenate(
-        [rows.segment_row + first for rows, first in zip(shares, first_rows, strict=False)]
-    )
-    segment_row = place[rows_of_segments]
-    segment_order = np.lexsort((joined("segment_start"), segment_row))
-    per_row = {name: joined(name)[order] for name in ("tokens", "row_numbers", "epoch", "shard", "source")}
-    per_segment = {
-        name: joined(name)[segment_order] for name in ("segment_start", "segment_length", "document", "offset")
-    }
-    segment_rows = segment_row[segment_order].astype(np.int32)
-    return Rows(**per_row, segment_row=segment_rows, **per_segment), order, segment_order
 
 
 def print_batch(replayed: Replayed, num_rows: int) -> None:

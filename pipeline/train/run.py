@@ -11,7 +11,6 @@ from pipeline.config.derived import batch_plan
 from pipeline.config.run import RunConfig
 from pipeline.models.attention import check_device
 from pipeline.train.compilation import check_compiler, compile_step
-from pipeline.train.identity import run_identity
 from pipeline.train.module import PretrainModule
 from pipeline.train.process import quiet_lightning, set_threads
 from pipeline.train.run_directory import check_run_directory, note_finished
@@ -53,8 +52,7 @@ def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
     quiet_lightning()
 
     streams = open_streams(config)
-    identity = run_identity(config, streams.manifest.fingerprint, streams.train.settings_fingerprint())
-    start = find_start(config, identity, facts.world_size)
+    start = find_start(config, streams.identity, facts.world_size)
     if start.step >= config.train.steps:
         get_logger().info("nothing to do: step %d of %d is done", start.step, config.train.steps)
         if facts.rank == 0:
@@ -72,10 +70,14 @@ def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
         run_directory,
         total_steps=config.train.steps,
         resume_from=start.directory,
-        make_meta=lambda step, tokens: make_meta(config, identity, facts.world_size, step, start.tokens + tokens),
+        make_meta=lambda step, tokens: make_meta(
+            config, streams.identity(step), facts.world_size, step, start.tokens + tokens
+        ),
         monitor=monitor,
     )
-    validation = Validation(streams.validation_batches(plan, facts), config.evaluation, config.train.steps, monitor)
+    validation = Validation(
+        lambda step: streams.validation_batches(step, plan, facts), config.evaluation, config.train.steps, monitor
+    )
     # The order counts: validation is logged with its step, and both come before the save.
     trainer = make_trainer(config, plan, facts, device, streams.num_parameters, [validation, monitor, lifecycle])
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -41,8 +42,11 @@ class Start:
     directory: Path | None = None
 
 
-def find_start(config: RunConfig, identity: dict[str, Any], world_size: int) -> Start:
+def find_start(config: RunConfig, identity: Callable[[int], dict[str, Any]], world_size: int) -> Start:
     """The newest checkpoint of the run directory, checked against this config.
+
+    Args:
+        identity: of this run up to a step.
 
     Raises:
         UserError: it belongs to another run, or its state does not fit this strategy and number of ranks.
@@ -53,7 +57,7 @@ def find_start(config: RunConfig, identity: dict[str, Any], world_size: int) -> 
         return Start()
     directory = checkpoint_directory(run_directory, steps[-1])
     meta = read_meta(directory)
-    check_identity(meta.identity, identity, str(directory))
+    check_identity(meta.identity, identity(meta.step), str(directory))
     check_layout(config.train.strategy, world_size, meta.strategy, meta.world_size, str(directory))
     return Start(meta.step, meta.tokens_seen, directory)
 
@@ -81,7 +85,7 @@ def start_sinks(config: RunConfig, streams: Streams, start: Start, plan: BatchPl
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "host": platform.node(),
         "parameters": streams.num_parameters,
-        "rows_per_micro_batch": plan.rows_per_micro_batch,
+        "rows_per_micro_batch": plan.micro_rows[streams.stages.of_step(start.step)],
         "accumulation": plan.accumulation,
         "corpus_fingerprint": streams.manifest.fingerprint,
         "versions": {name: version(name) for name in _PACKAGES},

@@ -5,7 +5,9 @@ Letters: R rows, S sequence length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,54 +15,67 @@ import torch
 
 from pipeline.base.errors import UserError
 from pipeline.base.ranks import RankFacts
-from pipeline.config.derived import BatchPlan
+from pipeline.config.derived import BatchPlan, corpora_of
 from pipeline.config.run import RunConfig
+from pipeline.config.stages import Stage, Stages, stages_of
+from pipeline.data.exclusion import Exclusions, read_exclusions
+from pipeline.data.gather import filler_rows, join_rows
 from pipeline.data.loader import make_loader
 from pipeline.data.row_format import row_format
-from pipeline.data.rows import RowFormat, Rows
-from pipeline.data.stream import RowStream
+from pipeline.data.rows import Rows
+from pipeline.data.source import Source
+from pipeline.data.stream import RowStream, StreamSettings
 from pipeline.models.flops import num_parameters
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.registry import make_objective, row_kind
 from pipeline.shards.files import corpus_files
 from pipeline.shards.manifest import Manifest, check_tokenizer, read_manifest
-from pipeline.train.validation import IGNORED
+from pipeline.train.identity import run_identity
 
 VALIDATION_SEED = 0x5EED
 """Not the run's seed: runs of different seeds are compared on the same rows and masks."""
+
+_VALIDATION_BATCH = 256
+"""Rows a step of the validation stream, whatever the run's global batch: it decides which rows come first."""
 
 
 @dataclass(frozen=True)
 class Preparation:
     """Rows of a step -> this rank's micro-batches. Picklable: loader processes get it."""
 
-    objective: Objective
-    digesting: Objective
-    """The same objective, which also digests its rows: costly, so only for steps whose digest is logged."""
-
-    config: RunConfig
+    streams: Streams
+    plan: BatchPlan
     pin_memory: bool
 
-    def __call__(self, rows: Rows, num_micro_batches: int) -> list[Batch]:
-        # Row n of the run belongs to step n // G + 1.
-        step = int(rows.row_numbers.min()) // self.config.train.global_batch_size + 1
-        monitor = self.config.monitor
-        logged = step in (1, self.config.train.steps) or step % monitor.log_every_steps == 0
-        objective = self.digesting if logged and monitor.batch_digest else self.objective
-        batches = objective.prepare(rows, num_micro_batches, step)
+    def __call__(self, rows: Rows, step: int) -> list[Batch]:
+        config, stage = self.streams.config, self.streams.stages.of_step(step)
+        number = step + 1  # as logs count
+        logged = number in (1, config.train.steps) or number % config.monitor.log_every_steps == 0
+        objective = self.streams.objective(
+            config.seed, stage.sequence_length, digests=logged and config.monitor.batch_digest
+        )
+        missing = self.plan.rows_per_rank(stage) - len(rows.row_numbers)
+        if missing:
+            form = self.streams.train.format_of(stage.sequence_length)
+            rows = join_rows([rows, filler_rows(missing, form, like=rows)])
+        batches = objective.prepare(rows, self.plan.accumulation, number)
         return [batch.pin_memory() for batch in batches] if self.pin_memory else batches
 
 
 @dataclass(frozen=True)
 class Streams:
-    """Corpus and streams of a run."""
+    """Corpora and streams of a run."""
 
     config: RunConfig
-    manifest: Manifest
-    format: RowFormat
-    train: RowStream
-    validation: RowStream | None
+    stages: Stages
+    sources: Sequence[Source]
+    exclusions: dict[str, int]
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the first corpus: what all have in common, as the tokenizer, stands in it."""
+        return self.sources[0].manifest
 
     @property
     def vocab_size(self) -> int:
@@ -73,95 +88,132 @@ class Streams:
         pad = self.manifest.special_ids.get("pad")
         return num_parameters(self.config.model, self.vocab_size, 1 if pad is None else pad)
 
-    def objective(self, seed: int, digests: bool = False) -> Objective:
-        """The objective under a seed of its own."""
-        return make_objective(
-            self.config.objective,
-            self.manifest,
-            self.format,
-            seed,
-            packing=self.config.data.packing,
-            digests=digests,
+    @cached_property
+    def train(self) -> RowStream:
+        """The rows to train on."""
+        return self._stream(self.sources, "train", self.stages, self.config.seed)
+
+    def validation(self, sequence_length: int) -> RowStream | None:
+        """The held-out rows of all corpora, each once."""
+        held_out = [
+            Source(source.files, source.manifest, source.weight, epochs=1)
+            for source in self.sources
+            if "validation" in source.manifest.splits and int(source.manifest.splits["validation"].tokens.sum())
+        ]
+        if not held_out:
+            return None
+        return self._stream(held_out, "validation", Stages.single(_VALIDATION_BATCH, sequence_length), VALIDATION_SEED)
+
+    def _stream(self, sources: Sequence[Source], split: str, stages: Stages, seed: int) -> RowStream:
+        data = self.config.data
+        settings = StreamSettings(
+            packing=data.packing,
+            kind=row_kind(self.config.objective.name),
+            stages=stages,
+            seed=seed,
+            open_shards=data.open_shards,
+            exponent=data.mixture_exponent,
         )
+        words = self.objective(seed, stages.all[0].sequence_length).needs_words
+        exclusions = Exclusions(self.exclusions, data.open_shards) if split == "train" else None
+        return RowStream(sources, split, settings, words=words, exclusions=exclusions)
+
+    def objective(self, seed: int, sequence_length: int, digests: bool = False) -> Objective:
+        """The objective under a seed of its own, for rows of one length."""
+        name = (seed, sequence_length, digests)
+        if name not in self._objectives:
+            self._objectives[name] = make_objective(
+                self.config.objective,
+                self.manifest,
+                row_format(self.manifest, row_kind(self.config.objective.name), sequence_length),
+                seed,
+                packing=self.config.data.packing,
+                digests=digests,
+                cross_document_attention=self.config.data.cross_document_attention,
+            )
+        return self._objectives[name]
+
+    @cached_property
+    def _objectives(self) -> dict[tuple[int, int, bool], Objective]:
+        return {}
+
+    def identity(self, step: int) -> dict[str, Any]:
+        """What a resume at ``step`` holds against its checkpoint."""
+        return run_identity(self.config, self.manifest.fingerprint, self.train.settings_before(step))
 
     def train_loader(self, first_step: int, plan: BatchPlan, facts: RankFacts, device: torch.device) -> Any:
         """Micro-batches of this rank, from the step after ``first_step`` to the last of the run."""
-        seed = self.config.seed
         # Copies from pinned memory run beside the kernels. Worker processes have no CUDA to pin with.
         pin = device.type == "cuda" and self.config.data.workers == 0
-        preparation = Preparation(self.objective(seed), self.objective(seed, digests=True), self.config, pin)
         return make_loader(
             self.train,
-            preparation,
+            Preparation(self, plan, pin),
             first_step=first_step,
             last_step=self.config.train.steps,
             rank=facts.rank,
             world_size=facts.world_size,
-            micro_batch_size=plan.rows_per_micro_batch,
             workers=self.config.data.workers,
             prefetch_steps=self.config.data.prefetch_steps,
         )
 
-    def validation_batches(self, plan: BatchPlan, facts: RankFacts) -> list[Batch]:
-        """This rank's micro-batches of the held-out rows: as many on every rank, all of one shape.
+    def validation_batches(self, step: int, plan: BatchPlan, facts: RankFacts) -> list[Batch]:
+        """This rank's micro-batches of the held-out rows, as long as those of step ``step``: as many on every rank, all
+        of one shape. Made once for every sequence length."""
+        stage = self.stages.of_step(step)
+        if stage.sequence_length not in self._validation_batches:
+            self._validation_batches[stage.sequence_length] = self._make_validation_batches(stage, plan, facts)
+        return self._validation_batches[stage.sequence_length]
 
-        Rows that fill up the last round carry no labels.
-        """
-        if self.validation is None:
+    @cached_property
+    def _validation_batches(self) -> dict[int, list[Batch]]:
+        return {}
+
+    def _make_validation_batches(self, stage: Stage, plan: BatchPlan, facts: RankFacts) -> list[Batch]:
+        stream = self.validation(stage.sequence_length)
+        if stream is None:
             return []
-        total = min(self.config.evaluation.rows, self.validation.num_rows)
+        total = min(self.config.evaluation.rows, stream.num_rows)
         begin, end = (total * rank // facts.world_size for rank in (facts.rank, facts.rank + 1))
         share = -(-total // facts.world_size)
-        size = min(plan.rows_per_micro_batch, share)
+        size = min(plan.micro_rows[stage], share)
         rounds = -(-share // size)
-        index = np.arange(rounds * size)
-        position = np.where(index < end - begin, begin + index, 0)
-        rows = self.validation.rows_at(np.zeros_like(position), position, position)
-        batches = self.objective(VALIDATION_SEED).prepare(rows, rounds)
-        own = end - begin
-        return [_without_labels_from(batch, own - number * size) for number, batch in enumerate(batches)]
+        # A rank without a row of its own takes the first one's shape.
+        rows = stream.rows_numbered(np.arange(begin, end) if end > begin else np.zeros(1, np.int64))
+        form = stream.format_of(stage.sequence_length)
+        filler = filler_rows(rounds * size - (end - begin), form, like=rows)
+        rows = join_rows([rows, filler]) if end > begin else filler
+        return self.objective(VALIDATION_SEED, stage.sequence_length).prepare(rows, rounds)
 
 
-def _without_labels_from(batch: Batch, num_rows: int) -> Batch:
-    """The batch with the predictions of rows ``num_rows`` and later taken out of the loss."""
-    sequence_length = batch.input_ids.shape[1]
-    extra = batch.prediction_positions // sequence_length >= num_rows  # (P,)
-    return replace(batch, labels=torch.where(extra, IGNORED, batch.labels))
+def open_sources(config: RunConfig) -> list[Source]:
+    """The corpora of a run, checked against its model.
+
+    Raises:
+        UserError: no corpus there, damaged, or a tokenizer that does not fit the model.
+    """
+    sources = []
+    for entry in corpora_of(config):
+        files = corpus_files(entry.corpus)
+        manifest = read_manifest(files)
+        check_tokenizer(files, manifest)
+        if config.model.vocab_size is not None and config.model.vocab_size < manifest.vocab_size:
+            raise UserError(
+                f"model.vocab_size: {config.model.vocab_size} is smaller than the tokenizer of corpus {entry.corpus} "
+                f"({manifest.vocab_size} ids); leave it out or set it to at least {manifest.vocab_size}."
+            )
+        sources.append(Source(files, manifest, entry.weight, entry.epochs))
+    return sources
 
 
 def open_streams(config: RunConfig) -> Streams:
-    """Open the corpus for this run.
+    """Open the corpora for this run.
 
     Raises:
-        UserError: no corpus there, damaged, an empty split, or a tokenizer that does not fit the model or objective.
+        UserError: no corpus there, damaged, an empty split, a tokenizer that does not fit the model or objective, or
+            too few rows for the steps of the run.
     """
-    files = corpus_files(config.data.corpus)
-    manifest = read_manifest(files)
-    check_tokenizer(files, manifest)
-    if config.model.vocab_size is not None and config.model.vocab_size < manifest.vocab_size:
-        raise UserError(
-            f"model.vocab_size: {config.model.vocab_size} is smaller than the tokenizer of corpus {files.location} "
-            f"({manifest.vocab_size} ids); leave it out or set it to at least {manifest.vocab_size}."
-        )
-    form = row_format(manifest, row_kind(config.objective.name), config.data.sequence_length)
-
-    def stream(split: str, seed: int) -> RowStream:
-        return RowStream(
-            files,
-            manifest,
-            split,
-            row_format=form,
-            packing=config.data.packing,
-            open_shards=config.data.open_shards,
-            seed=seed,
-            global_batch_size=config.train.global_batch_size,
-        )
-
-    has_validation = "validation" in manifest.splits and int(manifest.splits["validation"].tokens.sum()) > 0
-    return Streams(
-        config=config,
-        manifest=manifest,
-        format=form,
-        train=stream("train", config.seed),
-        validation=stream("validation", VALIDATION_SEED) if has_validation else None,
-    )
+    streams = Streams(config, stages_of(config), open_sources(config), read_exclusions(config.data.exclude))
+    streams.train.check_rows(config.train.steps)
+    for sequence_length in {stage.sequence_length for stage in streams.stages.all}:
+        streams.validation(sequence_length)  # what is wrong with it is said now, not at the first evaluation
+    return streams

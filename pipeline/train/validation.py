@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,24 +22,30 @@ class Validation(StepCallback):
     """Evaluates every ``evaluation.every_steps`` steps (0: never in between) and after the last step.
 
     Args:
-        batches: this rank's micro-batches. All ranks hold equally many, since ZeRO-3 gathers weights in every forward;
-            one that has fewer rows repeats a batch without labels.
+        batches_of: this rank's micro-batches at a step (counted from 0). All ranks hold equally many, since ZeRO-3
+            gathers weights in every forward; filler rows predict nothing.
     """
 
     def __init__(
-        self, batches: Sequence[Batch], config: EvaluationConfig, total_steps: int, monitor: MonitorCallback
+        self,
+        batches_of: Callable[[int], Sequence[Batch]],
+        config: EvaluationConfig,
+        total_steps: int,
+        monitor: MonitorCallback,
     ) -> None:
-        self.batches = batches
+        self.batches_of = batches_of
         self.every_steps = config.every_steps
         self.total_steps = total_steps
         self.monitor = monitor
 
     def on_step_end(self, trainer: pl.Trainer, module: Any, step: int) -> None:
         due = step == self.total_steps or (self.every_steps > 0 and step % self.every_steps == 0)
-        if not due or not self.batches:
+        if not due:
             return
         with self.monitor.no_training(trainer):
-            self.monitor.add_validation(held_out_loss(trainer, module, self.batches))
+            batches = self.batches_of(step - 1)
+            if batches:
+                self.monitor.add_validation(held_out_loss(trainer, module, batches))
 
 
 def held_out_loss(trainer: pl.Trainer, module: PretrainModule, batches: Sequence[Batch]) -> float:

@@ -10,31 +10,22 @@ import pytest
 
 from pipeline.data.digest import batch_digest, combine_row_digests, row_digests
 from pipeline.data.gather import split_rows
-from pipeline.data.row_format import row_format
 from pipeline.data.rows import Rows
-from pipeline.data.stream import RowStream
+from pipeline.data.stream import open_stream
 from tests.corpora import random_lengths, write_corpus
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     corpus = write_corpus(tmp_path_factory.mktemp("data") / "corpus", random_lengths(0, 3, 25))
-    form = row_format(corpus.manifest, "bert", 32)
-    stream = RowStream(
-        corpus.files,
-        corpus.manifest,
-        "train",
-        packing="best_fit",
-        open_shards=4,
-        row_format=form,
-        seed=0,
-        global_batch_size=12,
+    stream = open_stream(
+        corpus.files, kind="bert", sequence_length=32, global_batch_size=12, packing="best_fit", open_shards=4
     )
     return stream.rows(4)
 
 
 def test_a_digest_is_sha256_of_the_documented_bytes(rows: Rows) -> None:
-    labels = rows.tokens + 1
+    labels = rows.tokens.astype(np.int64) + 1
     row = 3
     own = rows.segment_row == row
     columns = (rows.document, rows.offset, rows.segment_start, rows.segment_length)
@@ -44,7 +35,7 @@ def test_a_digest_is_sha256_of_the_documented_bytes(rows: Rows) -> None:
 
 
 def test_every_input_changes_the_digest_of_its_row_only(rows: Rows) -> None:
-    labels = np.full_like(rows.tokens, -100)
+    labels = np.full(rows.tokens.shape, -100)
     digests, combined = batch_digest(rows, rows.tokens, labels)
     segment = int(np.flatnonzero(rows.segment_row == 5)[0])
     changed: list[tuple[Rows, np.ndarray, np.ndarray]] = []
@@ -63,16 +54,16 @@ def test_every_input_changes_the_digest_of_its_row_only(rows: Rows) -> None:
 
 
 def test_parts_and_order_of_rows_do_not_matter(rows: Rows) -> None:
-    labels = np.full_like(rows.tokens, -100)
+    labels = np.full(rows.tokens.shape, -100)
     _, expected = batch_digest(rows, rows.tokens, labels)
     for sizes in ([12], [5, 7], [1] * 12):
         parts = split_rows(rows, sizes)[::-1]
         numbers = np.concatenate([part.row_numbers for part in parts])
-        digests = np.concatenate([row_digests(part, part.tokens, np.full_like(part.tokens, -100)) for part in parts])
+        digests = np.concatenate([row_digests(part, part.tokens, np.full(part.tokens.shape, -100)) for part in parts])
         assert combine_row_digests(numbers, digests) == expected
 
 
 def test_integer_types_do_not_matter(rows: Rows) -> None:
-    labels = np.full_like(rows.tokens, -100)
+    labels = np.full(rows.tokens.shape, -100)
     narrow = (rows.tokens.astype(np.int32), labels.astype(np.int16))
     assert batch_digest(rows, *narrow)[1] == batch_digest(rows, rows.tokens, labels)[1]

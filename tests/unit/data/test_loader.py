@@ -15,9 +15,8 @@ import torch
 
 from pipeline.base.errors import UserError
 from pipeline.data.loader import Loader, make_loader
-from pipeline.data.row_format import row_format
 from pipeline.data.rows import Rows
-from pipeline.data.stream import RowStream
+from pipeline.data.stream import RowStream, open_stream
 from tests.corpora import random_lengths, write_corpus
 
 G = 12
@@ -26,34 +25,28 @@ G = 12
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> RowStream:
     corpus = write_corpus(tmp_path_factory.mktemp("data") / "corpus", random_lengths(0, 4, 25))
-    form = row_format(corpus.manifest, "bert", 32)
-    return RowStream(
-        corpus.files,
-        corpus.manifest,
-        "train",
-        packing="best_fit",
-        open_shards=4,
-        row_format=form,
-        seed=0,
-        global_batch_size=G,
+    return open_stream(
+        corpus.directory, kind="bert", sequence_length=32, global_batch_size=G, packing="best_fit", open_shards=4
     )
 
 
-def micro_batches(rows: Rows, num_micro_batches: int) -> list[dict[str, torch.Tensor]]:
-    size = len(rows.row_numbers) // num_micro_batches
+def micro_batches(rows: Rows, step: int) -> list[dict[str, torch.Tensor]]:
+    """Two, alike."""
+    size = len(rows.row_numbers) // 2
     return [
         {
             "numbers": torch.from_numpy(rows.row_numbers[first : first + size].copy()),
+            "step": torch.tensor(step),
             "tokens": torch.from_numpy(rows.tokens[first : first + size].copy()),
         }
         for first in range(0, len(rows.row_numbers), size)
     ]
 
 
-def broken(rows: Rows, num_micro_batches: int) -> list[dict[str, torch.Tensor]]:
+def broken(rows: Rows, step: int) -> list[dict[str, torch.Tensor]]:
     if 3 * G <= rows.row_numbers.min() < 4 * G:
         raise UserError("row 36 cannot be prepared: change it")
-    return micro_batches(rows, num_micro_batches)
+    return micro_batches(rows, step)
 
 
 class Stubborn(Exception):
@@ -63,7 +56,7 @@ class Stubborn(Exception):
         super().__init__(f"{one} and {two}")
 
 
-def stubborn(rows: Rows, num_micro_batches: int) -> list[dict[str, torch.Tensor]]:
+def stubborn(rows: Rows, step: int) -> list[dict[str, torch.Tensor]]:
     raise Stubborn(1, 2)
 
 
@@ -73,15 +66,14 @@ def loader(stream: RowStream, transform=micro_batches, **changes) -> Loader:
         "last_step": 9,
         "rank": 1,
         "world_size": 2,
-        "micro_batch_size": 4,
         "workers": 0,
         "prefetch_steps": 4,
     }
     return make_loader(stream, transform, **(settings | changes))
 
 
-def plain(stream: RowStream, steps: range, rank: int, world_size: int, num_micro_batches: int) -> list:
-    return [batch for step in steps for batch in micro_batches(stream.rows(step, rank, world_size), num_micro_batches)]
+def plain(stream: RowStream, steps: range, rank: int, world_size: int) -> list:
+    return [batch for step in steps for batch in micro_batches(stream.rows(step, rank, world_size), step)]
 
 
 def assert_equal_batches(found: list, expected: list) -> None:
@@ -95,14 +87,7 @@ def assert_equal_batches(found: list, expected: list) -> None:
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_are_those_of_the_stream(stream: RowStream, workers: int, prefetch_steps: int) -> None:
     found = list(loader(stream, workers=workers, prefetch_steps=prefetch_steps))
-    assert_equal_batches(found, plain(stream, range(2, 9), 1, 2, 2))
-
-
-def test_the_largest_divisor_up_to_the_micro_batch_size_is_used(stream: RowStream) -> None:
-    for world_size, most, rows in ((1, 5, 4), (1, 100, 12), (3, 3, 2), (12, 4, 1)):
-        made = loader(stream, rank=0, world_size=world_size, micro_batch_size=most)
-        assert {len(batch["numbers"]) for batch in made} == {rows}
-        assert made.num_micro_batches == G // world_size // rows
+    assert_equal_batches(found, plain(stream, range(2, 9), 1, 2))
 
 
 def test_a_second_iteration_starts_again(stream: RowStream) -> None:
@@ -126,7 +111,7 @@ def test_the_global_generator_is_left_alone(stream: RowStream) -> None:
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_errors_reach_the_consumer_after_the_batches_before_them(stream: RowStream, workers: int) -> None:
     iterator = iter(loader(stream, broken, workers=workers, prefetch_steps=1))
-    assert_equal_batches([next(iterator), next(iterator)], plain(stream, range(2, 3), 1, 2, 2))
+    assert_equal_batches([next(iterator), next(iterator)], plain(stream, range(2, 3), 1, 2))
     with pytest.raises(UserError, match="row 36 cannot be prepared") as caught:
         next(iterator)
     assert str(caught.value) == "row 36 cannot be prepared: change it"
@@ -160,9 +145,9 @@ def test_the_thread_ends_with_its_iterator(stream: RowStream, ending: str) -> No
 
 
 def test_the_time_waited_is_counted(stream: RowStream) -> None:
-    def slow(rows: Rows, num_micro_batches: int) -> list[dict[str, torch.Tensor]]:
+    def slow(rows: Rows, step: int) -> list[dict[str, torch.Tensor]]:
         time.sleep(0.05)
-        return micro_batches(rows, num_micro_batches)
+        return micro_batches(rows, step)
 
     made = loader(stream, slow, last_step=4)
     list(made)
@@ -177,7 +162,7 @@ def test_an_interpreter_with_an_open_iterator_ends(stream: RowStream, tmp_path: 
         "stream = pickle.loads(open(sys.argv[1], 'rb').read())\n"
         "def transform(rows, number):\n"
         "    return [rows.row_numbers]\n"
-        "settings = dict(first_step=0, last_step=10**6, rank=0, world_size=1, micro_batch_size=12, workers=0)\n"
+        "settings = dict(first_step=0, last_step=10**6, rank=0, world_size=1, workers=0)\n"
         "iterator = iter(make_loader(stream, transform, prefetch_steps=2, **settings))\n"
         "print(next(iterator).tolist())\n"
     )
@@ -216,15 +201,11 @@ def test_lightning_takes_it_as_it_is(stream: RowStream) -> None:
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
     trainer.fit(module, loader(stream))
-    assert module.seen == [
-        number for batch in plain(stream, range(2, 9), 1, 2, 2) for number in batch["numbers"].tolist()
-    ]
+    assert module.seen == [number for batch in plain(stream, range(2, 9), 1, 2) for number in batch["numbers"].tolist()]
     assert loader_threads() == []
 
 
 def test_settings_out_of_range_are_refused(stream: RowStream) -> None:
-    with pytest.raises(UserError, match=r"global_batch_size is 12, which 5 ranks do not divide"):
-        loader(stream, world_size=5)
-    for name, value in (("micro_batch_size", 0), ("workers", -1), ("prefetch_steps", 0)):
+    for name, value in (("workers", -1), ("prefetch_steps", 0)):
         with pytest.raises(UserError, match=rf"{name}( is)? {value} \(at least"):
             loader(stream, **{name: value})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,29 +15,83 @@ from pipeline.data.order import (
     SHARDS,
     SourceOrder,
     check_window,
+    in_lanes,
     num_lanes,
-    places,
     rank_slice,
     slot_order,
 )
 
 
+def one_epoch_order(num_rows: int, lanes: int) -> SourceOrder:
+    return SourceOrder(seed=0, source=0, rows_per_shard=np.array([num_rows]), lanes=lanes, window_shards=1)
+
+
 def test_position_is_a_bijection_of_every_epoch() -> None:
     for num_rows, lanes in itertools.product(range(1, 200), range(1, 41)):
-        found = places(np.arange(2 * num_rows), num_rows, lanes)
+        order = one_epoch_order(num_rows, lanes)
+        found = order.places(np.arange(2 * num_rows))
         for epoch in (0, 1):
-            here = found.epoch == epoch
+            here = np.flatnonzero(found.epoch == epoch)
             np.testing.assert_array_equal(np.sort(found.position[here]), np.arange(num_rows))
+            np.testing.assert_array_equal(order.ordinal_of(epoch, found.position[here]), here)
 
 
 def test_lanes_are_equal_intervals_read_in_order() -> None:
     for num_rows, lanes in ((100, 7), (5, 8), (64, 64), (1000, 1)):
-        found = places(np.arange(num_rows), num_rows, lanes)
-        of_lanes = [found.position[found.lane == lane] for lane in range(lanes)]
+        lane, position = in_lanes(np.arange(num_rows), num_rows, lanes)
+        of_lanes = [position[lane == number] for number in range(lanes)]
         np.testing.assert_array_equal(np.concatenate(of_lanes), np.arange(num_rows))
         sizes = [len(positions) for positions in of_lanes]
         assert max(sizes) - min(sizes) <= 1
         assert sizes == sorted(sizes, reverse=True)
+
+
+def slow_rest(order: SourceOrder, ordinal: int) -> tuple[int, list[int]]:
+    """Epoch that runs after so many rows, and its shards in windows of which no row has been read."""
+    read = order.places(np.arange(ordinal))
+    epoch = int(order.places(np.array([ordinal])).epoch[0])
+    found = order.epoch(epoch)
+    window_of = np.searchsorted(found.first_row, read.position[read.epoch == epoch], side="right") - 1
+    windows = set(range(len(found.first_row))) - set(window_of.tolist())
+    shards = found.shards.tolist()
+    size = order.window_shards
+    return epoch, [shard for window in sorted(windows) for shard in shards[window * size : (window + 1) * size]]
+
+
+@pytest.mark.parametrize(("num_shards", "lanes", "window_shards"), [(1, 4, 1), (9, 2, 1), (40, 3, 1), (23, 2, 4)])
+def test_a_new_phase_goes_on_with_the_shards_that_no_lane_has_touched(
+    num_shards: int, lanes: int, window_shards: int
+) -> None:
+    counts = np.random.default_rng(num_shards).integers(1, 9, num_shards)
+    orders = [SourceOrder(1, 0, counts, lanes, window_shards)]
+    orders.append(replace(orders[0], first_epoch=2, opening=orders[0].epoch(2).shards[::2].copy()))
+    for order in orders:
+        for ordinal in range(order.opening_rows + 2 * order.num_rows):
+            epoch, opening = order.rest_after(ordinal)
+            slow_epoch, slow_opening = slow_rest(order, ordinal)
+            if not slow_opening:
+                assert (epoch, opening) == (slow_epoch + 1, None)
+            else:
+                shards = order.epoch(epoch).shards if opening is None else opening
+                assert (epoch, shards.tolist()) == (slow_epoch, slow_opening)
+
+
+def test_an_opening_epoch_is_read_first_and_then_whole_ones() -> None:
+    counts = np.array([3, 1, 4, 1, 5, 9, 2, 6])
+    order = SourceOrder(5, 0, counts, lanes=3, window_shards=2, first_epoch=4, opening=np.array([6, 2, 0]))
+    opening_rows = int(counts[[6, 2, 0]].sum())
+    found = order.places(np.arange(opening_rows + 2 * counts.sum()))
+    assert [(found.epoch == epoch).sum() for epoch in (4, 5, 6)] == [opening_rows, counts.sum(), counts.sum()]
+    for epoch in (4, 5, 6):
+        here = np.flatnonzero(found.epoch == epoch)
+        np.testing.assert_array_equal(np.sort(found.position[here]), np.arange(len(here)))
+        np.testing.assert_array_equal(order.ordinal_of(epoch, found.position[here]), here)
+    assert order.epoch(4).shards.tolist() == [6, 2, 0]
+    assert order.rows_of_epochs(5) == opening_rows
+    assert order.rows_of_epochs(6) == opening_rows + counts.sum()
+    assert order.rows_of_epochs(3) == 0
+    assert order.epochs_at(opening_rows) == 5
+    assert order.epochs_at(opening_rows + int(counts.sum())) == 6
 
 
 @pytest.mark.parametrize(
@@ -63,9 +118,17 @@ def test_num_lanes_divides_the_step_unless_that_leaves_under_a_quarter() -> None
         assert lanes == (divisors[-1] if divisors[-1] >= most / 4 else most)
 
 
+def test_a_source_with_a_fraction_of_the_step_has_as_many_lanes_as_whole_rows() -> None:
+    assert num_lanes(12.5, 256) == 12
+    assert num_lanes(0.3, 256) == 1
+    assert num_lanes(12.5, 5) == 5
+
+
 def test_slots_are_rows_by_lane_then_number() -> None:
     lane = np.array([3, 0, 2, 1, 0, 3])
     assert slot_order(lane, 4).tolist() == [1, 4, 3, 2, 0, 5]
+    # Sources with 4 and 2 lanes: lane 1 of 2 stands where lane 2 of 4 does.
+    assert slot_order(lane, np.array([4, 4, 4, 2, 2, 4])).tolist() == [1, 4, 2, 3, 0, 5]
 
 
 def test_rank_slices_join_without_gap_and_differ_by_one() -> None:

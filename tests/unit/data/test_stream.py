@@ -13,23 +13,21 @@ import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.base.keyed import key, permutation
-from pipeline.data.order import ROWS, SHARDS
-from pipeline.data.row_format import RowKind, row_format
+from pipeline.data.order import ROWS, SHARDS, SourceOrder
+from pipeline.data.row_format import RowKind
 from pipeline.data.rows import Rows
 from pipeline.data.stream import RowStream
-from pipeline.shards.layout import index_bytes, parse_index
+from pipeline.data.stream import open_stream as open_one_corpus
 from tests.corpora import NUM_SPECIAL, Corpus, random_lengths, write_corpus
 
 PACKING_NAMES = ("best_fit", "concatenate")
 
 
 def open_stream(corpus: Corpus, **changes) -> RowStream:
-    kind: RowKind = changes.pop("kind", "bert")
-    length = changes.pop("length", 32)
-    settings = {"packing": "best_fit", "open_shards": 8, "seed": 1, "global_batch_size": 12} | changes
-    split = settings.pop("split", "train")
-    form = row_format(corpus.manifest, kind, length)
-    return RowStream(corpus.files, corpus.manifest, split, row_format=form, **settings)
+    settings = {"kind": "bert", "sequence_length": 32, "open_shards": 8, "seed": 1, "global_batch_size": 12} | changes
+    if "length" in settings:
+        settings["sequence_length"] = settings.pop("length")
+    return open_one_corpus(corpus.files, settings.pop("split", "train"), **settings)
 
 
 def assert_equal_rows(one: Rows, other: Rows) -> None:
@@ -119,7 +117,7 @@ def test_rows_hold_specials_and_padding_where_they_belong(corpus: Corpus, packin
     special = corpus.manifest.special_ids
     lengths = [len(document.tokens) for shard in corpus.documents["train"] for document in shard]
     without_end = 0
-    for rows in stream.rows_of_steps(range(2 * int(stream.steps_per_epoch))):
+    for rows in stream.rows_of_steps(range(2 * (stream.num_rows // 12))):
         filled = np.zeros(rows.tokens.shape, bool)
         for segment, row in enumerate(rows.segment_row.tolist()):
             start, size = rows.segment_start[segment], rows.segment_length[segment]
@@ -146,14 +144,19 @@ def test_rows_hold_specials_and_padding_where_they_belong(corpus: Corpus, packin
         assert (without_end > 0) == (packing == "concatenate")
 
 
+def order_of(stream: RowStream) -> SourceOrder:
+    return stream.phases[0].windows[0].order
+
+
 def slow_epoch(stream: RowStream, epoch: int) -> list[tuple[int, int]]:
     """(shard, packed row) of every place of an epoch's sequence, straight from the definitions."""
-    counts, order = stream.order.rows_per_shard.tolist(), stream.order
-    shards = permutation(key(stream.seed, SHARDS, 0, epoch), len(counts)).tolist()
+    order = order_of(stream)
+    counts, seed = order.rows_per_shard.tolist(), stream.settings.seed
+    shards = permutation(key(seed, SHARDS, 0, epoch), len(counts)).tolist()
     sequence = []
     for window, first in enumerate(range(0, len(shards), order.window_shards)):
         rows = [(shard, row) for shard in shards[first : first + order.window_shards] for row in range(counts[shard])]
-        sequence += [rows[at] for at in permutation(key(stream.seed, ROWS, 0, epoch, window), len(rows)).tolist()]
+        sequence += [rows[at] for at in permutation(key(seed, ROWS, 0, epoch, window), len(rows)).tolist()]
     return sequence
 
 
@@ -162,9 +165,10 @@ def slow_stream(stream: RowStream, num_epochs: int) -> list[tuple[int, int, int,
     rows = []
     for epoch in range(num_epochs):
         sequence = slow_epoch(stream, epoch)
-        share, longer = divmod(len(sequence), stream.order.lanes)
+        num_lanes = order_of(stream).lanes
+        share, longer = divmod(len(sequence), num_lanes)
         lanes, begin = [], 0
-        for lane in range(stream.order.lanes):
+        for lane in range(num_lanes):
             end = begin + share + (lane < longer)
             lanes.append(sequence[begin:end])
             begin = end
@@ -205,7 +209,8 @@ def test_a_fresh_stream_gives_the_same_rows_at_any_step(corpus: Corpus) -> None:
 
 def test_caches_too_small_for_a_batch_change_nothing(corpus: Corpus) -> None:
     small, large = (open_stream(corpus, global_batch_size=64, open_shards=2) for _ in range(2))
-    small._windows.window.capacity = small._windows.shard.capacity = small._windows.epoch.capacity = 1
+    (windows,) = small.phases[0].windows
+    windows.capacity = windows.epoch.capacity = small.sources[0].shard.capacity = 1
     for step in range(20):
         assert_equal_rows(small.rows(step), large.rows(step))
 
@@ -213,12 +218,11 @@ def test_caches_too_small_for_a_batch_change_nothing(corpus: Corpus) -> None:
 def test_a_small_batch_opens_no_more_files_than_a_large_one(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path, [[20, 30]] * 150)
     stream = open_stream(corpus, open_shards=64, global_batch_size=2)
-    assert (stream.order.lanes, stream.order.window_shards) == (2, 32)
+    assert (order_of(stream).lanes, order_of(stream).window_shards) == (2, 32)
     before = len(os.listdir("/proc/self/fd"))
     for step in range(stream.num_rows // 2):
         stream.rows(step)
     assert len(os.listdir("/proc/self/fd")) - before <= 64 + 32
-    assert len(stream._windows.window._kept) <= 2 + 2
 
 
 def test_a_pickled_stream_gives_the_same_rows(corpus: Corpus) -> None:
@@ -230,8 +234,9 @@ def test_a_pickled_stream_gives_the_same_rows(corpus: Corpus) -> None:
 def test_a_rank_opens_only_the_shards_of_its_rows(corpus: Corpus) -> None:
     stream = open_stream(corpus, global_batch_size=6, open_shards=6)
     opened: list[int] = []
-    make = stream._windows.shard.make
-    stream._windows.shard.make = lambda number: opened.append(number) or make(number)
+    cache = stream.sources[0].shard
+    make = cache.make
+    cache.make = lambda number: opened.append(number) or make(number)
     rows = stream.rows(0, 1, 3)
     assert sorted(opened) == sorted(set(rows.shard.tolist()))
     assert len(opened) <= 2
@@ -268,21 +273,18 @@ def test_document_ids_name_every_segment(corpus: Corpus) -> None:
     assert stream.document_ids(rows) == [names[number] for number in rows.document]
 
 
-def test_validation_positions_are_read_as_asked(corpus: Corpus) -> None:
+def test_rows_are_read_by_number_as_asked(corpus: Corpus) -> None:
     stream = open_stream(corpus, split="validation", packing="concatenate", length=16)
-    position = np.arange(stream.num_rows)
-    rows = stream.rows_at(np.zeros_like(position), position, position)
-    assert rows.row_numbers.tolist() == position.tolist()
+    numbers = np.arange(stream.num_rows)
+    rows = stream.rows_numbered(numbers)
+    assert rows.row_numbers.tolist() == numbers.tolist()
     assert text_of(rows, range(1)) == text_on_disk(corpus, range(1), "validation")
-    part = stream.rows_at(np.zeros(3, np.int64), np.array([4, 0, 0]), np.array([4, 0, 0]))
+    part = stream.rows_numbered(np.array([4, 0, 0]))
     np.testing.assert_array_equal(part.tokens, rows.tokens[[4, 0, 0]])
-    nothing = stream.rows_at(*(np.zeros(0, np.int64) for _ in range(3)))
-    assert nothing.tokens.shape == (0, 16)
 
 
-def test_steps_per_epoch_first_row_and_fill(corpus: Corpus) -> None:
+def test_first_row_and_fill(corpus: Corpus) -> None:
     stream = open_stream(corpus)
-    assert stream.steps_per_epoch == stream.num_rows / 12
     assert stream.first_row(7) == 84
     tokens = sum(len(document.tokens) for shard in corpus.documents["train"] for document in shard)
     assert stream.fill == tokens / (stream.num_rows * 32)
@@ -300,7 +302,6 @@ def test_settings_fingerprint_changes_with_every_setting_of_the_order(corpus: Co
         {"kind": "gpt"},
         {"length": 64},
         {"split": "validation"},
-        {"source": 1},
     ]
     found = [open_stream(corpus, **change).settings_fingerprint() for change in changes]
     assert len(set(found)) == len(changes)
@@ -315,9 +316,9 @@ def test_the_stream_of_a_pinned_corpus_is_pinned(tmp_path: Path) -> None:
     assert list(zip(rows.document.tolist(), rows.offset.tolist(), strict=True)) == [
         (2, 0),
         (0, 0),
-        (2, 28),
-        (7, 0),
+        (2, 14),
         (8, 0),
+        (7, 0),
         (6, 0),
     ]
 
@@ -354,7 +355,7 @@ def test_too_many_open_files_are_told(corpus: Corpus, monkeypatch: pytest.Monkey
     def fail(*_: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("pipeline.data.windows.Shard.open", fail)
+    monkeypatch.setattr("pipeline.data.source.Shard.open", fail)
     with pytest.raises(UserError, match=r"too many open files.* Lower data\.open_shards"):
         open_stream(corpus).rows(0)
 
@@ -362,10 +363,9 @@ def test_too_many_open_files_are_told(corpus: Corpus, monkeypatch: pytest.Monkey
 def test_an_index_that_packs_otherwise_than_the_table_is_named(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", [[20, 20, 20, 2]])
     open_stream(corpus, length=32)  # keeps the table
-    path = corpus.directory / "train/00000.idx"
-    item_bytes, _, blocks = parse_index(path.read_bytes(), str(path))
-    path.write_bytes(index_bytes(item_bytes, np.array([16, 16, 15, 15], np.uint32), blocks))
+    (table,) = (corpus.directory / "rows").glob("*.npy")
+    np.save(table, np.load(table) - np.int32(1))
     with pytest.raises(
-        UserError, match=r"Shard train/00000 packs into 4 rows, but the row table says 3: .*Delete that folder"
+        UserError, match=r"Shard train/00000 packs into 3 rows, but the row table says 2: .*Delete that folder"
     ):
         open_stream(corpus, length=32).rows(0)

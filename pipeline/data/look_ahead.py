@@ -1,0 +1,131 @@
+"""Planning before it is needed: the windows and shards of the steps ahead, a little at a time.
+
+A lane enters a new window every few thousand steps, and at an epoch's edge all lanes do so at once. Planning a window
+takes milliseconds, so each step plans at most a shard or two of what the next steps will need. With remote corpora the
+same list tells the cache what to fetch.
+
+Nothing here changes a row; a jump to another step only begins anew.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from pipeline.data.windows import WindowName
+from pipeline.shards.layout import shard_name
+
+if TYPE_CHECKING:
+    from pipeline.data.stream import RowStream
+
+STEPS_AHEAD: Final = 512
+_STEPS_SEEN_A_STEP: Final = 4
+"""How fast the horizon moves away after a start: looking at a step costs a fraction of planning it."""
+
+_URGENT_STEPS: Final = 2
+
+_EXPIRY_STEPS: Final = 64
+"""A window that no step has asked for so long has been left."""
+
+_Wanted = tuple[int, int, WindowName]
+"""(number of the phase, source, window)."""
+
+
+class LookAhead:
+    """What the steps after the last one need, for one rank."""
+
+    def __init__(self, stream: RowStream) -> None:
+        self.stream = stream
+        self._next_step: int | None = None
+        self._seen_until = 0
+        self._place = (0, 1)
+        self._wanted: OrderedDict[_Wanted, int] = OrderedDict()
+        self._expired_at = 0
+
+    def after(self, steps: Sequence[int], rank: int, world_size: int) -> None:
+        """Called with the steps that have just been planned: look further, plan a little."""
+        stream = self.stream
+        # One of several loader processes sees every n-th group of steps.
+        near = self._next_step is not None and 0 <= steps[0] - self._next_step <= _EXPIRY_STEPS // 2
+        follows = near and self._place == (rank, world_size)
+        self._next_step, self._place = steps[-1] + 1, (rank, world_size)
+        if not follows:
+            self._begin_anew()
+            return
+        horizon = self._next_step + STEPS_AHEAD
+        self._see(min(horizon, max(self._seen_until, self._next_step) + _STEPS_SEEN_A_STEP * len(steps)))
+        self._plan(units=len(steps))
+        if self._next_step >= self._expired_at + _EXPIRY_STEPS:
+            self._expired_at = self._next_step
+            for phase in stream.phases:
+                for windows in phase.windows:
+                    windows.expire(self._next_step - _EXPIRY_STEPS)
+
+    def _begin_anew(self) -> None:
+        for phase in self.stream.phases:
+            for windows in phase.windows:
+                windows.forget_steps()
+        self._wanted.clear()
+        self._seen_until = self._next_step or 0
+
+    def _see(self, until: int) -> None:
+        """Note the windows of the steps up to ``until`` that are not planned yet."""
+        stream = self.stream
+        added = False
+        for step in range(max(self._seen_until, self._next_step or 0), until):
+            phase = stream.phase_of(step)
+            if phase.last_row is not None and stream.first_row(step + 1) > phase.last_row:
+                break  # the data end here; whoever asks for that step is told
+            numbers = stream.slots(step, *self._place)
+            found = phase.places(numbers)
+            window, _ = stream.window_places(phase, found.source, found.places.epoch, found.places.position)
+            names = zip(found.source.tolist(), found.places.epoch.tolist(), window.tolist(), strict=True)
+            for source, epoch, number in names:
+                name = (epoch, number)
+                if name not in phase.windows[source]:
+                    wanted = (phase.number, source, name)
+                    added |= wanted not in self._wanted
+                    self._wanted.setdefault(wanted, step)
+            self._seen_until = step + 1
+        if added:
+            self._fetch()
+
+    def _plan(self, units: int) -> None:
+        """Plan so many shards of what is wanted, and whatever is needed in the very next steps."""
+        assert self._next_step is not None
+        while self._wanted:
+            (phase, source, name), step = next(iter(self._wanted.items()))
+            if units <= 0 and step > self._next_step + _URGENT_STEPS:
+                return
+            units -= 1
+            if self.stream.phases[phase].windows[source].advance(name, step):
+                self._wanted.popitem(last=False)
+
+    def fetch_now(self, shards: Sequence[tuple[int, int]]) -> None:
+        """Let remote sources fetch the (source, shard) that are about to be opened, all at once, before the others."""
+        missing = [
+            (source, shard)
+            for source, shard in dict.fromkeys(shards)
+            if self.stream.sources[source].files.is_remote and shard not in self.stream.sources[source].shard
+        ]
+        if missing:
+            self._fetch(missing)
+
+    def _fetch(self, first: Sequence[tuple[int, int]] = ()) -> None:
+        """Tell the caches of remote sources which tars come next."""
+        wanted = [
+            (source, shard)
+            for phase, source, name in self._wanted
+            if self.stream.sources[source].files.is_remote
+            for shard in self.stream.phases[phase].windows[source].shards_of(name)
+        ]
+        by_source: dict[int, list[tuple[str, int, str]]] = {}
+        for number, shard in dict.fromkeys([*first, *wanted]):
+            source = self.stream.sources[number]
+            name = f"{shard_name(source.split, shard)}.tar"
+            by_source.setdefault(number, []).append(
+                (name, int(source.table.bytes[shard]), source.table.sha256_of(shard))
+            )
+        for number, files in by_source.items():
+            self.stream.sources[number].files.fetch_ahead(files)

@@ -1,0 +1,134 @@
+"""The rows of every shard under a packing: a closed form of the manifest, or a table derived once from the indexes.
+
+Letters: N shards of a split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base.errors import UserError
+from pipeline.base.keyed import MAX_PERMUTATION
+from pipeline.base.logs import get_logger
+from pipeline.data.packing import Packing
+from pipeline.data.rows import RowFormat
+from pipeline.data.source import OpenSource
+from pipeline.shards.files import CorpusFiles
+from pipeline.shards.layout import shard_name
+from pipeline.shards.manifest import ShardTable
+
+_SHARDS_A_TASK: Final = 256
+"""Below this a second process would cost more than it saves."""
+
+
+def rows_per_shard(source: OpenSource, packing: Packing, row_format: RowFormat) -> NDArray[np.int64]:
+    """R_s of every shard of a source, int64 (N,).
+
+    A counted table is kept under ``rows/``, named by packing, version, S, overhead, split and the shards it was made
+    from. Where the corpus is not writable it is counted at every opening.
+
+    Raises:
+        UserError: a damaged index, a shard with more documents than a keyed permutation can order, or a remote corpus
+            without the table.
+    """
+    table = source.table
+    largest = int(table.documents.argmax())
+    if int(table.documents[largest]) > MAX_PERMUTATION:
+        raise UserError(
+            f"Shard {shard_name(source.split, largest)} has {table.documents[largest]} documents; at most "
+            f"{MAX_PERMUTATION} can be shuffled. Build the corpus with a smaller shards.documents."
+        )
+    if packing.closed_form is not None:
+        return packing.closed_form(table.documents, table.tokens, row_format)
+    name = table_name(source.split, table, packing, row_format)
+    kept = _read_table(source.files, name, len(table))
+    if kept is not None:
+        return kept
+    if source.files.is_remote:
+        kind = "gpt" if row_format.end_only_at_document_end else "bert"
+        raise UserError(
+            f"{source.files.describe(name)} does not exist: the rows of every shard under packing {packing.name} at "
+            f"{row_format.sequence_length} tokens, which would have to be counted from all {len(table)} indexes. Run "
+            f"`pretrain corpus count-rows DIRECTORY --packing {packing.name} --kind {kind} --sequence-length "
+            f"{row_format.sequence_length}` on the corpus where it is local and upload its `rows` folder, or set "
+            "data.packing to concatenate, which needs no table."
+        )
+    with source.files.lock_derived():  # ranks of a node start together: one counts, the others read
+        kept = _read_table(source.files, name, len(table))
+        if kept is None:
+            kept = _count(source, packing, row_format)
+            _keep_table(source.files, name, kept)
+    return kept
+
+
+def table_name(split: str, table: ShardTable, packing: Packing, row_format: RowFormat) -> str:
+    """``rows/best_fit-1-512-2.train-<12 hex of the shards' digests>.npy``."""
+    shards = hashlib.sha256(table.sha256.encode()).hexdigest()[:12]
+    settings = f"{packing.name}-{packing.version}-{row_format.sequence_length}-{row_format.overhead}"
+    return f"rows/{settings}.{split}-{shards}.npy"
+
+
+def _count(source: OpenSource, packing: Packing, row_format: RowFormat) -> NDArray[np.int64]:
+    num_shards = len(source.table)
+    tasks = [
+        (source, packing.name, row_format, begin, min(begin + _SHARDS_A_TASK, num_shards))
+        for begin in range(0, num_shards, _SHARDS_A_TASK)
+    ]
+    if len(tasks) > 1:
+        get_logger("data").info(
+            "counting the rows of %d shards (once; kept in %s)", num_shards, source.files.describe("rows")
+        )
+    return np.fromiter(_counts(tasks), np.int64, num_shards)
+
+
+_Task = tuple[OpenSource, str, RowFormat, int, int]
+
+
+def _counts(tasks: list[_Task]) -> Iterator[int]:
+    processes = min(len(tasks), len(os.sched_getaffinity(0)))
+    if processes < 2:
+        for task in tasks:
+            yield from _count_shards(task)
+        return
+    # Spawned: the process may already run threads (a trainer's, a loader's), which a fork would tear.
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for counted in pool.map(_count_shards, tasks):
+            yield from counted
+
+
+def _count_shards(task: _Task) -> list[int]:
+    from pipeline.data.packing import find_packing
+
+    source, name, row_format, begin, end = task
+    packing = find_packing(name)
+    return [
+        packing.count_rows(source.lengths(number, source.index(number), packing.needs_sentences), row_format)
+        for number in range(begin, end)
+    ]
+
+
+def _read_table(files: CorpusFiles, name: str, num_shards: int) -> NDArray[np.int64] | None:
+    """A kept table, or None if there is none that fits: it can always be counted again."""
+    try:
+        kept = np.load(io.BytesIO(files.read(name)), allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return kept.astype(np.int64) if kept.dtype == np.int32 and kept.shape == (num_shards,) else None
+
+
+def _keep_table(files: CorpusFiles, name: str, counted: NDArray[np.int64]) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, counted.astype(np.int32))
+    try:
+        files.keep_derived(name, buffer.getvalue())
+    except OSError as error:
+        get_logger("data").debug("row table not kept: %s", error)
