@@ -99,6 +99,8 @@ class Origin:
         try:
             return filesystem.cat_file(f"{folder}/{name}", start=begin, end=end)
         except Exception as error:
+            if isinstance(error, TypeError) and self.storage_options:
+                raise UserError(f"data.cache.storage_options: {self.shown} does not take them ({error}).") from error
             if isinstance(error, _BUGS):
                 raise
             raise self._translated(error, self.describe(name)) from error
