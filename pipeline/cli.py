@@ -95,7 +95,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_corpus_commands(commands: Any) -> None:
-    corpus = _group(commands, "corpus", "build, verify and describe corpora")
+    corpus = _group(commands, "corpus", "build, verify, describe and convert corpora")
     build = _add(corpus, "build", corpus_build, "make a corpus directory from text", overrides=True)
     build.add_argument("config", type=Path, help="corpus config (YAML)")
     build.add_argument("--output", type=Path, required=True, metavar="DIR", help="corpus directory to make")
@@ -105,6 +105,32 @@ def _add_corpus_commands(commands: Any) -> None:
     stats = _add(corpus, "stats", corpus_stats, "print what a corpus holds")
     for parser in (verify, stats):
         parser.add_argument("directory", type=Path, help="corpus directory")
+        _add_json(parser)
+    _add_interchange_commands(corpus)
+
+
+def _add_interchange_commands(corpus: Any) -> None:
+    source = _add(corpus, "import", corpus_import, "make a corpus directory from documents tokenised elsewhere")
+    source.add_argument("source", type=Path, help="Megatron-LM pair, or folder of `datasets.save_to_disk` or Parquet")
+    source.add_argument("--output", type=Path, required=True, metavar="DIR", help="corpus directory to make")
+    source.add_argument("--tokenizer", required=True, metavar="DIR", help="tokenizer of the source: folder or hub name")
+    source.add_argument("--format", choices=("megatron", "datasets"), help="default: what is found")
+    source.add_argument("--name", help="first part of the documents' names (default: the last part of the path)")
+    source.add_argument("--validation-share", type=float, metavar="X", help="documents held out (default 0.005)")
+    source.add_argument("--shard-tokens", type=int, metavar="N", help="a shard closes at N tokens")
+    source.add_argument("--shard-documents", type=int, metavar="N", help="or at N documents")
+    source.add_argument("--block-tokens", type=int, metavar="N", help="a record of a shard closes at N tokens")
+    target = _add(corpus, "export", corpus_export, "write a corpus as Megatron-LM pairs or a folder of `datasets`")
+    target.add_argument("directory", help="corpus directory")
+    target.add_argument("--output", type=Path, required=True, metavar="PATH", help="folder to make")
+    target.add_argument("--format", choices=("megatron", "datasets"), required=True)
+    target.add_argument("--sentences", action="store_true", help="write the borders of sentences")
+    eod = "end documents with the tokenizer's eos (default: megatron yes, datasets no)"
+    target.add_argument("--append-eod", action=argparse.BooleanOptionalAction, help=eod)
+    for parser in (source, target):
+        parser.add_argument(
+            "--split", nargs="+", default=[], metavar="S", help="splits (default: all that training uses)"
+        )
         _add_json(parser)
 
 
@@ -194,6 +220,41 @@ def corpus_stats(namespace: argparse.Namespace, _: list[str]) -> int:
 
     facts = stats.corpus_stats(namespace.directory)
     _print_lines(stats.stats_lines(facts), facts, namespace.json)
+    return 0
+
+
+def corpus_import(namespace: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.config.corpus import ShardConfig
+    from pipeline.corpus.importing import import_corpus
+
+    sizes = {"tokens": namespace.shard_tokens, "documents": namespace.shard_documents}
+    sizes["block_tokens"] = namespace.block_tokens
+    summary = import_corpus(
+        namespace.source,
+        namespace.output,
+        tokenizer=namespace.tokenizer,
+        form=namespace.format,
+        splits=namespace.split,
+        name=namespace.name,
+        validation_share=namespace.validation_share,
+        shards=ShardConfig(**{name: size for name, size in sizes.items() if size is not None}),
+    )
+    _print_lines(summary.lines(), summary.as_dict(), namespace.json)
+    return 0
+
+
+def corpus_export(namespace: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.corpus.exporting import export_corpus
+
+    summary = export_corpus(
+        namespace.directory,
+        namespace.output,
+        form=namespace.format,
+        splits=namespace.split,
+        append_eod=namespace.append_eod,
+        sentences=namespace.sentences,
+    )
+    _print_lines(summary.lines(), summary.as_dict(), namespace.json)
     return 0
 
 

@@ -83,9 +83,11 @@ def stats_lines(stats: dict[str, Any]) -> list[str]:
             )
     for source in stats["sources"]:
         drops = ", ".join(f"{count:,} {reason}" for reason, count in source["drops"].items()) or "none"
+        # An import sees no text.
+        characters = f"{source['characters']:,} characters, " if "characters" in source else ""
         lines.append(
             f"  source {source['name']} ({source['kind']}, {source['path']}): {source['records']:,} records, "
-            f"{source['documents']:,} documents, {source['characters']:,} characters, {source['tokens']:,} tokens; "
+            f"{source['documents']:,} documents, {characters}{source['tokens']:,} tokens; "
             f"drops: {drops}"
         )
     if stats["unknown_tokens"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,12 @@ def in_sentences(document: list[int], seed: int) -> Sequences:
     generator = np.random.default_rng(seed)
     cuts = np.unique(generator.integers(1, max(2, len(document)), int(generator.integers(0, 4))))
     borders = [0, *(cut for cut in cuts.tolist() if cut < len(document)), len(document)]
-    return [document[begin:end] for begin, end in zip(borders[:-1], borders[1:], strict=True)]
+    return [document[begin:end] for begin, end in pairwise(borders)]
+
+
+def whole(document: Sequences) -> list[int]:
+    """The tokens of all sentences."""
+    return [token for sentence in document for token in sentence]
 
 
 def documents_of(directory: Path, split: str = "train") -> dict[str, list[int]]:
