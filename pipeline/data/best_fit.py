@@ -116,14 +116,9 @@ def plan(shard: ShardLengths, row_format: RowFormat, documents_key: int, cuts_ke
     item, counts = fit_items(cut.remainder[short] + row_format.overhead, row_format, documents_key)
     document = short[item]
     num_full = len(cut.full_document)
-    return ShardPlan(
-        pieces=make_pieces(
-            np.concatenate([cut.full_document, document]),
-            np.concatenate([cut.full_offset, cut.remainder_offset[document]]),
-            np.concatenate([np.full(num_full, cap, np.uint32), cut.remainder[document]]),
-            shard.documents,
-        ),
-        first_piece=np.concatenate(
-            [np.arange(num_full), num_full + np.cumsum(counts) - counts, [num_full + len(item)]]
-        ),
+    pieces = make_pieces(
+        shard.documents,
+        (cut.full_document, cut.full_offset, cap),
+        (document, cut.remainder_offset[document], cut.remainder[document]),
     )
+    return ShardPlan(pieces, np.concatenate([np.arange(num_full + 1), num_full + np.cumsum(counts)]))

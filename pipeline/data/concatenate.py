@@ -69,6 +69,6 @@ def plan(shard: ShardLengths, row_format: RowFormat, documents_key: int, cuts_ke
     end = np.minimum((row + 1) * size - begin[which], length[which])
     total = count_rows(shard, row_format)
     return ShardPlan(
-        pieces=make_pieces(order[which], offset, end - offset, lengths),
+        pieces=make_pieces(lengths, (order[which], offset, end - offset)),
         first_piece=np.searchsorted(row, np.arange(total + 1)).astype(np.int64),
     )

@@ -71,7 +71,7 @@ class _Rows:
             left = run.num_rows - filled
             rest = num_items if left else 0  # fewer than `fit`: the run was long enough for all items
             if left - bool(rest):
-                self.put(room, run._replace(num_rows=left - bool(rest)))
+                self.put(room, Run(left - bool(rest), run.num_segments, run.content))
             if filled:
                 self.put(room - fit * size, Run(filled, run.num_segments + fit, (run.content, size, fit)))
             if rest:
@@ -85,7 +85,7 @@ class _Rows:
             dealt = min(run.num_rows, num_items)
             num_items -= dealt
             if run.num_rows > dealt:
-                self.put(room, run._replace(num_rows=run.num_rows - dealt))
+                self.put(room, Run(run.num_rows - dealt, run.num_segments, run.content))
             self.put(room - size, Run(dealt, run.num_segments + 1, (run.content, size, 1)))
         return num_items
 

@@ -38,9 +38,8 @@ def plan(shard: ShardLengths, row_format: RowFormat, documents_key: int, cuts_ke
     cut = cut_documents(shard.documents, cap, cuts_key)
     short = np.flatnonzero(cut.remainder)
     pieces = make_pieces(
-        np.concatenate([cut.full_document, short]),
-        np.concatenate([cut.full_offset, cut.remainder_offset[short]]),
-        np.concatenate([np.full(len(cut.full_document), cap, np.uint32), cut.remainder[short]]),
         shard.documents,
+        (cut.full_document, cut.full_offset, cap),
+        (short, cut.remainder_offset[short], cut.remainder[short]),
     )
-    return ShardPlan(pieces=pieces, first_piece=np.arange(len(pieces) + 1))
+    return ShardPlan(pieces, first_piece=np.arange(len(pieces) + 1))

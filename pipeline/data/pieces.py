@@ -58,17 +58,24 @@ class ShardPlan:
 
 
 def make_pieces(
-    document: NDArray[np.integer],
-    offset: NDArray[np.integer],
-    length: NDArray[np.integer],
     document_lengths: NDArray[np.integer],
+    *parts: tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.integer] | int],
 ) -> NDArray[np.void]:
-    """Columns (K,) to pieces (K,); ``document_lengths`` is that of the whole shard."""
-    pieces = np.zeros(len(document), PIECE)
-    pieces["document"] = document
-    pieces["offset"] = offset
-    pieces["length"] = length
-    pieces["block_and_flags"][offset + length == document_lengths[document]] = ENDS_DOCUMENT
+    """Pieces of a shard, (K,), from columns (document, offset, length), part after part.
+
+    Args:
+        document_lengths: of the whole shard, (D,).
+        parts: columns of equal length, or one length for all.
+    """
+    pieces = np.zeros(sum(len(document) for document, _, _ in parts), PIECE)
+    first = 0
+    for document, offset, length in parts:
+        part = pieces[first : first + len(document)]
+        first += len(document)
+        part["document"] = document
+        part["offset"] = offset
+        part["length"] = length
+        part["block_and_flags"][offset + length == document_lengths[document]] = ENDS_DOCUMENT
     return pieces
 
 
