@@ -11,6 +11,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -19,12 +20,13 @@ from numpy.typing import NDArray
 from pipeline.base.errors import UserError
 from pipeline.base.keyed import MAX_PERMUTATION
 from pipeline.base.logs import get_logger
-from pipeline.data.packing import Packing
+from pipeline.data.packing import Packing, find_packing
+from pipeline.data.row_format import RowKind, row_format
 from pipeline.data.rows import RowFormat
-from pipeline.data.source import OpenSource
-from pipeline.shards.files import CorpusFiles
+from pipeline.data.source import OpenSource, Source
+from pipeline.shards.files import CorpusFiles, LocalFiles
 from pipeline.shards.layout import shard_name
-from pipeline.shards.manifest import ShardTable
+from pipeline.shards.manifest import ShardTable, read_manifest
 
 _SHARDS_A_TASK: Final = 256
 """Below this a second process would cost more than it saves."""
@@ -70,6 +72,26 @@ def rows_per_shard(source: OpenSource, packing: Packing, row_format: RowFormat) 
     return kept
 
 
+def count_rows(directory: Path, packing: str, kind: RowKind, sequence_length: int) -> dict[str, int]:
+    """Make the tables of all splits of a local corpus, for readers who have only its copy elsewhere.
+
+    Returns:
+        rows of every split.
+
+    Raises:
+        UserError: no corpus, no such packing, or a tokenizer that lacks what the rows need.
+    """
+    files = LocalFiles(directory)
+    manifest = read_manifest(files)
+    found = find_packing(packing)
+    form = row_format(manifest, kind, sequence_length, pairs=found.needs_sentences)
+    return {
+        f"rows_{split}": int(rows_per_shard(OpenSource(Source(files, manifest), 0, split, 1), found, form).sum())
+        for split, table in manifest.splits.items()
+        if int(table.documents.sum())
+    }
+
+
 def table_name(split: str, table: ShardTable, packing: Packing, row_format: RowFormat) -> str:
     """``rows/best_fit-1-512-2.train-<12 hex of the shards' digests>.npy``."""
     shards = hashlib.sha256(table.sha256.encode()).hexdigest()[:12]
@@ -106,8 +128,6 @@ def _counts(tasks: list[_Task]) -> Iterator[int]:
 
 
 def _count_shards(task: _Task) -> list[int]:
-    from pipeline.data.packing import find_packing
-
     source, name, row_format, begin, end = task
     packing = find_packing(name)
     return [

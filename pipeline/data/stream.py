@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
 from pipeline.config.stages import Stages
-from pipeline.data.exclusion import Exclusions
+from pipeline.data.exclusion import NEVER, Exclusions
 from pipeline.data.gather import gather_rows, split_rows
 from pipeline.data.look_ahead import LookAhead
 from pipeline.data.order import rank_slice, slot_order
@@ -330,6 +330,11 @@ class RowStream:
                 pieces = kept[row].reshape(-1).view(PIECE)
                 kept[row] = kept[row][is_kept(pieces, first_step <= step)]
         return kept
+
+    def left_out_from(self, source: int, shard: int, document: int) -> int:
+        """First step without a document, given by its number in its shard; ``exclusion.NEVER`` if it stays."""
+        first_step = self._exclusions.of_shard(self.sources[source], shard) if self._exclusions else None
+        return NEVER if first_step is None else int(first_step[document])
 
     def document_ids(self, rows: Rows) -> list[str]:
         """Name of every segment's document, K of them, aligned with the segments of ``rows``."""
