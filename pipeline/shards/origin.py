@@ -62,11 +62,12 @@ class Origin:
         self._filesystem()
 
     def _start(self) -> None:
+        self._process = os.getpid()
         self._lock = threading.Lock()
-        self._connected: tuple[int, Any, str] | None = None
+        self._connected: tuple[Any, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_connected")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_process", "_lock", "_connected")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -106,11 +107,13 @@ class Origin:
             raise self._translated(error, self.describe(name)) from error
 
     def _filesystem(self) -> tuple[Any, str]:
-        """fsspec's object and the folder's path in it; a forked child cannot use its parent's."""
+        """fsspec's object and the folder's path in it."""
+        if self._process != os.getpid():  # A forked child can use neither its parent's connection nor its lock.
+            self._start()
         with self._lock:
-            if self._connected is None or self._connected[0] != os.getpid():
-                self._connected = (os.getpid(), *self._connect())
-            return self._connected[1:]
+            if self._connected is None:
+                self._connected = self._connect()
+            return self._connected
 
     def _connect(self) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
