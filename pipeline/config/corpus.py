@@ -98,6 +98,9 @@ class ShardConfig:
     sentences: bool = True
     """Split sentences and keep their offsets (needed by sentence-pair objectives)."""
 
+    words: bool = True
+    """Keep which tokens begin a word, one bit a token (needed by whole-word and span masking)."""
+
 
 @dataclass(frozen=True)
 class CorpusConfig:

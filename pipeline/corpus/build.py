@@ -191,6 +191,7 @@ class _Build:
             all_special_ids=facts.all_special_ids,
             splits=tables,
             has_sentences=self.config.shards.sentences,
+            has_words=self.config.shards.words,
             sources=[self._provenance(number, counts[number]) for number in range(len(self.config.sources))],
             drops=drops_of(total),
             extra=extra,

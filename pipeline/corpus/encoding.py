@@ -1,4 +1,4 @@
-"""Clean texts -> token ids and sentence starts, without special tokens.
+"""Clean texts -> token ids, sentence starts and word starts, without special tokens.
 
 Letters: D documents of a task, T tokens of a text, N sentences of a text.
 """
@@ -21,9 +21,11 @@ from pipeline.base.errors import UserError
 from pipeline.corpus.counters import TaskCounter
 from pipeline.corpus.duplicates import kept_documents
 from pipeline.corpus.sentences import sentence_starts, token_starts
+from pipeline.corpus.special_ids import text_marks
 from pipeline.corpus.text_store import TextStore, durable, save_array, write_facts
 from pipeline.corpus.tokenizer import encoder, read_tokenizer_facts
-from pipeline.shards.layout import token_dtype
+from pipeline.corpus.words import word_starts
+from pipeline.shards.layout import pack_bits, token_dtype, unpack_bits
 
 _BATCH_CHARACTERS = 1 << 19
 _PIECE_CHARACTERS = 1 << 13
@@ -69,39 +71,54 @@ def piece_characters(backend: Any) -> int:
     return _PIECE_CHARACTERS if cuts_anywhere else _LARGEST_TEXT_CHARACTERS
 
 
-def encode_texts(
-    backend: Any, texts: list[str], piece: int, sentences: bool
-) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
-    """Token ids (T,) of every text, and the first token of each of its sentences (N,) if asked for (else empty)."""
+@dataclass(frozen=True, eq=False)
+class EncodedText:
+    """The tokens of a text."""
+
+    tokens: NDArray[np.unsignedinteger]
+    """Ids, (T,)."""
+
+    sentence_starts: NDArray[np.integer]
+    """First token of every sentence, (N,); empty if not asked for."""
+
+    word_starts: NDArray[np.bool_]
+    """Whether a token begins a word, (T,); empty if not asked for."""
+
+
+def encode_texts(backend: Any, texts: list[str], piece: int, *, sentences: bool, words: bool) -> Iterator[EncodedText]:
+    """Encode texts, in pieces of at least ``piece`` characters; sentences and words where they are asked for."""
     cut = [pieces_of(text, piece) for text in texts]
-    encode = backend.encode_batch if sentences else backend.encode_batch_fast
+    encode = backend.encode_batch if sentences or words else backend.encode_batch_fast
     encodings = iter(encode([part for parts in cut for part in parts], add_special_tokens=False))
     for text, parts in zip(texts, cut, strict=True):
-        ids, ends = [], []
-        offset = 0
+        ids, ends, begins = [], [np.zeros(0, np.int64)], [np.zeros(0, np.bool_)]
+        num_characters = 0
         for part in parts:
             encoding = next(encodings)
             ids.append(np.array(encoding.ids, np.uint32))
-            if sentences:
-                ends.append(np.fromiter((end for _, end in encoding.offsets), np.int64, len(ids[-1])) + offset)
-            offset += len(part)
+            if sentences or words:
+                offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+                ends.append(offsets[:, 1] + num_characters)
+            if words:  # a piece begins with an empty line, so its first token begins a word of the whole text too
+                begins.append(word_starts(part, encoding.word_ids, offsets))
+            num_characters += len(part)
         tokens = np.concatenate(ids)
         starts = np.zeros(0, np.int64)
         if sentences and len(tokens):
             starts = token_starts(sentence_starts(text), np.concatenate(ends))
-        yield tokens, starts
+        yield EncodedText(tokens, starts, np.concatenate(begins))
 
 
 class TextEncoder(PipelineStep):
     """Encodes the kept documents of a task.
 
     Files of task ``NNNNN`` in ``output``: ``.tokens`` (uint16 or uint32, end to end), ``.sentences.npy`` (uint32
-    starts within the document), ``.encoded.npy`` (D,) of :data:`ENCODED`, ``.facts.json`` (tokens, unknown tokens,
-    documents without tokens).
+    starts within the document), ``.words.npy`` (bits of every document in whole bytes), ``.encoded.npy`` (D,) of
+    :data:`ENCODED`, ``.facts.json`` (tokens, unknown tokens, documents without tokens).
     """
 
     type = "tokenizer"
-    name = "token ids and sentences"
+    name = "token ids, sentences and words"
 
     def __init__(
         self,
@@ -111,6 +128,7 @@ class TextEncoder(PipelineStep):
         tokenizer: Path,
         tokenizer_facts: Path,
         sentences: bool,
+        words: bool,
         output: Path,
         counters: Path,
     ) -> None:
@@ -121,6 +139,7 @@ class TextEncoder(PipelineStep):
         self.tokenizer = tokenizer
         self.tokenizer_facts = tokenizer_facts
         self.sentences = sentences
+        self.words = words
         self.output = output
         self.counters = counters
 
@@ -132,16 +151,14 @@ class TextEncoder(PipelineStep):
         counts: dict[int, Counter[str]] = {}
         problems: list[dict[str, Any]] = []
         entries: list[tuple[int, int, int]] = []
-        starts: list[NDArray[np.int64]] = []
+        starts: list[NDArray[np.integer]] = [np.zeros(0, np.int64)]
+        words: list[NDArray[np.uint8]] = [np.zeros(0, np.uint8)]
         dtype = token_dtype(facts.vocab_size)
         unknown = facts.special_ids["unk"]
-        others = [number for name, number in facts.special_ids.items() if name != "unk"]
-        # GPT-2 has one special token for everything; byte-level BPE never needs the unknown token.
-        marks = np.array(
-            [number for number in facts.all_special_ids if number != unknown or unknown in others], np.uint32
-        )
+        marks = np.array(text_marks(facts), np.uint32)
         with durable(self.output / f"{rank:05d}.tokens") as file:
-            for document, text, tokens, sentence in self._encoded(store, rank):
+            for document, text, encoded in self._encoded(store, rank):
+                tokens = encoded.tokens
                 source = int(store.documents["source"][document])
                 count = counts.setdefault(source, Counter())
                 if not len(tokens):
@@ -150,8 +167,9 @@ class TextEncoder(PipelineStep):
                     continue
                 self._refuse_marks(tokens, marks, store.id_of(document))
                 file.write(tokens.astype(dtype).tobytes())
-                entries.append((document, len(tokens), len(sentence)))
-                starts.append(sentence)
+                entries.append((document, len(tokens), len(encoded.sentence_starts)))
+                starts.append(encoded.sentence_starts)
+                words.append(pack_bits(encoded.word_starts))
                 count["documents"] += 1
                 count["characters"] += len(text)
                 count["bytes"] += len(text.encode())
@@ -159,14 +177,13 @@ class TextEncoder(PipelineStep):
                 count["unknown_tokens"] += 0 if unknown is None else int((tokens == unknown).sum())
                 self.stat_update("tokens", value=len(tokens))
         save_array(self.output / f"{rank:05d}.encoded.npy", np.array(entries, ENCODED))
-        save_array(
-            self.output / f"{rank:05d}.sentences.npy", np.concatenate([*starts, np.zeros(0, np.int64)]).astype("<u4")
-        )
+        save_array(self.output / f"{rank:05d}.sentences.npy", np.concatenate(starts).astype("<u4"))
+        save_array(self.output / f"{rank:05d}.words.npy", np.concatenate(words))
         write_facts(self.output, rank, counts, problems)
         yield from ()
 
-    def _encoded(self, store: TextStore, rank: int) -> Iterator[tuple[int, str, NDArray[np.uint32], NDArray[np.int64]]]:
-        """Index, text, token ids and sentence starts of the kept documents, in input order."""
+    def _encoded(self, store: TextStore, rank: int) -> Iterator[tuple[int, str, EncodedText]]:
+        """Index, text and tokens of the kept documents, in input order."""
         backend = encoder(self.tokenizer)
         piece = piece_characters(backend)
         counter = TaskCounter(self.counters, rank)
@@ -180,9 +197,8 @@ class TextEncoder(PipelineStep):
             texts.append(store.text_of(document))
             num_characters += len(texts[-1])
             if num_characters >= _BATCH_CHARACTERS or index == len(kept) - 1:
-                encoded = encode_texts(backend, texts, piece, self.sentences)
-                for number, text, (tokens, starts) in zip(batch, texts, encoded, strict=True):
-                    yield number, text, tokens, starts
+                encoded = encode_texts(backend, texts, piece, sentences=self.sentences, words=self.words)
+                yield from zip(batch, texts, encoded, strict=True)
                 counter.set(int(store.documents["text_end"][document]))
                 batch, texts, num_characters = [], [], 0
         counter.finish(len(store.text))
@@ -201,26 +217,39 @@ def _without_tokens(document_id: str, source: int) -> dict[str, Any]:
     return {"source": source, "place": document_id, "reason": "no_tokens", "detail": detail}
 
 
-@dataclass(frozen=True, eq=False)
 class TokenStore:
-    """The encoded documents of one task."""
+    """The encoded documents of one task, as :class:`TextEncoder` wrote them.
 
-    encoded: NDArray[np.void]
-    """(D,) of :data:`ENCODED`."""
+    Args:
+        dtype: of the tokens.
+    """
 
-    tokens: Any
-    """All tokens, end to end."""
-
-    sentences: NDArray[np.uint32]
-    """Sentence starts of all documents, each within its document."""
-
-    @classmethod
-    def open(cls, directory: Path, rank: int, dtype: np.dtype) -> TokenStore:
-        """Open what :class:`TextEncoder` wrote for task ``rank``."""
+    def __init__(self, directory: Path, rank: int, dtype: np.dtype) -> None:
         path = directory / f"{rank:05d}.tokens"
-        tokens = np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
-        sentences = np.load(directory / f"{rank:05d}.sentences.npy", mmap_mode="r")
-        return cls(read_encoded(directory, rank), tokens, sentences)
+        self.encoded = read_encoded(directory, rank)
+        """(D,) of :data:`ENCODED`."""
+        self._tokens = np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
+        self._sentences = np.load(directory / f"{rank:05d}.sentences.npy", mmap_mode="r")
+        self._words = np.load(directory / f"{rank:05d}.words.npy", mmap_mode="r")
+        num_tokens = self.encoded["tokens"].astype(np.int64)
+        self._token_ends = np.cumsum(num_tokens)
+        self._sentence_ends = np.cumsum(self.encoded["sentences"], dtype=np.int64)
+        self._word_byte_ends = np.cumsum(-(-num_tokens // 8))
+
+    def text(self, index: int) -> EncodedText:
+        """Document ``index`` of the table. All are copies: a view would keep the file of its whole task mapped."""
+        entry = self.encoded[index]
+        num_tokens = int(entry["tokens"])
+        tokens_end, sentences_end = int(self._token_ends[index]), int(self._sentence_ends[index])
+        words = np.zeros(0, np.bool_)
+        if len(self._words):
+            words_end = int(self._word_byte_ends[index])
+            words = unpack_bits(np.array(self._words[words_end - -(-num_tokens // 8) : words_end]), 0, num_tokens)
+        return EncodedText(
+            np.array(self._tokens[tokens_end - num_tokens : tokens_end]),
+            np.array(self._sentences[sentences_end - int(entry["sentences"]) : sentences_end]),
+            words,
+        )
 
 
 def read_encoded(directory: Path, rank: int) -> NDArray[np.void]:

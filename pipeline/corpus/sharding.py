@@ -20,7 +20,7 @@ from pipeline.base.files import read_json, write_json_atomically
 from pipeline.config.corpus import ShardConfig
 from pipeline.corpus.counters import TaskCounter
 from pipeline.corpus.dealing import shard_numbers, with_both_splits
-from pipeline.corpus.encoding import TokenStore, read_encoded
+from pipeline.corpus.encoding import EncodedText, TokenStore, read_encoded
 from pipeline.corpus.text_store import TextStore, read_documents, save_array
 from pipeline.shards.layout import shard_path
 from pipeline.shards.writer import ShardFacts, ShardWriter
@@ -119,16 +119,17 @@ class ShardStep(PipelineStep):
         split, number = self.dealt[rank]
         counter = TaskCounter(self.counters, rank)
         dealt = np.load(self.deal / f"{rank:05d}.npy")
-        tokens, sentences, ids = self._gather(dealt)
+        texts, ids = self._gather(dealt)
         counts = np.zeros(self.vocab_size, np.int64)
         with ShardWriter(
             shard_path(self.output, split, number), np.dtype(self.dtype), self.shards.block_tokens
         ) as writer:
-            for document, content in enumerate(tokens):
-                writer.add(ids[document], content, sentences[document] if self.shards.sentences else None)
-                counter.finish(len(content))
+            for name, text in zip(ids, texts, strict=True):
+                sentences = text.sentence_starts if self.shards.sentences else None
+                writer.add(name, text.tokens, sentences, text.word_starts if self.shards.words else None)
+                counter.finish(len(text.tokens))
                 if split == "validation":
-                    counts += np.bincount(content, minlength=self.vocab_size)
+                    counts += np.bincount(text.tokens, minlength=self.vocab_size)
             facts = writer.close()
         self.facts.mkdir(parents=True, exist_ok=True)
         if split == "validation":
@@ -137,28 +138,17 @@ class ShardStep(PipelineStep):
         self.stat_update("documents", value=len(dealt))
         yield from ()
 
-    def _gather(self, dealt: NDArray[np.void]) -> tuple[list[NDArray], list[NDArray], list[str]]:
-        """Tokens, sentence starts and ids of a shard's documents, read task by task so that few files are open.
-
-        All are copies: a view would keep the file of its whole task mapped.
-        """
-        tokens: list[NDArray] = [np.zeros(0)] * len(dealt)
-        sentences: list[NDArray] = [np.zeros(0)] * len(dealt)
-        ids = [""] * len(dealt)
+    def _gather(self, dealt: NDArray[np.void]) -> tuple[list[EncodedText], list[str]]:
+        """Tokens and ids of a shard's documents, read task by task so that few files are open."""
+        found: dict[int, tuple[EncodedText, str]] = {}
         for task in np.unique(dealt["task"]).tolist():
-            store = TokenStore.open(self.encoded, task, np.dtype(self.dtype))
+            store = TokenStore(self.encoded, task, np.dtype(self.dtype))
             texts = TextStore.open(self.texts, task)
-            token_ends = np.cumsum(store.encoded["tokens"], dtype=np.int64)
-            sentence_ends = np.cumsum(store.encoded["sentences"], dtype=np.int64)
             for place in np.flatnonzero(dealt["task"] == task).tolist():
                 index = int(dealt["index"][place])
-                entry = store.encoded[index]
-                tokens[place] = np.array(store.tokens[token_ends[index] - entry["tokens"] : token_ends[index]])
-                sentences[place] = np.array(
-                    store.sentences[sentence_ends[index] - entry["sentences"] : sentence_ends[index]]
-                )
-                ids[place] = texts.id_of(int(entry["document"]))
-        return tokens, sentences, ids
+                found[place] = store.text(index), texts.id_of(int(store.encoded["document"][index]))
+        ordered = [found[place] for place in range(len(dealt))]
+        return [text for text, _ in ordered], [name for _, name in ordered]
 
 
 def written_facts(facts: Path, dealt: Sequence[tuple[str, int]]) -> dict[str, list[ShardFacts]]:

@@ -89,6 +89,7 @@ def encoded_stage(config: CorpusConfig, workspace: Workspace, first_documents: l
         tokenizer=workspace.tokenizer,
         tokenizer_facts=workspace.tokenizer_facts,
         sentences=config.shards.sentences,
+        words=config.shards.words,
         output=workspace.encoded,
         counters=workspace.counters("encoded"),
     )

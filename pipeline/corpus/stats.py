@@ -18,9 +18,9 @@ def corpus_stats(location: str | Path) -> dict[str, Any]:
     """Facts of a corpus, local or remote, ready for JSON.
 
     Returns:
-        fingerprint, vocab_size, dtype, special_ids, drops, sources (provenance of each), unknown_tokens,
-        validation_unigram_entropy (nats), and per split: documents, tokens, shards, bytes, and the document lengths in
-        tokens (mean, shortest, longest, percentiles).
+        fingerprint, vocab_size, dtype, special_ids, has_sentences, has_words, drops, sources (provenance of each),
+        unknown_tokens, validation_unigram_entropy (nats), and per split: documents, tokens, shards, bytes, and the
+        document lengths in tokens (mean, shortest, longest, percentiles).
 
     Raises:
         UserError: no corpus there, or a damaged manifest or index.
@@ -34,6 +34,8 @@ def corpus_stats(location: str | Path) -> dict[str, Any]:
         "vocab_size": manifest.vocab_size,
         "dtype": manifest.dtype,
         "special_ids": dict(manifest.special_ids),
+        "has_sentences": manifest.has_sentences,
+        "has_words": manifest.has_words,
         "splits": {split: _split_stats(files, split, manifest) for split in manifest.splits},
         "sources": [dict(source) for source in manifest.sources],
         "drops": dict(manifest.drops),
@@ -68,7 +70,9 @@ def _split_stats(files: CorpusFiles, split: str, manifest: Manifest) -> dict[str
 def stats_lines(stats: dict[str, Any]) -> list[str]:
     """The facts of :func:`corpus_stats` for people."""
     lines = [
-        f"{stats['directory']}: {stats['vocab_size']:,} ids ({stats['dtype']}), fingerprint {stats['fingerprint'][:16]}"
+        f"{stats['directory']}: {stats['vocab_size']:,} ids ({stats['dtype']}), "
+        f"fingerprint {stats['fingerprint'][:16]}",
+        f"  sentence starts: {_yes(stats['has_sentences'])}, word starts: {_yes(stats['has_words'])}",
     ]
     for split, facts in stats["splits"].items():
         lines.append(
@@ -95,3 +99,7 @@ def stats_lines(stats: dict[str, Any]) -> list[str]:
     if stats["validation_unigram_entropy"]:
         lines.append(f"  unigram entropy of the validation tokens: {stats['validation_unigram_entropy']:.4f} nats")
     return lines
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"

@@ -175,6 +175,7 @@ def test_stats(built: Any) -> None:
     assert json.loads(json.dumps(stats))["fingerprint"] == summary.fingerprint
     text = "\n".join(stats_lines(stats))
     assert "source packed (jsonl" in text
+    assert "sentence starts: yes, word starts: yes" in text
     assert "unigram entropy of the validation tokens" in text
 
 

@@ -43,13 +43,17 @@ def test_pieces_give_the_tokens_of_the_whole_text(backend: Any) -> None:
         text = random_text(generator) if number % 2 else clean_text(random_text(generator)) or "x"
         pieces = pieces_of(text, 5)
         assert "".join(pieces) == text
-        [(tokens, _)] = encode_texts(backend, [text], 5, sentences=False)
-        assert tokens.tolist() == backend.encode(text, add_special_tokens=False).ids
+        [found] = encode_texts(backend, [text], 5, sentences=False, words=True)
+        [whole] = encode_texts(backend, [text], 1 << 20, sentences=False, words=True)
+        assert found.tokens.tolist() == backend.encode(text, add_special_tokens=False).ids
+        np.testing.assert_array_equal(found.word_starts, whole.word_starts)
 
 
 def test_sentences_start_where_their_text_starts(backend: Any) -> None:
     text = SENTENCES
-    [(tokens, starts)] = encode_texts(backend, [text], 20, sentences=True)
+    [encoded] = encode_texts(backend, [text], 20, sentences=True, words=False)
+    tokens, starts = encoded.tokens, encoded.sentence_starts
+    assert len(encoded.word_starts) == 0
     characters = sentence_starts(text)
     assert len(starts) == len(characters) == 5
     ends = [*starts[1:], len(tokens)]
@@ -60,9 +64,10 @@ def test_sentences_start_where_their_text_starts(backend: Any) -> None:
 
 def test_many_texts_keep_their_order(backend: Any) -> None:
     texts = make_texts(20, seed=3)
-    found = list(encode_texts(backend, texts, 30, sentences=True))
-    for text, (tokens, starts) in zip(texts, found, strict=True):
+    for text, found in zip(texts, encode_texts(backend, texts, 30, sentences=True, words=True), strict=True):
+        tokens, starts = found.tokens, found.sentence_starts
         assert tokens.tolist() == backend.encode(text, add_special_tokens=False).ids
+        assert len(found.word_starts) == len(tokens)
         assert starts[0] == 0
         assert (np.diff(starts) > 0).all()
         assert starts[-1] < len(tokens)
@@ -91,5 +96,5 @@ def test_tokenizers_that_change_the_ends_of_a_text_are_cut_rarely() -> None:
 
 def test_a_text_may_have_no_tokens(tmp_path: Path) -> None:
     make_tokenizer(STYLES["bert"], lambda: iter(make_texts(20)), tmp_path / "tokenizer", tmp_path / "facts.json")
-    [(tokens, starts)] = encode_texts(encoder(tmp_path / "tokenizer"), ["\u200d"], 100, sentences=True)
-    assert len(tokens) == len(starts) == 0
+    [found] = encode_texts(encoder(tmp_path / "tokenizer"), ["\u200d"], 100, sentences=True, words=True)
+    assert len(found.tokens) == len(found.sentence_starts) == len(found.word_starts) == 0
