@@ -98,7 +98,9 @@ def test_what_a_killed_process_left_is_counted_and_evicted(tmp_path: Path) -> No
 
 def test_a_file_larger_than_the_cache_says_so(tmp_path: Path) -> None:
     cache = make_cache(tmp_path)
-    with pytest.raises(UserError, match=r"big\.tar\.abababababababab has 20000 bytes.*may hold 10000.*data\.cache\.gig"):
+    with pytest.raises(
+        UserError, match=r"big\.tar\.abababababababab has 20000 bytes.*may hold 10000.*data\.cache\.gig"
+    ):
         put(cache, "big.tar", 20_000)
 
 
