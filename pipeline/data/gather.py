@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.pieces import ENDS_DOCUMENT, SECOND_PART, from_integers, has_flag
+from pipeline.data.pieces import ENDS_DOCUMENT, SECOND_PART, has_flag
 from pipeline.data.rows import NO_PAIR, PER_ROW, PER_SEGMENT, RowFormat, Rows
 
 WordStarts = Callable[[int, int], NDArray[np.bool_]]
@@ -85,7 +85,8 @@ def place_pieces(pieces: NDArray[np.void], row: NDArray[np.int64], num_rows: int
 
 
 def gather_rows(
-    pieces_of_rows: Sequence[NDArray[np.int64]],
+    pieces: NDArray[np.void],
+    counts: NDArray[np.int64],
     tokens_of_rows: Sequence[NDArray[np.unsignedinteger]],
     *,
     row_numbers: NDArray[np.int64],
@@ -99,7 +100,8 @@ def gather_rows(
     """Build rows.
 
     Args:
-        pieces_of_rows: R arrays made by ``pieces.as_integers``, one row's pieces each; a row without any is padding.
+        pieces: row after row, (P,) of ``pieces.PIECE``.
+        counts: pieces of every row, (R,); a row without any is padding.
         tokens_of_rows: R flat token arrays: that of the shard every row comes from.
         row_numbers, epoch, shard, source: of every row, (R,).
         first_document: documents of the split before the shard of every row, (R,).
@@ -107,9 +109,7 @@ def gather_rows(
             filled.
     """
     num_rows, length = len(row_numbers), row_format.sequence_length
-    counts = np.array([len(pieces) for pieces in pieces_of_rows], np.int64)
     row = np.repeat(np.arange(num_rows), counts)  # (P,)
-    pieces = from_integers(pieces_of_rows)
     slots = place_pieces(pieces, row, num_rows, row_format)
 
     first_token = row * length + slots.first_token  # (P,)
@@ -154,7 +154,8 @@ def _copy_tokens(
     ``join`` copies the views of all pieces, and views of padding for the gaps between them, in one pass over memory,
     several times faster than an assignment of slices a piece.
     """
-    dtypes = {flat.dtype for flat, count in zip(tokens_of_rows, counts.tolist(), strict=True) if count}
+    maps = {id(flat): flat for flat in tokens_of_rows}
+    dtypes = {flat.dtype for flat in maps.values()}
     if len(dtypes) > 1:
         raise ValueError(f"rows of shards with different token types: {sorted(map(str, dtypes))}")
     dtype = dtypes.pop() if dtypes else np.dtype(np.uint16)
@@ -164,8 +165,8 @@ def _copy_tokens(
     padding = np.full(int(gap.max()), pad_id, dtype).data
     gaps = gap.tolist()
     padding_of = {size: padding[:size] for size in set(gaps)}
-    views = {id(flat): flat.data for flat in tokens_of_rows}
-    view_of_rows = [views[id(flat)] for flat in tokens_of_rows]
+    views = {name: flat.data for name, flat in maps.items()}
+    view_of_rows = map(views.__getitem__, map(id, tokens_of_rows))
     view_of_pieces = chain.from_iterable(map(repeat, view_of_rows, counts.tolist()))
     parts: list[memoryview] = [padding] * (2 * len(pieces) + 1)
     parts[0::2] = map(padding_of.__getitem__, gaps)
