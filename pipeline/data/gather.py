@@ -159,7 +159,7 @@ def _copy_tokens(
     if len(dtypes) > 1:
         raise ValueError(f"rows of shards with different token types: {sorted(map(str, dtypes))}")
     dtype = dtypes.pop() if dtypes else np.dtype(np.uint16)
-    item, length = pieces["item"], pieces["length"]
+    item, length = pieces["item"].astype(np.int64), pieces["length"].astype(np.int64)
     gap = np.append(first_token, num_slots)  # (P+1,) slots before every piece, and behind the last
     gap[1:] -= first_token + length
     padding = np.full(int(gap.max()), pad_id, dtype).data

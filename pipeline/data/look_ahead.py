@@ -13,6 +13,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.data.windows import WindowName
 from pipeline.shards.layout import shard_name
 
@@ -28,6 +31,10 @@ _URGENT_STEPS: Final = 2
 _EXPIRY_STEPS: Final = 64
 """A window that no step has asked for so long has been left."""
 
+_SOURCE_SHIFT: Final = 52
+_EPOCH_SHIFT: Final = 24
+"""Source, epoch and window (there are fewer than rows a permutation can order) in one integer."""
+
 _Wanted = tuple[int, int, WindowName]
 """(number of the phase, source, window)."""
 
@@ -42,6 +49,8 @@ class LookAhead:
         self._place = (0, 1)
         self._wanted: OrderedDict[_Wanted, int] = OrderedDict()
         self._expired_at = 0
+        self._seen: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._seen_phase = 0
 
     def after(self, steps: Sequence[int], rank: int, world_size: int) -> None:
         """Called with the steps that have just been planned: look further, plan a little."""
@@ -67,6 +76,7 @@ class LookAhead:
             for windows in phase.windows:
                 windows.forget_steps()
         self._wanted.clear()
+        self._seen = np.zeros(0, np.int64)
         self._seen_until = self._next_step or 0
 
     def _see(self, until: int) -> None:
@@ -80,13 +90,17 @@ class LookAhead:
             numbers = stream.slots(step, *self._place)
             found = phase.places(numbers)
             window, _ = stream.window_places(phase, found.source, found.places.epoch, found.places.position)
-            names = zip(found.source.tolist(), found.places.epoch.tolist(), window.tolist(), strict=True)
-            for source, epoch, number in names:
-                name = (epoch, number)
+            if phase.number != self._seen_phase:  # the same numbers name other windows
+                self._seen, self._seen_phase = np.zeros(0, np.int64), phase.number
+            keys = np.unique((found.source << _SOURCE_SHIFT) | (found.places.epoch << _EPOCH_SHIFT) | window)
+            for key in keys[~np.isin(keys, self._seen)].tolist():
+                source, rest = divmod(key, 1 << _SOURCE_SHIFT)
+                name = divmod(rest, 1 << _EPOCH_SHIFT)
                 if name not in phase.windows[source]:
                     wanted = (phase.number, source, name)
                     added |= wanted not in self._wanted
                     self._wanted.setdefault(wanted, step)
+            self._seen = keys
             self._seen_until = step + 1
         if added:
             self._fetch()

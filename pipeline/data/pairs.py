@@ -176,7 +176,7 @@ def plan(
             column[:, swapped] = column[::-1, swapped]
     document, offset, length = (column[:, item].T.ravel() for column in columns)  # (2I,)
     pieces = make_pieces(shard.documents, (document, offset, length))
-    pieces["block_and_flags"][1::2] |= np.uint32(SECOND_PART)
+    pieces["flags"][1::2] |= np.uint16(SECOND_PART)
     chunk_border = np.concatenate([[0], np.cumsum(counts)])  # (R+1,)
     pieces_before = np.concatenate([[0], np.cumsum(1 + (second[item] > 0))])  # (I+1,)
     return ShardPlan(pieces=pieces[length > 0], first_piece=pieces_before[chunk_border])

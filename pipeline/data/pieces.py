@@ -1,6 +1,6 @@
 """Pieces: which tokens of which document stand in which row of a shard. The common product of all packings.
 
-Letters: D documents of a shard, N sentences, B blocks, R rows of a shard, K pieces.
+Letters: D documents of a shard, N sentences, R rows of a shard, K pieces.
 """
 
 from __future__ import annotations
@@ -12,19 +12,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-PIECE: Final = np.dtype(
-    [("item", "<i8"), ("document", "<u4"), ("offset", "<u4"), ("length", "<u4"), ("block_and_flags", "<u4")]
-)
-"""``length`` tokens of ``document`` (of its shard) from token ``offset``. ``item``, the first one's place in the flat
-array over the shard's tar, and its block, the bits above the flags, are filled in by :func:`locate`."""
+PIECE: Final = np.dtype([("item", "<u4"), ("document", "<u4"), ("offset", "<u4"), ("length", "<u2"), ("flags", "<u2")])
+"""``length`` tokens of ``document`` (of its shard) from token ``offset``; ``item``, the first one's place in the flat array
+over the shard's tar, is filled in by :func:`locate`. 16 bytes, since the plans of hundreds of shards are kept at a time."""
 
 ENDS_DOCUMENT: Final = 1
 """Flag: the piece is the last of its document."""
 
 SECOND_PART: Final = 2
 """Flag: the piece is the second part of the segment that the piece before it begins."""
-
-_FLAG_BITS: Final = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,27 +71,22 @@ def make_pieces(
         part["document"] = document
         part["offset"] = offset
         part["length"] = length
-        part["block_and_flags"][offset + length == document_lengths[document]] = ENDS_DOCUMENT
+        part["flags"][offset + length == document_lengths[document]] = ENDS_DOCUMENT
     return pieces
 
 
-def locate(pieces: NDArray[np.void], starts: NDArray[np.int64], first_documents: NDArray[np.integer]) -> None:
+def locate(pieces: NDArray[np.void], starts: NDArray[np.int64]) -> None:
     """Fill in where the tokens of a plan's pieces lie.
 
     Args:
         pieces: (K,) of :data:`PIECE`, changed in place.
-        starts: first item of every document, (D,).
-        first_documents: first document of every block, (B,).
+        starts: first item of every document, below 2**32, (D,).
     """
-    document = pieces["document"]
-    pieces["item"] = starts[document] + pieces["offset"]
-    documents_of_block = np.diff(np.append(first_documents.astype(np.int64), len(starts)))
-    block = np.repeat(np.arange(len(first_documents), dtype=np.uint32), documents_of_block)  # (D,)
-    pieces["block_and_flags"] |= block[document] << np.uint32(_FLAG_BITS)
+    pieces["item"] = starts[pieces["document"]] + pieces["offset"]
 
 
 def as_integers(pieces: NDArray[np.void]) -> NDArray[np.int64]:
-    """The bytes of pieces (K,) as int64 (K, 3): NumPy joins many small arrays of plain numbers far faster."""
+    """The bytes of pieces (K,) as int64 (K, 2): NumPy joins many small arrays of plain numbers far faster."""
     return pieces.view(np.int64).reshape(-1, PIECE.itemsize // 8)
 
 
@@ -105,14 +96,9 @@ def from_integers(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.void]:
     return joined.reshape(-1).view(PIECE)
 
 
-def blocks_of(pieces: NDArray[np.void]) -> NDArray[np.int64]:
-    """Block of its shard's tar that every piece lies in, (K,)."""
-    return (pieces["block_and_flags"] >> np.uint32(_FLAG_BITS)).astype(np.int64)
-
-
 def has_flag(pieces: NDArray[np.void], flag: int) -> NDArray[np.bool_]:
     """Whether :data:`ENDS_DOCUMENT` or :data:`SECOND_PART` holds for every piece, (K,)."""
-    return (pieces["block_and_flags"] & np.uint32(flag)) != 0
+    return (pieces["flags"] & np.uint16(flag)) != 0
 
 
 def is_kept(pieces: NDArray[np.void], excluded: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from pipeline.data.look_ahead import LookAhead
 from pipeline.data.order import rank_slice, slot_order
 from pipeline.data.packing import find_packing
 from pipeline.data.phase import Phase
-from pipeline.data.pieces import PIECE, blocks_of, from_integers, is_kept
+from pipeline.data.pieces import from_integers, is_kept
 from pipeline.data.row_format import RowKind, row_format
 from pipeline.data.rows import RowFormat, Rows
 from pipeline.data.source import OpenSource, Source
 from pipeline.shards.files import CorpusFiles, corpus_files
 from pipeline.shards.manifest import read_manifest
+from pipeline.shards.reader import Shard
 
 _SPARE_SHARDS = 32
 
@@ -262,15 +263,13 @@ class RowStream:
         shard = np.empty(len(numbers), np.int64)
         asked = list(zip(found.source.tolist(), epoch.tolist(), window.tolist(), place.tolist(), strict=True))
         last = None
-        # Window by window, so that a batch over more windows than are kept plans each of them once.
-        for row in np.lexsort((window, epoch, found.source)).tolist():
+        # Window by window, so that a batch over more windows than are kept plans each of them once; in one, by place.
+        for row in np.lexsort((place, window, epoch, found.source)).tolist():
             source, one, number, at = asked[row]
             if (source, one, number) != last:
                 last = (source, one, number)
-                planned = phase.windows[source].window((one, number), step)
-                borders = planned.first_piece
-            pieces[row] = planned.pieces[borders[at] : borders[at + 1]]
-            shard[row] = planned.shard[at]
+                planned = phase.windows[source].window((one, number), at, step)
+            pieces[row], shard[row] = planned.row(at)
         return Planned(numbers, epoch, found.source, shard, pieces)
 
     @staticmethod
@@ -292,44 +291,45 @@ class RowStream:
         names = list(zip(planned.source.tolist(), planned.shard.tolist(), strict=True))
         self._look_ahead.fetch_now(names)
         shards = {name: self.sources[name[0]].shard(name[1]) for name in set(names)}
-        pieces = self._without_excluded(planned, names) if self._exclusions else planned.pieces
-        self._check_blocks(pieces, names, shards)
-        first_document = np.array(
-            [self._first_documents[source] + self.sources[source].first_document[shard] for source, shard in names],
-            np.int64,
-        )
+        pieces = from_integers(planned.pieces)  # (P,)
+        counts = np.array([len(of_row) for of_row in planned.pieces], np.int64)  # (R,)
+        if self._exclusions:
+            pieces, counts = self._without_excluded(planned.numbers, names, pieces, counts)
+        _check_blocks(names, shards, pieces, counts)
+        first_document = {
+            (source, shard): self._first_documents[source] + self.sources[source].first_document[shard]
+            for source, shard in shards
+        }
         return gather_rows(
             pieces,
+            counts,
             [shards[name].tokens for name in names],
             row_numbers=planned.numbers,
             epoch=planned.epoch,
             shard=planned.shard,
             source=planned.source,
-            first_document=first_document,
+            first_document=np.array([first_document[name] for name in names], np.int64),
             row_format=phase.row_format,
             words_of_rows=[shards[name].word_starts for name in names] if self.words else None,
         )
 
-    def _check_blocks(
-        self, pieces: list[NDArray[np.int64]], names: list[tuple[int, int]], shards: dict[tuple[int, int], Any]
-    ) -> None:
-        """Let every shard verify the blocks that are about to be read."""
-        by_shard: dict[tuple[int, int], list[NDArray[np.int64]]] = {}
-        for name, of_row in zip(names, pieces, strict=True):
-            by_shard.setdefault(name, []).append(of_row)
-        for name, parts in by_shard.items():
-            if not shards[name].is_checked:
-                shards[name].check_blocks(blocks_of(from_integers(parts)))
-
-    def _without_excluded(self, planned: Planned, names: list[tuple[int, int]]) -> list[NDArray[np.int64]]:
-        kept = list(planned.pieces)
+    def _without_excluded(
+        self,
+        numbers: NDArray[np.int64],
+        names: list[tuple[int, int]],
+        pieces: NDArray[np.void],
+        counts: NDArray[np.int64],
+    ) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+        """Pieces (P,) of rows and their counts (R,) without those of documents that are left out."""
+        kept = np.ones(len(pieces), np.bool_)
+        ends = np.cumsum(counts).tolist()
         for row, (source, shard) in enumerate(names):
             first_step = self._exclusions.of_shard(self.sources[source], shard)
             if first_step is not None:
-                step = self.stages.step_of_row(int(planned.numbers[row]))
-                pieces = kept[row].reshape(-1).view(PIECE)
-                kept[row] = kept[row][is_kept(pieces, first_step <= step)]
-        return kept
+                own = slice(ends[row] - int(counts[row]), ends[row])
+                kept[own] = is_kept(pieces[own], first_step <= self.stages.step_of_row(int(numbers[row])))
+        row_of_piece = np.repeat(np.arange(len(counts)), counts)  # (P,)
+        return pieces[kept], np.bincount(row_of_piece[kept], minlength=len(counts))
 
     def left_out_from(self, source: int, shard: int, document: int) -> int:
         """First step without a document, given by its number in its shard; ``exclusion.NEVER`` if it stays."""
@@ -384,6 +384,26 @@ class RowStream:
         return hashlib.sha256(json.dumps(self.settings_before(step), sort_keys=True).encode()).hexdigest()
 
 
+def _check_blocks(
+    names: list[tuple[int, int]],
+    shards: Mapping[tuple[int, int], Shard],
+    pieces: NDArray[np.void],
+    counts: NDArray[np.int64],
+) -> None:
+    """Let every shard verify the blocks that are about to be read."""
+    unchecked = {name for name, shard in shards.items() if not shard.is_checked}
+    if not unchecked:
+        return
+    ends = np.cumsum(counts).tolist()
+    documents: dict[tuple[int, int], list[NDArray[np.uint32]]] = {}
+    for name, end, count in zip(names, ends, counts.tolist(), strict=True):
+        if name in unchecked:
+            documents.setdefault(name, []).append(pieces["document"][end - count : end])
+    for name, parts in documents.items():
+        shard = shards[name]
+        shard.check_blocks(shard.index.block_of(np.concatenate(parts)))
+
+
 def _check_tokenizers(sources: Sequence[Source]) -> None:
     first = sources[0]
     for source in sources[1:]:
@@ -400,7 +420,8 @@ def _check_words(sources: Sequence[OpenSource]) -> None:
         if not source.manifest.has_words:
             raise UserError(
                 f"objective.masking masks whole words, and the corpus {source.files.location} does not say where words "
-                "begin. Build it with `shards.words: true`, or set objective.masking to token."
+                "begin. Build it from text with `shards.words: true` (an import knows the words of WordPiece only), or "
+                "set objective.masking to token."
             )
 
 

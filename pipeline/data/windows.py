@@ -32,14 +32,32 @@ _SPARE_SHARDS: Final = 32
 class Window:
     """A window of an epoch, in the order in which its lane reads it."""
 
+    first_place: int
+    """Place of the first row that is kept: those that have been read are given up as the lane moves on."""
+
     first_piece: NDArray[np.uint32]
-    """First piece of the row at every place, then K, (R+1,)."""
+    """First piece of the row at every kept place, then K, (R+1,)."""
 
     pieces: NDArray[np.int64]
-    """Pieces with their places in the tars, as plain integers: see ``pieces.as_integers``, (K, 3)."""
+    """Pieces with their places in the tars, made by ``pieces.as_integers``, (K, 2)."""
 
     shard: NDArray[np.uint32]
-    """Shard of the row at every place, (R,)."""
+    """Shard of the row at every kept place, (R,); of a window of one shard, (1,)."""
+
+    def row(self, place: int) -> tuple[NDArray[np.int64], int]:
+        """Pieces and shard of the row at a place."""
+        at = place - self.first_place
+        begin, end = self.first_piece[at], self.first_piece[at + 1]
+        return self.pieces[begin:end], int(self.shard[at if len(self.shard) > 1 else 0])
+
+    def without_read(self, place: int) -> Window:
+        """The window from ``place`` on, where that frees more than half of it."""
+        read = place - self.first_place
+        if 2 * read < len(self.first_piece):
+            return self
+        begin = self.first_piece[read]
+        shard = self.shard if len(self.shard) == 1 else self.shard[read:].copy()
+        return Window(place, self.first_piece[read:] - begin, self.pieces[begin:].copy(), shard)
 
 
 class Windows:
@@ -55,31 +73,36 @@ class Windows:
         self.capacity = 2 * order.lanes + max(2, _SPARE_SHARDS // order.window_shards)
         self._planned: dict[WindowName, Window] = {}
         self._last_step: dict[WindowName, int] = {}
+        self._place: dict[WindowName, int] = {}
         self._begun: dict[WindowName, list[tuple[NDArray[np.int64], NDArray[np.int64]]]] = {}
 
     def __contains__(self, name: WindowName) -> bool:
         return name in self._planned
 
-    def window(self, name: WindowName, step: int) -> Window:
-        """A window that ``step`` reads, planned now if it has not been."""
-        if name in self._planned:
-            self._last_step[name] = max(step, self._last_step[name])
-            return self._planned[name]
-        return self._keep(name, self._plan(name), step)
+    def window(self, name: WindowName, place: int, step: int) -> Window:
+        """A window of which ``step`` reads the rows from ``place`` on, planned now if it has not been."""
+        found = self._planned.get(name)
+        if found is None or place < found.first_place:
+            return self._keep(name, self._plan(name).without_read(place), step)
+        self._last_step[name] = max(step, self._last_step[name])
+        self._place[name] = place
+        return found
 
     def _keep(self, name: WindowName, window: Window, step: int) -> Window:
-        self._planned[name], self._last_step[name] = window, step
+        self._planned[name], self._last_step[name], self._place[name] = window, step, 0
         if len(self._planned) > self.capacity:
             self._drop(min(self._last_step, key=self._last_step.__getitem__))
         return window
 
     def _drop(self, name: WindowName) -> None:
-        del self._planned[name], self._last_step[name]
+        del self._planned[name], self._last_step[name], self._place[name]
 
     def expire(self, step: int) -> None:
-        """Drop the windows that no step from ``step`` on has asked for."""
+        """Drop the windows that no step from ``step`` on has asked for, and of the others what has been read."""
         for name in [name for name, last in self._last_step.items() if last < step]:
             self._drop(name)
+        for name, window in self._planned.items():
+            self._planned[name] = window.without_read(self._place[name])
 
     def forget_steps(self) -> None:
         """The steps begin anew elsewhere: what is planned stays as long as there is room."""
@@ -112,20 +135,22 @@ class Windows:
         # Packed rows, shard after shard; the keyed order then says which of them stands at every place.
         num_pieces = np.cumsum([0, *(len(pieces) for pieces, _ in done)]).tolist()
         first = np.concatenate([borders[:-1] + shift for (_, borders), shift in zip(done, num_pieces, strict=False)])
-        counts = np.concatenate([np.diff(borders) for _, borders in done])
-        shard = np.repeat(np.array(shards, np.uint32), [len(borders) - 1 for _, borders in done])
         row_at = self.order.window_rows(epoch, window, len(first))
-        counts = counts[row_at]
+        counts = np.concatenate([np.diff(borders) for _, borders in done])[row_at]
         begin = np.concatenate([[0], np.cumsum(counts)])  # (R+1,)
-        moved = np.repeat(first[row_at] - begin[:-1], counts) + np.arange(begin[-1])  # (K,)
+        moved = np.repeat(first[row_at] - begin[:-1], counts)  # (K,)
+        moved += np.arange(len(moved))
+        shard = np.array(shards, np.uint32)
+        if len(shards) > 1:
+            shard = np.repeat(shard, [len(borders) - 1 for _, borders in done])[row_at]
         pieces = done[0][0] if len(done) == 1 else np.concatenate([pieces for pieces, _ in done])
-        return Window(begin.astype(np.uint32), pieces[moved], shard[row_at])
+        return Window(0, begin.astype(np.uint32), np.take(pieces, moved, axis=0), shard)
 
     def plan_shard(self, epoch: int, shard: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The packed rows of a shard in an epoch.
 
         Returns:
-            pieces as plain integers, (K, 3), and the first piece of every row, then K.
+            pieces made by ``pieces.as_integers``, (K, 2), and the first piece of every row, then K.
 
         Raises:
             UserError: the index is damaged, or does not fit the row table.
@@ -145,5 +170,5 @@ class Windows:
                 f"{expected}: the table under {self.source.files.describe('rows')} is of another corpus or damaged. "
                 "Delete that folder; it is made again."
             )
-        locate(plan.pieces, index.starts, index.blocks["first_document"])
+        locate(plan.pieces, index.starts)
         return as_integers(plan.pieces), plan.first_piece

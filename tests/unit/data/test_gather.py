@@ -17,7 +17,7 @@ from pipeline.data.pieces import (
     SECOND_PART,
     ShardLengths,
     as_integers,
-    blocks_of,
+    from_integers,
     has_flag,
     is_kept,
     locate,
@@ -83,13 +83,14 @@ def make_shard(seed: int, num_documents: int = 40, dtype: type = np.uint16) -> F
 def plan_rows(shard: FakeShard, packing: str, form: RowFormat, seed: int) -> list[np.ndarray]:
     """Located pieces of every row of the shard."""
     plan = PACKINGS[packing].plan(shard.lengths, form, key(seed, 1), key(seed, 2))
-    locate(plan.pieces, shard.starts, shard.first_documents)
+    locate(plan.pieces, shard.starts)
     return [plan.pieces[begin:end] for begin, end in zip(plan.first_piece[:-1], plan.first_piece[1:], strict=True)]
 
 
 def gather(shards: list[FakeShard], number: np.ndarray, rows: list[np.ndarray], form: RowFormat, words=False) -> Rows:
     return gather_rows(
-        [as_integers(pieces) for pieces in rows],
+        np.concatenate([np.zeros(0, PIECE), *rows]),
+        np.array([len(pieces) for pieces in rows], np.int64),
         [shards[one].flat for one in number],
         row_numbers=np.arange(len(rows)) + 7,
         epoch=np.zeros(len(rows), np.int64),
@@ -175,21 +176,22 @@ def test_pairs_name_both_parts(packing: str) -> None:
     assert set(labels) == ({0} if packing == "pairs" else {0, 1})
 
 
-def test_pieces_know_their_block_and_the_flags_stay() -> None:
+def test_pieces_know_where_documents_end_and_second_parts_begin() -> None:
     shard = make_shard(2)
     for packing, form in CASES:
-        pieces = np.concatenate(plan_rows(shard, packing, form, 1))
-        expected = np.searchsorted(shard.first_documents, pieces["document"], side="right") - 1
-        np.testing.assert_array_equal(blocks_of(pieces), expected)
+        rows = plan_rows(shard, packing, form, 1)
+        pieces = np.concatenate(rows)
         ends = pieces["offset"] + pieces["length"] == shard.lengths.documents[pieces["document"]]
         np.testing.assert_array_equal(has_flag(pieces, ENDS_DOCUMENT), ends)
         assert has_flag(pieces, SECOND_PART).any() == (form is PAIRS)
+        found = from_integers([as_integers(of_row) for of_row in rows])
+        np.testing.assert_array_equal(found, pieces)
 
 
 def test_a_pair_with_an_excluded_part_goes_whole() -> None:
     pieces = np.zeros(5, PIECE)
     pieces["document"] = [0, 1, 2, 3, 4]
-    pieces["block_and_flags"][[1, 3]] = SECOND_PART
+    pieces["flags"][[1, 3]] = SECOND_PART
     for document, kept in ((0, [2, 3, 4]), (1, [2, 3, 4]), (3, [0, 1, 4]), (4, [0, 1, 2, 3])):
         assert np.flatnonzero(is_kept(pieces, np.arange(5) == document)).tolist() == kept
 
