@@ -52,8 +52,8 @@ def deal_source(source: TokenSource, split: str, keeps_split: bool, shards: Shar
         keys.append(np.array([id_keys(document_id, IMPORT_SEED)[0] for document_id in ids], np.uint64))
         lengths.append(sizes)
     split_keys, tokens = np.concatenate(keys), np.concatenate(lengths)
-    validation = np.full(len(tokens), split == "validation")
-    if not keeps_split:
+    validation = np.full(len(tokens), keeps_split and split == "validation")
+    if not keeps_split and len(tokens) > 1:
         validation = with_both_splits(split_keys, shards.validation_share)
     shard = np.zeros(len(tokens), np.int64)
     for chosen in (validation, ~validation):
@@ -65,22 +65,29 @@ def deal_source(source: TokenSource, split: str, keeps_split: bool, shards: Shar
 class SplitWriter:
     """The shards of one of our splits, one after the other."""
 
-    def __init__(self, directory: Path, split: str, dtype: np.dtype, block_tokens: int) -> None:
+    def __init__(self, directory: Path, split: str, dtype: np.dtype, shards: ShardConfig) -> None:
         self.directory = directory
         self.split = split
         self.dtype = dtype
-        self.block_tokens = block_tokens
+        self.shards = shards
         self.facts: list[ShardFacts] = []
         self._writer: ShardWriter | None = None
         self._shard = -1
 
     def of_shard(self, shard: int) -> ShardWriter:
-        """The writer of a shard of the deal; those whose documents are all empty are left out of the numbering."""
-        if self._writer is None or shard != self._shard:
+        """The writer of a shard of the deal.
+
+        Shards whose documents are all empty are left out of the numbering, and one that a cut document overfills is
+        continued by another.
+        """
+        if self._writer is None or shard != self._shard or self._is_overfull(self._writer):
             self._finish()
             path = shard_path(self.directory, self.split, len(self.facts))
-            self._writer, self._shard = ShardWriter(path, self.dtype, self.block_tokens), shard
+            self._writer, self._shard = ShardWriter(path, self.dtype, self.shards.block_tokens), shard
         return self._writer
+
+    def _is_overfull(self, writer: ShardWriter) -> bool:
+        return writer.num_tokens > self.shards.tokens or writer.num_documents > self.shards.documents
 
     def _finish(self) -> None:
         if self._writer is not None:

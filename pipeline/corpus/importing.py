@@ -154,9 +154,7 @@ class _Import:
         with ExitStack() as stack:
             stack.enter_context(stage)
             writers = [
-                stack.enter_context(
-                    SplitWriter(self.directory, split, token_dtype(ids.vocab_size), self.shards.block_tokens)
-                )
+                stack.enter_context(SplitWriter(self.directory, split, token_dtype(ids.vocab_size), self.shards))
                 for split in ("train", "validation")
             ]
             for split, source in self.foreign.sources.items():
@@ -164,8 +162,7 @@ class _Import:
                 for batch in source.batches():
                     pieces = strip(batch, ids, source.cuts_at_eod)
                     self._count(self.counts[split], batch, pieces, ids)
-                    words = None if ids.begins_word is None else ids.begins_word[batch.tokens]
-                    self._write_batch(batch, pieces, words, deals[split], first, writers)
+                    self._write_batch(batch, pieces, ids, deals[split], first, writers)
                     first += len(batch.ids)
                     counter.finish(len(batch.tokens))
         return {writer.split: writer.facts for writer in writers}
@@ -174,7 +171,7 @@ class _Import:
         self,
         batch: TokenBatch,
         pieces: Pieces,
-        words: NDArray[np.bool_] | None,
+        ids: IdFacts,
         deal: Deal,
         first: int,
         writers: Sequence[SplitWriter],
@@ -192,11 +189,11 @@ class _Import:
         ):
             tokens = batch.tokens[begin:end]
             starts = sentence_starts(batch, begin, end) if self.has_sentences else None
-            of_words = None
-            if words is not None:
-                of_words = words[begin:end]
-                of_words[0] = True
-            writers[is_validation].of_shard(number).add(name, tokens, starts, of_words)
+            words = None
+            if ids.begins_word is not None:
+                words = ids.begins_word[tokens]
+                words[0] = True
+            writers[is_validation].of_shard(number).add(name, tokens, starts, words)
             if is_validation:
                 self.validation_counts += np.bincount(tokens, minlength=len(self.validation_counts))
 
@@ -257,7 +254,7 @@ class _Import:
         if total["cuts"]:
             notes.append(f"documents were cut at an end-of-document id inside: {total['cuts']:,} times")
         if not has_words:
-            notes.append("no word starts: token ids of this tokenizer do not tell them, so whole-word masking is off")
+            notes.append("no word starts (token ids of this tokenizer do not tell them): no whole-word or span masking")
         return notes
 
 

@@ -1,6 +1,7 @@
 """Special ids out of foreign documents: our shards hold none, rows add them.
 
-Pure functions. Letters: D documents of a batch, P pieces (what is left of the documents), T tokens of a batch.
+Pure functions. Letters: D documents of a batch, T tokens of a batch, R runs of special ids, P pieces (what is left of
+the documents).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import read_json
-from pipeline.corpus.token_source import TokenBatch
+from pipeline.corpus.token_source import BATCH_TOKENS, TokenBatch
 from pipeline.corpus.tokenizer import TokenizerFacts
 
 
@@ -102,39 +103,57 @@ def strip(batch: TokenBatch, facts: IdFacts, cuts_at_eod: bool) -> Pieces:
         UserError: an id outside the vocabulary, or a special id inside a document; names document and position.
     """
     _check_range(batch, facts.vocab_size)
-    text = np.flatnonzero(~facts.is_mark[batch.tokens])
-    first = np.searchsorted(text, batch.borders[:-1])
-    last = np.searchsorted(text, batch.borders[1:])
-    document = np.flatnonzero(first < last)
-    begin, end = text[first[document]], text[last[document] - 1] + 1
-    num_marks = len(batch.tokens) - len(text)
-    broken = np.flatnonzero(end - begin != last[document] - first[document])
-    if not len(broken):
-        return Pieces(document, begin, end, num_marks, 0)
-    marks = [_marks_inside(batch, facts, cuts_at_eod, int(document[i]), int(begin[i]), int(end[i])) for i in broken]
-    # The text after every mark: a run of marks has one, so it is one cut.
-    after = np.unique(np.searchsorted(text, np.concatenate(marks)))
-    begin = np.sort(np.append(begin, text[after]))
-    end = np.sort(np.append(end, text[after - 1] + 1))
-    document = np.searchsorted(batch.borders, begin, side="right") - 1
-    return Pieces(document, begin, end, num_marks, len(after))
+    marks = _mark_positions(batch.tokens, facts.is_mark)
+    if not len(marks):
+        document = np.flatnonzero(np.diff(batch.borders))
+        return Pieces(document, batch.borders[document], batch.borders[document + 1], 0, 0)
+    is_first = np.diff(marks, prepend=marks[0] - 2) > 1
+    run_begin, run_end = marks[is_first], marks[np.append(is_first[1:], True)] + 1  # runs of marks, (R,)
+    begin, end = batch.borders[:-1], batch.borders[1:]
+    run = np.searchsorted(run_begin, begin, side="right") - 1  # the last one that begins at or before the document
+    begin = np.where((run >= 0) & (run_end[run] > begin), np.minimum(run_end[run], end), begin)
+    run = np.searchsorted(run_begin, end - 1, side="right") - 1
+    end = np.where((run >= 0) & (run_end[run] >= end), np.maximum(run_begin[run], begin), end)
+    document = np.flatnonzero(begin < end)
+    begin, end = begin[document], end[document]
+    owner = np.searchsorted(begin, run_begin, side="right") - 1
+    inside = np.flatnonzero((owner >= 0) & (run_begin < end[owner])) if len(document) else owner[:0]
+    if len(inside):
+        _check_inside(batch, facts, cuts_at_eod, marks, begin, end)
+        begin, end = np.sort(np.append(begin, run_end[inside])), np.sort(np.append(end, run_begin[inside]))
+        document = np.searchsorted(batch.borders, begin, side="right") - 1
+    return Pieces(document, begin, end, len(marks), len(inside))
 
 
-def _marks_inside(
-    batch: TokenBatch, facts: IdFacts, cuts_at_eod: bool, document: int, begin: int, end: int
-) -> NDArray[np.int64]:
-    """Positions in the batch of the end-of-document ids inside one document."""
-    marks = begin + np.flatnonzero(facts.is_mark[batch.tokens[begin:end]])
-    wrong = marks if not cuts_at_eod or facts.eod is None else marks[batch.tokens[marks] != facts.eod]
-    if len(wrong):
-        position = int(wrong[0]) - int(batch.borders[document])
+def _mark_positions(tokens: NDArray[np.integer], is_mark: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Where special ids stand; chunk by chunk, because an index array of a huge document would be huge."""
+    chunks = range(0, len(tokens), BATCH_TOKENS)
+    found = [begin + np.flatnonzero(is_mark[tokens[begin : begin + BATCH_TOKENS]]) for begin in chunks]
+    return np.concatenate([np.zeros(0, np.int64), *found])
+
+
+def _check_inside(
+    batch: TokenBatch,
+    facts: IdFacts,
+    cuts_at_eod: bool,
+    marks: NDArray[np.int64],
+    begin: NDArray[np.int64],
+    end: NDArray[np.int64],
+) -> None:
+    """Refuse special ids between the text of a document at which it may not be cut."""
+    owner = np.searchsorted(begin, marks, side="right") - 1
+    wrong = (owner >= 0) & (marks < end[owner])
+    if cuts_at_eod and facts.eod is not None:
+        wrong &= batch.tokens[marks] != facts.eod
+    if wrong.any():
+        place = int(marks[np.argmax(wrong)])
+        document = int(np.searchsorted(batch.borders, place, side="right")) - 1
         raise UserError(
-            f"Document {batch.ids[document]!r} holds the special id {int(batch.tokens[wrong[0]])} at token {position}, "
-            "between tokens of text; special ids can be taken off the ends of a document only, because rows add their "
-            "own. Tokenise one document a row, without special tokens inside "
+            f"Document {batch.ids[document]!r} holds the special id {int(batch.tokens[place])} at token "
+            f"{place - int(batch.borders[document])}, between tokens of text; special ids can only be taken off the "
+            "ends of a document, because rows add their own. Tokenise one document a row, without special tokens inside "
             "(`tokenizer(text, add_special_tokens=False)`)."
         )
-    return marks
 
 
 def _check_range(batch: TokenBatch, vocab_size: int) -> None:

@@ -17,6 +17,7 @@ from pipeline.corpus.importing import import_corpus
 from pipeline.corpus.text_store import id_keys
 from pipeline.corpus.token_source import BATCH_TOKENS
 from pipeline.corpus.tokenizer import TokenizerFacts
+from pipeline.data.stream import open_stream
 from pipeline.shards.files import LocalFiles
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.reader import Shard
@@ -78,7 +79,7 @@ def test_a_megatron_pair_becomes_a_corpus(tmp_path: Path, gpt2: tuple[Path, Toke
     assert provenance["kind"] == "megatron"
     assert (provenance["records"], provenance["documents"], provenance["stripped_special_ids"]) == (150, 150, 150)
     assert "150 special ids were left out: rows add their own" in summary.notes
-    assert any("whole-word masking is off" in note for note in summary.notes)
+    assert any("no whole-word or span masking" in note for note in summary.notes)
     verify_corpus(tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
     assert "Importing tokens" in (tmp_path / "out.log").read_text()
@@ -116,6 +117,8 @@ def test_sequences_are_sentences_and_wordpiece_tells_words(tmp_path: Path, bert:
             number += 1
     assert number == 50
     verify_corpus(tmp_path / "out")
+    stream = open_stream(tmp_path / "out", kind="bert", sequence_length=64, global_batch_size=4, words=True)
+    assert stream.rows(0).word_starts is not None
 
 
 def _tokens_of(tokenizer: Path) -> dict[int, str]:
@@ -134,6 +137,18 @@ def test_a_document_is_cut_at_an_end_of_document_inside(tmp_path: Path, gpt2: tu
     }  # fmt: skip
     assert summary.drops == {"only_special_ids": 1}
     assert "documents were cut at an end-of-document id inside: 2 times" in summary.notes
+
+
+def test_joined_documents_fill_shards_as_others_do(tmp_path: Path, gpt2: tuple[Path, TokenizerFacts]) -> None:
+    tokenizer, facts = gpt2
+    documents = text_documents(facts, 300)
+    joined = [token for document in documents for token in (*document, facts.vocab_size - 1)]
+    imported(write_pair(tmp_path / "a", [[joined]]), tmp_path / "out", tokenizer)
+    assert documents_of(tmp_path / "out") == {f"a/0.{number}": document for number, document in enumerate(documents)}
+    table = read_manifest(LocalFiles(tmp_path / "out")).splits["train"]
+    assert len(table) >= len(joined) // 1000
+    assert table.tokens.max() <= SMALL.tokens + 60
+    assert table.documents.max() <= SMALL.documents + 1
 
 
 def test_a_folder_of_pairs_keeps_its_splits(tmp_path: Path, gpt2: tuple[Path, TokenizerFacts]) -> None:

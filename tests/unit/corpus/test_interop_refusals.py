@@ -17,6 +17,7 @@ from pipeline.cli import main
 from pipeline.corpus.exporting import export_corpus
 from pipeline.corpus.importing import import_corpus
 from pipeline.corpus.tokenizer import TokenizerFacts
+from pipeline.data.stream import open_stream
 from pipeline.shards.writer import ShardWriter
 from tests.unit.corpus.foreign_files import write_pair, write_tokenizer
 
@@ -186,6 +187,12 @@ def test_an_end_of_document_that_the_tokenizer_lacks(tmp_path: Path) -> None:
     import_corpus(write_pair(tmp_path / "a", [[[7, 8]]]), tmp_path / "corpus", tokenizer=str(tmp_path / "bert"))
     with pytest.raises(UserError, match="--append-eod: the tokenizer of this corpus has no eos token to append"):
         export_corpus(tmp_path / "corpus", tmp_path / "out", form="megatron", append_eod=True)
+
+
+def test_whole_words_of_a_corpus_that_does_not_know_them(corpus: Path) -> None:
+    message = r"does not say where words begin\. .*\(an import knows the words of WordPiece only\)"
+    with pytest.raises(UserError, match=message):
+        open_stream(corpus, kind="gpt", sequence_length=64, global_batch_size=4, words=True)
 
 
 def test_a_damaged_corpus_is_not_exported(tmp_path: Path, corpus: Path) -> None:

@@ -43,11 +43,17 @@ def cut_slowly(document: list[int]) -> list[list[int]] | None:
     return [piece for piece in pieces if piece]
 
 
-@pytest.mark.parametrize("seed", range(300))
-def test_pieces_are_those_of_the_reference(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    ids = [2, 3, 4, EOD] if seed % 3 else [2, 3, 4, 5, 6, 7, EOD, PAD, CLS]
-    documents = [generator.choice(ids, int(generator.integers(0, 9))).tolist() for _ in range(generator.integers(1, 9))]
+@pytest.mark.parametrize("batch_tokens", [3, 1 << 20])
+@pytest.mark.parametrize("ids", [[2, EOD], [2, 3, 4, EOD], [2, 3, 4, 5, 6, 7, EOD, PAD, CLS], [2, 3], [EOD, PAD]])
+def test_pieces_are_those_of_the_reference(batch_tokens: int, ids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.corpus.special_ids.BATCH_TOKENS", batch_tokens)
+    generator = np.random.default_rng(len(ids))
+    for _ in range(300):
+        num_documents = int(generator.integers(1, 9))
+        check([generator.choice(ids, int(generator.integers(0, 9))).tolist() for _ in range(num_documents)])
+
+
+def check(documents: list[list[int]]) -> None:
     expected = [cut_slowly(document) for document in documents]
     batch = batch_of(documents)
     if None in expected:
