@@ -1,7 +1,7 @@
 """`pretrain corpus import`: tokenised documents of other programs -> a corpus directory, token for token.
 
 Two passes over the source: the first reads lengths and names and decides splits and shards, the second writes them.
-Documents stay in the order of the source. Memory: about 50 bytes a document, and one batch and two blocks of tokens.
+Documents stay in the order of the source. Memory: about 120 bytes a document, and one batch and two blocks of tokens.
 
 Letters: D documents of a source, P pieces of a batch.
 """

@@ -151,7 +151,7 @@ def _check_inside(
         raise UserError(
             f"Document {batch.ids[document]!r} holds the special id {int(batch.tokens[place])} at token "
             f"{place - int(batch.borders[document])}, between tokens of text; special ids can only be taken off the "
-            "ends of a document, because rows add their own. Tokenise one document a row, without special tokens inside "
+            "ends of a document, because rows add their own. Tokenise one document a row, without special tokens in it "
             "(`tokenizer(text, add_special_tokens=False)`)."
         )
 
