@@ -13,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 PIECE: Final = np.dtype([("item", "<u4"), ("document", "<u4"), ("offset", "<u4"), ("length", "<u2"), ("flags", "<u2")])
-"""``length`` tokens of ``document`` (of its shard) from token ``offset``; ``item``, the first one's place in the flat array
-over the shard's tar, is filled in by :func:`locate`. 16 bytes, since the plans of hundreds of shards are kept at a time."""
+"""``length`` tokens of ``document`` (of its shard) from token ``offset``; ``item``, the first one's place in the flat
+array over the shard's tar, is filled in by :func:`locate`. 16 bytes: plans of hundreds of shards are kept at a time."""
+
+MAX_ITEMS: Final = 1 << 32
+"""Items that a tar may have, so that ``item`` can name them: 8 GiB of uint16 tokens."""
 
 ENDS_DOCUMENT: Final = 1
 """Flag: the piece is the last of its document."""
@@ -80,7 +83,7 @@ def locate(pieces: NDArray[np.void], starts: NDArray[np.int64]) -> None:
 
     Args:
         pieces: (K,) of :data:`PIECE`, changed in place.
-        starts: first item of every document, below 2**32, (D,).
+        starts: first item of every document, below :data:`MAX_ITEMS`, (D,).
     """
     pieces["item"] = starts[pieces["document"]] + pieces["offset"]
 

@@ -21,11 +21,12 @@ from pipeline.base.errors import UserError
 from pipeline.base.keyed import MAX_PERMUTATION
 from pipeline.base.logs import get_logger
 from pipeline.data.packing import Packing, find_packing
+from pipeline.data.pieces import MAX_ITEMS
 from pipeline.data.row_format import RowKind, row_format
 from pipeline.data.rows import RowFormat
 from pipeline.data.source import OpenSource, Source
 from pipeline.shards.files import CorpusFiles, LocalFiles
-from pipeline.shards.layout import shard_name
+from pipeline.shards.layout import shard_name, token_dtype
 from pipeline.shards.manifest import ShardTable, read_manifest
 
 _SHARDS_A_TASK: Final = 256
@@ -39,7 +40,7 @@ def rows_per_shard(source: OpenSource, packing: Packing, row_format: RowFormat) 
     from. Where the corpus is not writable it is counted at every opening.
 
     Raises:
-        UserError: a damaged index, a shard with more documents than a keyed permutation can order, or a remote corpus
+        UserError: a damaged index, a shard with more documents or bytes than a plan can number, or a remote corpus
             without the table.
     """
     table = source.table
@@ -48,6 +49,13 @@ def rows_per_shard(source: OpenSource, packing: Packing, row_format: RowFormat) 
         raise UserError(
             f"Shard {shard_name(source.split, largest)} has {table.documents[largest]} documents; at most "
             f"{MAX_PERMUTATION} can be shuffled. Build the corpus with a smaller shards.documents."
+        )
+    item_bytes = token_dtype(source.manifest.vocab_size).itemsize
+    longest = int(table.bytes.argmax())
+    if int(table.bytes[longest]) > MAX_ITEMS * item_bytes:
+        raise UserError(
+            f"Shard {shard_name(source.split, longest)} has {table.bytes[longest]} bytes; rows can be made of at most "
+            f"{MAX_ITEMS * item_bytes}. Build the corpus with a smaller shards.tokens."
         )
     if packing.closed_form is not None:
         return packing.closed_form(table.documents, table.tokens, row_format)

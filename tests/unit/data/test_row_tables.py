@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.base.errors import UserError
 from pipeline.data.packing import PACKINGS, Packing
 from pipeline.data.pieces import ShardLengths
 from pipeline.data.row_format import row_format
@@ -73,3 +74,33 @@ def test_a_corpus_that_cannot_be_written_is_counted_at_every_opening(
     counted = count(corpus, packing, form)
     assert (counted > 0).all()
     assert not list((corpus.directory / "rows").glob("*.npy"))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("documents", (1 << 24) + 1, r"Shard train/00001 has 16777217 documents; at most 16777216 can be shuffled"),
+        ("bytes", (1 << 33) + 1, r"Shard train/00001 has 8589934593 bytes; rows can be made of at most 8589934592\."),
+    ],
+)
+def test_shards_that_a_plan_cannot_number_are_refused(tmp_path: Path, column: str, value: int, message: str) -> None:
+    corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 2, 30))
+    getattr(corpus.manifest.splits["train"], column)[1] = value
+    with pytest.raises(UserError, match=message + r".* Build the corpus with"):
+        count(corpus, PACKINGS["best_fit"], row_format(corpus.manifest, "bert", 32))
+
+
+def test_rows_of_pairs_are_counted_from_the_sentences(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 2, 30))
+    packing, form = PACKINGS["pairs_nsp"], row_format(corpus.manifest, "bert", 32, pairs=True)
+    expected = []
+    for documents in corpus.documents["train"]:
+        starts = [document.sentences for document in documents]
+        sentences = [np.diff(own, append=len(document.tokens)) for own, document in zip(starts, documents, strict=True)]
+        lengths = ShardLengths(
+            np.array([len(document.tokens) for document in documents]),
+            np.concatenate(sentences),
+            np.cumsum([0, *(len(own) for own in sentences)]),
+        )
+        expected.append(packing.count_rows(lengths, form))
+    assert count(corpus, packing, form).tolist() == expected
