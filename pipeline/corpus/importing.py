@@ -178,6 +178,7 @@ class _Import:
     ) -> None:
         """Write the pieces; ``first`` is the number of the batch's first document in the source."""
         document = pieces.document
+        held_out = [np.zeros(0, batch.tokens.dtype)]
         validation, shard = deal.validation[first + document], deal.shard[first + document]
         for name, begin, end, is_validation, number in zip(
             _names(batch, document),
@@ -195,7 +196,9 @@ class _Import:
                 words[0] = True
             writers[is_validation].of_shard(number).add(name, tokens, starts, words)
             if is_validation:
-                self.validation_counts += np.bincount(tokens, minlength=len(self.validation_counts))
+                held_out.append(tokens)
+        if len(held_out) > 1:
+            self.validation_counts += np.bincount(np.concatenate(held_out), minlength=len(self.validation_counts))
 
     def _count(self, count: Counter[str], batch: TokenBatch, pieces: Pieces, ids: IdFacts) -> None:
         count["records"] += len(batch.ids)

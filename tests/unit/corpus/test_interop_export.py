@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipeline.config.corpus import ShardConfig
+from pipeline.config.corpus import ShardConfig, SourceConfig
+from pipeline.corpus.build import build_corpus
 from pipeline.corpus.exporting import export_corpus
 from pipeline.corpus.importing import import_corpus
 from pipeline.corpus.tokenizer import TokenizerFacts
@@ -25,7 +26,7 @@ from tests.unit.corpus.foreign_files import (
     write_pair,
     write_tokenizer,
 )
-from tests.unit.corpus.writing import files_of
+from tests.unit.corpus.writing import config_of, files_of, make_texts, write_jsonl
 
 SMALL = ShardConfig(tokens=900, documents=40, block_tokens=200)
 
@@ -135,3 +136,24 @@ def test_ends_of_documents_can_be_left_out_and_splits_chosen(
     assert (tmp_path / "out/validation.idx").read_bytes() == index
     assert summary.lines()[1].startswith(f"  validation: {len(documents)} documents, ")
     assert summary.as_dict()["append_eod"] is False
+
+
+def test_a_corpus_built_from_text_comes_back_byte_for_byte(tmp_path: Path) -> None:
+    records = [{"text": text} for text in make_texts(200)]
+    source = SourceConfig("a", "jsonl", str(write_jsonl(tmp_path / "a.jsonl", records)))
+    config = config_of(source)
+    build_corpus(config, tmp_path / "built", processes=1, console=Console(quiet=True))
+    exported(tmp_path / "built", tmp_path / "out", "datasets", sentences=True)
+    import_corpus(
+        tmp_path / "out",
+        tmp_path / "again",
+        tokenizer=str(tmp_path / "built/tokenizer"),
+        shards=config.shards,
+        console=Console(quiet=True),
+    )
+    first, second = (read_manifest(LocalFiles(tmp_path / name)) for name in ("built", "again"))
+    # Sentences came along; words were found anew from `##`, and are those of the tokenizer's offsets.
+    assert first.has_words
+    assert first.has_sentences
+    assert second.fingerprint == first.fingerprint
+    assert second.extra["validation_unigram_entropy"] == first.extra["validation_unigram_entropy"]
