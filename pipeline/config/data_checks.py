@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from pipeline.config.run import ExclusionConfig, MixtureSourceConfig, RunConfig, StageConfig
+from pipeline.config.run import CacheConfig, ExclusionConfig, MixtureSourceConfig, RunConfig, StageConfig
 from pipeline.config.stages import warmup_sizes
 
 MIN_SEQUENCE_LENGTH = 8
@@ -16,6 +16,7 @@ MAX_SEQUENCE_LENGTH = 65_535
 def data_problems(config: RunConfig) -> Iterator[str]:
     """Problems of where rows come from, and of their number and length in every step."""
     yield from _corpus_problems(config)
+    yield from _cache_problems(config.data.cache)
     for number, source in enumerate(config.data.mixture):
         yield from _source_problems(f"data.mixture.{number}", source)
     for number, exclusion in enumerate(config.data.exclude):
@@ -57,6 +58,17 @@ def _source_problems(where: str, source: MixtureSourceConfig) -> Iterator[str]:
         yield f"{where}.weight: {source.weight} must be a finite number above 0; leave a source out to switch it off."
     if source.epochs is not None and source.epochs < 1:
         yield f"{where}.epochs: {source.epochs} is below 1; leave it out to repeat the source."
+
+
+def _cache_problems(cache: CacheConfig) -> Iterator[str]:
+    if not cache.directory:
+        yield "data.cache.directory: required; a directory on a disk of every node, e.g. `~/.cache/pretrain`."
+    if cache.download_threads < 1:
+        yield f"data.cache.download_threads: {cache.download_threads} is below 1."
+    numbers = {"gigabytes": cache.gigabytes, "stall_seconds": cache.stall_seconds, "retry_seconds": cache.retry_seconds}
+    for name, value in numbers.items():
+        if not (value > 0 and math.isfinite(value)):
+            yield f"data.cache.{name}: {value} must be a finite number above 0."
 
 
 def _exclusion_problems(where: str, exclusion: ExclusionConfig) -> Iterator[str]:

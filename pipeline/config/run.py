@@ -46,11 +46,39 @@ class ExclusionConfig:
 
 
 @dataclass(frozen=True)
+class CacheConfig:
+    """The files of remote corpora on this node: one cache for all its ranks and runs. Changes no row."""
+
+    directory: str = "~/.cache/pretrain"
+    """Where it is: on a disk of the node, not of the network."""
+
+    gigabytes: float = 100.0
+    """Size that it is kept below (10^9 bytes). At least twice the shards that the node has open: `docs/remote.md`."""
+
+    download_threads: int = 4
+    """Files that a process fetches at the same time, ahead of need."""
+
+    stall_seconds: float = 30.0
+    """A connection without a byte for so long is given up and opened again."""
+
+    retry_seconds: float = 300.0
+    """A download that has not come on for so long stops the run."""
+
+    storage_options: dict[str, Any] = field(default_factory=dict)
+    """For the file system class of fsspec, as they are, e.g. `{endpoint_url: https://s3.example.org}`. Credentials
+    belong into the environment: this is written into the run directory."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Which corpus, and how it becomes rows."""
 
     corpus: str = ""
-    """Corpus directory made by `pretrain corpus build`. Required, unless there is a `mixture`."""
+    """Corpus directory made by `pretrain corpus build`, or the URL of its copy: `https://...`, `s3://...`. Required,
+    unless there is a `mixture`."""
+
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Cache of remote corpora."""
 
     mixture: list[MixtureSourceConfig] = field(default_factory=list)
     """Several corpora instead of one."""
@@ -67,8 +95,8 @@ class DataConfig:
     packing: Packing = "best_fit"
     """`best_fit`: no document that fits a row is cut. `concatenate`: documents end to end, cut at every row.
     `one_document`: a document a row, or several rows. `pairs_nsp`, `pairs_sop`, `pairs`: two consecutive runs of
-    sentences, of which half have the second from another document (BERT), half are swapped (ALBERT), or none is changed;
-    for corpora with sentences."""
+    sentences, of which half have the second from another document (BERT), half are swapped (ALBERT), or none is
+    changed; for corpora with sentences."""
 
     cross_document_attention: bool = False
     """Documents that share a row see each other and their positions run through, as in GPT; clm then predicts across

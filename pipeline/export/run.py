@@ -11,13 +11,14 @@ from pipeline.base.files import read_json
 from pipeline.base.logs import get_logger
 from pipeline.config.derived import corpora_of
 from pipeline.config.loading import load_run_config
+from pipeline.data.corpora import files_at
 from pipeline.export.checkpoint_weights import META_NAME, find_checkpoint, read_weights
 from pipeline.export.hf import ExportReport, check_output, export_model
 from pipeline.export.model_card import RunFacts
 from pipeline.monitor.events import append_event
 from pipeline.monitor.json_lines import number
 from pipeline.monitor.sinks import read_metrics
-from pipeline.shards.files import CorpusFiles, corpus_files
+from pipeline.shards.files import CorpusFiles
 from pipeline.shards.manifest import Manifest, check_tokenizer, read_manifest
 
 
@@ -43,7 +44,7 @@ def export_run(
     step, checkpoint = find_checkpoint(run_directory, step)
     config = load_run_config(run_directory / "config.yaml")
     meta = read_json(checkpoint / META_NAME, "checkpoint")
-    files = corpus_files(corpus if corpus is not None else corpora_of(config)[0].corpus)
+    files = files_at(corpus if corpus is not None else corpora_of(config)[0].corpus, config.data.cache)
     if not files.is_remote and not Path(files.location).is_dir():
         raise UserError(
             f"export: the run's corpus is not at {files.location} (from {Path.cwd()}). "

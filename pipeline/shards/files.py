@@ -59,6 +59,10 @@ class CorpusFiles(ABC):
         """Start fetching files (name, bytes, sha256) in the background, the most urgent first; replaces what was asked
         before. Local files need nothing."""
 
+    def distrust(self, name: str) -> None:
+        """Forget a fetched copy whose bytes turned out wrong: the next :meth:`open` fetches it again."""
+        return
+
     @abstractmethod
     def keep_derived(self, name: str, content: bytes) -> None:
         """Keep a derived file (a row table) for later readers, where there is a place for it.
@@ -92,16 +96,14 @@ class LocalFiles(CorpusFiles):
         self._folders_inside: set[str] = set()
 
     def describe(self, name: str) -> str:
-        return str(self.directory / name)
+        return os.path.join(self.location, name)
 
     def read(self, name: str, sha256: str | None = None) -> bytes:
-        path = self.path(name)
-        with _reading(path):
-            return path.read_bytes()
+        with _reading(path := self._inside(name)), open(path, "rb") as file:
+            return file.read()
 
     def open(self, name: str, num_bytes: int | None = None, sha256: str | None = None) -> BinaryIO:
-        path = self.path(name)
-        with _reading(path):
+        with _reading(path := self._inside(name)):
             return open(path, "rb")
 
     def fetch_ahead(self, wanted: Sequence[tuple[str, int, str]]) -> None:
@@ -134,18 +136,21 @@ class LocalFiles(CorpusFiles):
         Raises:
             UserError: it does.
         """
-        path = self.directory / name
-        folder = os.path.dirname(name)
-        # Resolving is slow and a corpus may have 100,000 indexes: their folder is resolved once, they only if links.
+        return Path(self._inside(name))
+
+    def _inside(self, name: str) -> str:
+        """As :meth:`path`. Resolving is slow and a corpus may have 100,000 indexes: their folder is resolved once, they
+        only where they are links."""
+        path, folder = self.describe(name), os.path.dirname(name)
         if folder not in self._folders_inside:
-            self._check_inside(path.parent)
+            self._check_inside(self.describe(folder))
             self._folders_inside.add(folder)
         if ".." in name or os.path.islink(path):
             self._check_inside(path)
         return path
 
-    def _check_inside(self, path: Path) -> None:
-        resolved = path.resolve()
+    def _check_inside(self, path: str) -> None:
+        resolved = Path(path).resolve()
         if not resolved.is_relative_to(self._root):
             raise UserError(
                 f"{path} leads outside the corpus directory {self.directory} (to {resolved}): a corpus holds its "
@@ -154,7 +159,7 @@ class LocalFiles(CorpusFiles):
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: str) -> Iterator[None]:
     """Name the file that cannot be read. Absence and too many open files mean something to whoever asks."""
     try:
         yield

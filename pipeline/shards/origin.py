@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import weakref
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -27,6 +28,18 @@ _FINAL_OF_BOTOCORE: Final = frozenset(
     }
 )
 _BUGS: Final = (TypeError, AttributeError, LookupError, NameError, AssertionError, NotImplementedError, ImportError)
+
+_filesystems: Final[weakref.WeakValueDictionary[int, Any]] = weakref.WeakValueDictionary()
+_of_parents: Final[list[Any]] = []
+
+
+def _keep_those_of_the_parent() -> None:
+    # Their finalisers would wait for the parent's event loop, which does not run in a child: never run them.
+    _of_parents.extend(_filesystems.values())
+    _filesystems.clear()
+
+
+os.register_at_fork(after_in_child=_keep_those_of_the_parent)
 
 
 class Unreachable(Exception):
@@ -136,6 +149,7 @@ class Origin:
             ) from None
         if hasattr(filesystem, "retries"):
             filesystem.retries = 1  # Retrying is the downloader's: layers of it multiply their waits.
+        _filesystems[id(filesystem)] = filesystem
         return filesystem, folder.rstrip("/")
 
     def _translated(self, error: Exception, url: str) -> Exception:

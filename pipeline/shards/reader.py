@@ -14,7 +14,7 @@ import mmap
 import os
 import tarfile
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -36,6 +36,9 @@ from pipeline.shards.layout import (
     unpack_bits,
 )
 from pipeline.shards.manifest import Manifest
+
+FetchAgain = Callable[[], mmap.mmap]
+"""Maps a new copy of a tar that was fetched from elsewhere."""
 
 WAY_OUT: Final = "Run `pretrain corpus verify` on the corpus, then restore the file or build the corpus again."
 
@@ -125,20 +128,24 @@ def _check_places(path: str, index: ShardIndex, num_bytes: int) -> None:
 class Shard:
     """One open shard: a read-only memory map and its index."""
 
-    def __init__(self, path: str, index: ShardIndex, mapped: mmap.mmap, vocab_size: int) -> None:
+    def __init__(
+        self, path: str, index: ShardIndex, mapped: mmap.mmap, vocab_size: int, fetch_again: FetchAgain | None = None
+    ) -> None:
         self.path = path
         """Where it is, for messages."""
         self.index = index
-        self.tokens: NDArray[np.unsignedinteger] = np.frombuffer(mapped, f"<u{index.item_bytes}")
+        self.tokens: NDArray[np.unsignedinteger]
         """The whole tar as one flat uint16 or uint32 array; document ``d`` is ``tokens[starts[d]:][:lengths[d]]``.
         Whoever reads from it calls :meth:`check_blocks` first."""
         self.vocab_size = vocab_size
-        self._mapped = mapped
+        self._fetch_again = fetch_again
         self._num_bytes = len(mapped)
+        self._use(mapped)
         self._checked = np.zeros(len(index.blocks), np.bool_)  # (B,)
         self._num_unchecked = len(index.blocks)
         self._first_items: list[int] = index.blocks["first_item"].tolist()
         self._words: list[NDArray[np.uint8] | None] = [None] * len(index.blocks)
+        self._members: dict[int, dict[str, NDArray[np.uint8]]] = {}
 
     @classmethod
     def open(cls, files: CorpusFiles, split: str, number: int, manifest: Manifest) -> Self:
@@ -148,12 +155,22 @@ class Shard:
             UserError: missing, of another size than the manifest says (truncated), or a bad index.
         """
         name = f"{shard_name(split, number)}.tar"
-        path = files.describe(name)
         index = read_index(files, split, number, manifest)
         table = manifest.splits[split]
-        expected = int(table.bytes[number])
+        arguments = files, name, int(table.bytes[number]), table.sha256_of(number)
+
+        def fetch_again() -> mmap.mmap:
+            files.distrust(name)
+            return cls._map(*arguments)
+
+        again = fetch_again if files.is_remote else None
+        return cls(files.describe(name), index, cls._map(*arguments), manifest.vocab_size, again)
+
+    @staticmethod
+    def _map(files: CorpusFiles, name: str, expected: int, sha256: str) -> mmap.mmap:
+        path = files.describe(name)
         try:
-            opened = files.open(name, expected, table.sha256_of(number))
+            opened = files.open(name, expected, sha256)
         except FileNotFoundError:
             raise UserError(f"The shard {path} does not exist. {WAY_OUT}") from None
         with opened as file:
@@ -163,8 +180,11 @@ class Shard:
             if hasattr(os, "posix_fadvise"):
                 # Random first touches of cold pages are many times slower than one read-ahead of the file.
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return cls(path, index, mapped, manifest.vocab_size)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def _use(self, mapped: mmap.mmap) -> None:
+        self._mapped = mapped
+        self.tokens = np.frombuffer(mapped, f"<u{self.index.item_bytes}")
 
     @property
     def documents(self) -> int:
@@ -195,14 +215,22 @@ class Shard:
             for block in np.unique(blocks[~self._checked[blocks]]).tolist():
                 self._check_block(block)
 
+    def _checksum(self, block: int) -> int | None:
+        """Of a block's bytes; None if the tar shrank: a map has no pages beyond its end, and reading there kills."""
+        return xxh3_64_intdigest(self._record(block).data) if self._mapped.size() >= self._num_bytes else None
+
     def _check_block(self, block: int) -> None:
-        num_bytes = self._mapped.size()
-        if num_bytes < self._num_bytes:  # beyond its end a map has no pages: reading there would kill the process
+        found, expected = self._checksum(block), int(self.index.blocks["xxh3"][block])
+        if found != expected and self._fetch_again is not None:
+            # The copy in the cache was right when it was fetched: its disk changed it. A second time it is no accident.
+            mapped, self._fetch_again = self._fetch_again(), None
+            self._use(mapped)
+            found = self._checksum(block)
+        if found is None:
             raise UserError(
-                f"{self.path} has {num_bytes} bytes; it had {self._num_bytes} when it was opened. {WAY_OUT}"
+                f"{self.path} has {self._mapped.size()} bytes; it had {self._num_bytes} when it was opened. {WAY_OUT}"
             )
         begin, end = self.index.borders[block : block + 2].tolist()
-        found, expected = xxh3_64_intdigest(self._record(block).data), int(self.index.blocks["xxh3"][block])
         where = f"{self.path}: block {block:06d} (bytes {begin} to {end})"
         if found != expected:
             raise UserError(
@@ -247,7 +275,7 @@ class Shard:
         for document in documents:
             block = self._block_of(document)
             if block not in parsed:
-                parsed[block] = json.loads(self._members(block)["ids.json"].tobytes())
+                parsed[block] = json.loads(self._members_of(block)["ids.json"].tobytes())
             names.append(parsed[block][document - int(self.index.blocks["first_document"][block])])
         return names
 
@@ -301,7 +329,7 @@ class Shard:
 
     def _array(self, block: int, name: str, what: str, dtype: np.dtype) -> NDArray:
         """An optional array of a block, without a copy."""
-        members = self._members(block)
+        members = self._members_of(block)
         if f"{name}.npy" not in members:
             raise UserError(
                 f"{self.path} has no {what}: build the corpus again with `shards.{name}: true` for objectives that "
@@ -319,8 +347,10 @@ class Shard:
         following = self.index.blocks["first_document"][block + 1 : block + 2]
         return int(following[0]) if len(following) else self.documents
 
-    def _members(self, block: int) -> dict[str, NDArray[np.uint8]]:
+    def _members_of(self, block: int) -> dict[str, NDArray[np.uint8]]:
         """Contents of a block's members by ending, found by walking its few tar headers."""
+        if block in self._members:
+            return self._members[block]
         self.check_blocks(np.array([block]))
         record = self._record(block)
         found: dict[str, NDArray[np.uint8]] = {}
@@ -330,6 +360,7 @@ class Shard:
             info = tarfile.TarInfo.frombuf(record[offset:begin].tobytes(), "utf-8", "strict")
             found[info.name.partition(".")[2]] = record[begin : begin + info.size]
             offset = begin + padded(info.size)
+        self._members[block] = found
         return found
 
     def _record(self, block: int) -> NDArray[np.uint8]:

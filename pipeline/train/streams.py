@@ -18,6 +18,7 @@ from pipeline.base.ranks import RankFacts
 from pipeline.config.derived import BatchPlan, corpora_of
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import Stage, Stages, stages_of
+from pipeline.data.corpora import files_at
 from pipeline.data.exclusion import Exclusions, read_exclusions
 from pipeline.data.gather import filler_rows, join_rows
 from pipeline.data.loader import make_loader
@@ -29,7 +30,6 @@ from pipeline.models.flops import num_parameters
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.registry import make_objective, row_kind
-from pipeline.shards.files import corpus_files
 from pipeline.shards.manifest import Manifest, check_tokenizer, read_manifest
 from pipeline.train.identity import run_identity
 
@@ -193,7 +193,7 @@ def open_sources(config: RunConfig) -> list[Source]:
     """
     sources = []
     for entry in corpora_of(config):
-        files = corpus_files(entry.corpus)
+        files = files_at(entry.corpus, config.data.cache)
         manifest = read_manifest(files)
         check_tokenizer(files, manifest)
         if config.model.vocab_size is not None and config.model.vocab_size < manifest.vocab_size:

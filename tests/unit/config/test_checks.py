@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config.checks import corpus_problems, run_problems
 from pipeline.config.corpus import CorpusConfig, ShardConfig, SourceConfig, TokenizerConfig
-from pipeline.config.run import DataConfig, RunConfig
+from pipeline.config.run import CacheConfig, DataConfig, RunConfig
 
 GOOD = RunConfig(run_directory="r", data=DataConfig(corpus="c"))
 GOOD_CORPUS = CorpusConfig(sources=[SourceConfig(name="a", path="b")])
@@ -26,6 +26,21 @@ def with_values(config: Any, **values: Any) -> Any:
 def test_the_defaults_have_no_problem() -> None:
     assert run_problems(GOOD) == []
     assert corpus_problems(GOOD_CORPUS) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"directory": ""}, "data.cache.directory: required"),
+        ({"gigabytes": 0.0}, "data.cache.gigabytes: 0.0 must be a finite number above 0"),
+        ({"download_threads": 0}, "data.cache.download_threads: 0 is below 1"),
+        ({"stall_seconds": float("inf")}, "data.cache.stall_seconds: inf must be a finite number above 0"),
+        ({"retry_seconds": -1.0}, "data.cache.retry_seconds: -1.0 must be a finite number above 0"),
+    ],
+)
+def test_each_problem_of_the_cache_is_named(values: dict[str, Any], message: str) -> None:
+    (problem,) = run_problems(with_values(GOOD, data__cache=CacheConfig(**values)))
+    assert message in problem
 
 
 @pytest.mark.parametrize(

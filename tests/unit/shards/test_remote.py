@@ -58,6 +58,44 @@ def test_the_readers_of_shards_take_it(corpus: Corpus, server: HostileServer, tm
             np.testing.assert_array_equal(shard.read(document), expected.tokens)
 
 
+def flip_byte(directory: Path, pattern: str) -> None:
+    """Change the bytes of cached files and not their size."""
+    for path in directory.rglob(pattern):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+def test_a_byte_changed_in_the_cache_is_found_by_the_reader_and_fetched_again_once(
+    corpus: Corpus, server: HostileServer, tmp_path: Path
+) -> None:
+    files = remote(server, tmp_path)
+    documents = corpus.documents["train"][0]
+    Shard.open(files, "train", 0, corpus.manifest)
+    flip_byte(tmp_path / "cache", "00000.tar.*")
+    shard = Shard.open(files, "train", 0, corpus.manifest)
+    for document, expected in enumerate(documents):
+        np.testing.assert_array_equal(shard.read(document), expected.tokens)
+    assert server.count("train/00000.tar") == 2
+
+    flip_byte(tmp_path / "cache", "00000.tar.*")
+    shard = Shard.open(files, "train", 0, corpus.manifest)
+    shard._fetch_again = lambda: shard._mapped  # a second copy as wrong as the first
+    with pytest.raises(UserError, match=rf"{server.url}/train/00000\.tar: block .* has XXH3 checksum"):
+        for document in range(len(documents)):
+            shard.read(document)
+
+
+def test_a_copy_cut_short_in_the_cache_while_it_is_mapped_is_fetched_again(
+    corpus: Corpus, server: HostileServer, tmp_path: Path
+) -> None:
+    shard = Shard.open(remote(server, tmp_path), "train", 0, corpus.manifest)
+    (path,) = (tmp_path / "cache").rglob("00000.tar.*")
+    os.truncate(path, 100)
+    np.testing.assert_array_equal(shard.read(3), corpus.documents["train"][0][3].tokens)
+    assert server.count("train/00000.tar") == 2
+
+
 def test_a_failing_server_costs_only_time(corpus: Corpus, tmp_path: Path) -> None:
     shares = {"error500": 0.07, "error503": 0.07, "reset": 0.06, "truncate": 0.05, "stall": 0.02, "wrong_byte": 0.1}
     with serving(corpus.directory, shares=shares, stall_seconds=0.5, seed=3) as server:
