@@ -234,9 +234,9 @@ def _parse(value: dict[str, Any], path: str) -> Manifest:
         raise UserError(f"{path} is not valid: the key {error} is missing. Build the corpus again.") from None
     except (TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is not valid: {error}. Build the corpus again.") from None
-    if value["dtype"] != manifest.dtype:
+    if value.get("dtype") != manifest.dtype:
         raise UserError(
-            f"{path} is not valid: dtype is {value['dtype']!r}, but {manifest.vocab_size} ids are stored as "
+            f"{path} is not valid: dtype is {value.get('dtype')!r}, but {manifest.vocab_size} ids are stored as "
             f"{manifest.dtype}. Build the corpus again."
         )
     return manifest
