@@ -90,7 +90,7 @@ def test_the_bound_holds_while_processes_read_in_different_orders(corpus: Corpus
     wanted = wanted_tars(corpus)
     bound = 3 * max(num_bytes for _, num_bytes, _ in wanted)
     with serving(corpus.directory) as server:
-        orders = [random.Random(seed).sample(wanted, len(wanted)) * 4 for seed in range(3)]
+        orders = [random.Random(seed).sample(wanted, len(wanted)) * 2 for seed in range(3)]
         cache = tmp_path / "cache"
         processes = [reader(server.url, cache, order, ahead=True, max_bytes=bound) for order in orders]
         start(*processes)
