@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.base.errors import UserError
 from pipeline.launch.requeue import run_was_stopped
 from pipeline.monitor.events import read_events
 from pipeline.train.run import RunOutcome
+from tests.corpora import random_lengths, write_corpus
 from tests.rankpool import RankError, RankPool
 from tests.runs import column, metrics_of, run_rank, tiny_corpus, write_config
 
@@ -171,10 +171,52 @@ def test_zero_refuses_another_layout(rank_pool: RankPool, corpus: Path, tmp_path
         rank_pool.run(run_rank, str(config), overrides, world_size=1)
 
 
-def test_a_world_size_that_does_not_divide_the_batch_is_refused(
-    rank_pool: RankPool, corpus: Path, tmp_path: Path
+def test_ranks_that_do_not_divide_the_batch_train_as_one_process(
+    rank_pool: RankPool, corpus: Path, alone: Path, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, corpus)
-    with pytest.raises(RankError, match=r"3 ranks do not divide train.global_batch_size \(8\): start 2 or 4 ranks"):
-        rank_pool.run(run_rank, str(config), ["--train.strategy", "ddp"], world_size=3)
-    assert issubclass(UserError, ValueError)
+    overrides = ["--train.strategy", "zero1", "--model.hidden_dropout", "0"]
+    rank_pool.run(run_rank, str(config), overrides, world_size=3)
+    run = config.with_suffix("")
+    assert column(run, "loss") == pytest.approx(column(alone, "loss"), abs=1e-5)
+    assert column(run, "grad_norm") == pytest.approx(column(alone, "grad_norm"), rel=1e-4)
+    for name in ("batch_digest", "tokens"):
+        assert column(run, name) == column(alone, name)
+    assert metrics_of(run)[-1]["validation_loss"] == pytest.approx(metrics_of(alone)[-1]["validation_loss"], abs=1e-5)
+
+
+STAGED = """
+data:
+  mixture: [{corpus: CORPUS, weight: 3}, {corpus: OTHER, weight: 1, epochs: 2}]
+  exclude: [{documents: ["train-0/3 é", "train-2/7 é"], from_step: 12}]
+train:
+  stages:
+    - {steps: 9, sequence_length: 32, global_batch_size: 12}
+    - {global_batch_size: 8}
+  batch_warmup: {tokens: 500, start: 4, increment: 4}
+"""
+
+
+def test_a_staged_mixture_resumed_on_other_ranks_is_the_same_run(
+    rank_pool: RankPool, corpus: Path, tmp_path: Path
+) -> None:
+    other = write_corpus(tmp_path / "other", random_lengths(5, 2, 9), vocab_size=200, seed=5).directory
+
+    def staged(name: str) -> Path:
+        base = write_config(tmp_path, corpus, f"{name}_base")
+        base.write_text(base.read_text().replace(f"corpus: {corpus}, ", "").replace(f"{name}_base", name))
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(f"base: {base.name}\n" + STAGED.replace("CORPUS", str(corpus)).replace("OTHER", str(other)))
+        return config
+
+    undisturbed, disturbed = staged("undisturbed"), staged("disturbed")
+    overrides = ["--train.strategy", "ddp", "--model.hidden_dropout", "0"]
+    rank_pool.run(run_rank, str(undisturbed), overrides, world_size=1)
+    rank_pool.run(_killed_after, str(disturbed), overrides, 5, "SIGTERM", world_size=3)
+    outcomes = rank_pool.run(run_rank, str(disturbed), overrides, world_size=2)
+    assert outcomes[0].finished
+    run, expected = disturbed.with_suffix(""), undisturbed.with_suffix("")
+    assert column(run, "step") == list(range(1, 21))
+    for name in ("batch_digest", "tokens", "lr"):
+        assert column(run, name) == column(expected, name)
+    assert column(run, "loss") == pytest.approx(column(expected, "loss"), abs=1e-5)
