@@ -1,31 +1,30 @@
 """Which tokens are predicted when spans of words are masked (SpanBERT, Joshi et al. 2020, section 3.1).
 
-Letters: R rows, S sequence length, U units (words or spans), P predictions.
+Letters: R rows, W width of a row (a power of two), D darts a row, U units (words or spans).
 
 SpanBERT draws a length in words from a geometric distribution and a random word to begin at, again and again until
 enough tokens are masked; what overlaps is drawn in vain. Here every run of words is tiled with spans of such lengths,
-and spans are taken in keyed order until enough tokens are masked: none overlap, each word is equally likely, and no
-draw waits for another.
+and spans are taken in random order until enough tokens are masked: none overlap, each word is equally likely, those at
+the head of a segment too, and no draw waits for another.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.keyed import hashes, key
-from pipeline.objectives.choice import Choice
-from pipeline.objectives.word_masking import Units, in_keyed_order, place_draws, tokens_through, words_of
+from pipeline.objectives.darts import Choice, throw_darts
+from pipeline.objectives.word_masking import Units, tokens_through, words_of
 
 _ORDER_STREAM: Final = 0x5350414E  # "SPAN"
 _LENGTH_STREAM: Final = 0x4C454E47  # "LENG"
 
 
-def span_length_thresholds(geometric_p: float, max_words: int) -> NDArray[np.uint64]:
-    """Bounds of 32 uniform bits between the lengths 1, 2, ... ``max_words``, (max_words - 1,).
+def span_lengths(geometric_p: float, max_words: int) -> NDArray[np.int64]:
+    """Length in words for every value of 16 uniform bits, (65536,).
 
     The geometric distribution is cut at ``max_words`` and scaled to one: ``P(n) ~ p * (1 - p)**(n - 1)``, as SpanBERT's
     code does (its mean of 3.8 words is that of p = 0.2 and 10 words).
@@ -33,8 +32,8 @@ def span_length_thresholds(geometric_p: float, max_words: int) -> NDArray[np.uin
     longer = [1.0]
     for _ in range(max_words):
         longer.append(longer[-1] * (1 - geometric_p))
-    at_most = [(1 - longer[words]) / (1 - longer[-1]) for words in range(1, max_words)]
-    return np.array([math.ceil(share * 2**32) for share in at_most], np.uint64)
+    at_most = [(1 - share) / (1 - longer[-1]) for share in longer[1:-1]]
+    return np.searchsorted(np.array(at_most) * 2**16, np.arange(2**16), side="right") + 1
 
 
 def choose_spans(
@@ -42,54 +41,62 @@ def choose_spans(
     counts: NDArray[np.int64],
     row_numbers: NDArray[np.int64],
     seed: int,
+    num_darts: int,
     word_starts: NDArray[np.bool_],
-    length_thresholds: NDArray[np.uint64],
+    lengths: NDArray[np.int64],
 ) -> Choice:
-    """Choose spans of whole words: of every row exactly ``counts`` tokens.
+    """Spans of whole words in the order in which darts hit their first tokens: of every row exactly ``counts`` tokens.
 
-    The last span of a row is cut where the count is met, inside a word if need be, as in SpanBERT's code. All tokens of
-    a span share one fate; random tokens are drawn for each.
+    The last span of a row is cut where the count is met, inside a word if need be, as in SpanBERT's code.
 
     Args:
-        maskable, word_starts: (R, S).
+        maskable, word_starts: (R, W).
         counts: (R,).
         row_numbers: run-wide numbers of the rows, (R,).
-        length_thresholds: see :func:`span_length_thresholds`.
+        lengths: see :func:`span_lengths`.
     """
-    length = maskable.shape[1]
-    spans = _tiles(words_of(maskable, word_starts), row_numbers, seed, length, length_thresholds)
-    spans = in_keyed_order(spans, hashes(key(seed, _ORDER_STREAM), row_numbers), length)
-    before = tokens_through(spans.row, spans.num_tokens) - spans.num_tokens  # U
-    num_tokens = np.clip(counts[spans.row] - before, 0, spans.num_tokens)  # U
-    chosen = Units(spans.first, num_tokens, spans.row).part(np.flatnonzero(num_tokens))
-    indices = chosen.tokens()
-    fates = np.repeat(place_draws(chosen.first, row_numbers, seed, length), chosen.num_tokens)
-    return Choice(indices, fates, place_draws(indices, row_numbers, seed, length))
+    shape = maskable.shape
+    spans = _tiles(words_of(maskable, word_starts), shape, lengths[_length_draws(row_numbers, seed, shape[1])])
+    sizes = spans.sizes(shape)
+
+    def select(
+        rows: NDArray[np.int64], target: NDArray[np.int64], is_hit: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        hits = np.flatnonzero(is_hit)
+        row, size, wanted = hits // is_hit.shape[1], sizes.take(target.take(hits)), counts[rows]
+        before = tokens_through(row, size) - size
+        num_tokens = np.zeros(is_hit.shape, np.int64)
+        num_tokens.reshape(-1)[hits] = np.clip(wanted[row] - before, 0, size)
+        return num_tokens, num_tokens.sum(1) == wanted
+
+    return throw_darts(spans.begins(shape), hashes(key(seed, _ORDER_STREAM), row_numbers), num_darts, select)
 
 
-def _tiles(
-    words: Units,
-    row_numbers: NDArray[np.int64],
-    seed: int,
-    length: int,
-    length_thresholds: NDArray[np.uint64],
-) -> Units:
-    """Spans that cover every run of words without a gap, each of the drawn number of words but the last of a run.
+def _length_draws(row_numbers: NDArray[np.int64], seed: int, width: int) -> NDArray[np.uint16]:
+    """16 uniform bits for every place, (R, W): a quarter of ``hash(row key, place // 4)``, the lowest first."""
+    row_keys = hashes(key(seed, _LENGTH_STREAM), row_numbers)
+    draws = hashes(row_keys[:, None], np.arange(-(-width // 4)))
+    return draws.astype("<u8", copy=False).view("<u2")[:, :width]
 
-    The j-th span of a run has the length that was drawn at the run's j-th word.
+
+def _tiles(words: Units, shape: tuple[int, ...], lengths: NDArray[np.int64]) -> Units:
+    """Spans that cover every run of words without a gap; the j-th of a run has the length drawn at its j-th word, the
+    last one what is left.
+
+    Args:
+        lengths: in words, drawn for every place, (R, W).
     """
-    num_words = len(words.row)
-    row_keys = hashes(key(seed, _LENGTH_STREAM), row_numbers)  # R
-    draws = hashes(row_keys[words.row], words.first - words.row * length) >> np.uint64(32)  # U
-    drawn = np.searchsorted(length_thresholds, draws, side="right") + 1  # U
-    # A run ends where the next word does not follow without a gap, or in another row.
-    begins_run = np.diff(words.first, prepend=-1) != np.concatenate([[0], words.num_tokens[:-1]])[:num_words]
-    begins_run |= np.diff(words.row, prepend=-1) != 0
+    num_words = len(words.first)
+    drawn = lengths.ravel().take(words.first)  # U
+    # A run begins where the word before ends earlier, or in another row.
+    end_before = np.append(-1, (words.first + words.num_tokens))[:num_words]
+    begins_run = (words.first != end_before) | (words.first % shape[1] == 0)
     first_of_run = np.flatnonzero(begins_run)
     words_of_run = np.diff(first_of_run, append=num_words)
     first_word = np.repeat(first_of_run, words_of_run)  # U, of the word's run
     before = np.cumsum(drawn) - drawn  # U
-    begin = first_word + before - before[first_word]  # U, first word of the run's j-th span
+    begin = first_word + before - before.take(first_word)  # U, first word of the run's j-th span
     begin = begin[begin < np.repeat(first_of_run + words_of_run, words_of_run)]
-    end_token = (words.first + words.num_tokens)[np.append(begin[1:], num_words)[: len(begin)] - 1]
-    return Units(words.first[begin], end_token - words.first[begin], words.row[begin])
+    first = words.first.take(begin)
+    last_word = np.append(begin[1:], num_words)[: len(begin)] - 1
+    return Units(first, (words.first + words.num_tokens).take(last_word) - first)

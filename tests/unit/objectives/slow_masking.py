@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 from pipeline.base.keyed import key, mix
 from pipeline.config.run import ObjectiveConfig
 from tests.unit.objectives.hand_made_rows import ALL_SPECIAL_IDS, VOCAB_SIZE
 
 ORDINARY_IDS = [token for token in range(VOCAB_SIZE) if token not in ALL_SPECIAL_IDS]
 MASK_ID = 4
-TOKEN_DARTS, WORD_ORDER, SPAN_ORDER, SPAN_LENGTHS, FATES = (
-    int.from_bytes(name, "big") for name in (b"MASK", b"WORD", b"SPAN", b"LENG", b"FATE")
+TOKEN_ORDER, WORD_ORDER, SPAN_ORDER, SPAN_LENGTHS, FATES, RANDOM_IDS = (
+    int.from_bytes(name, "big") for name in (b"MASK", b"WORD", b"SPAN", b"LENG", b"FATE", b"PICK")
 )
 
 
@@ -37,39 +40,45 @@ def words_of_row(tokens: list[int], word_starts: list[bool]) -> list[list[int]]:
     return words
 
 
-def token_draws(tokens: list[int], count: int, seed: int, row_number: int) -> dict[int, tuple[int, int]]:
-    """Chosen places and what decides about each: (fate, pick), 64-bit draws."""
-    darts = row_key(seed, TOKEN_DARTS, row_number)
-    places = set(maskable_places(tokens))
-    bits = (len(tokens) - 1).bit_length()
-    chosen: dict[int, tuple[int, int]] = {}
+def visits(begins: list[int], width: int, base_key: int) -> Iterator[tuple[int, int]]:
+    """Places of ``begins`` in the order in which darts hit them first, and the dart's 16 bits of fate, for ever."""
+    missing = set(begins)
     number = 0
-    while len(chosen) < count:
-        dart = slow_hash(darts, number)
-        place = dart % 2**bits
-        if place in places and place not in chosen:
-            chosen[place] = dart, dart
+    while missing:
+        dart = (slow_hash(base_key, number // 2) >> (32 * (number % 2))) % 2**32
+        place = dart % width
+        if place in missing:
+            missing.remove(place)
+            yield place, dart >> 16
         number += 1
+
+
+def width_of(tokens: list[int]) -> int:
+    return 2 ** (len(tokens) - 1).bit_length()
+
+
+def place_hash(seed: int, stream: int, row_number: int, place: int) -> int:
+    return slow_hash(key(seed, stream), row_number * 2**16 + place)
+
+
+def token_fates(tokens: list[int], count: int, seed: int, row_number: int) -> dict[int, int]:
+    """Chosen places and 16 bits that decide about each."""
+    order = visits(maskable_places(tokens), width_of(tokens), row_key(seed, TOKEN_ORDER, row_number))
+    return dict(islice(order, count))
+
+
+def word_fates(tokens: list[int], word_starts: list[bool], count: int, seed: int, row_number: int) -> dict[int, int]:
+    """As :func:`token_fates`: words in random order, each that fits in what is left."""
+    words = {word[0]: word for word in words_of_row(tokens, word_starts)}
+    chosen: dict[int, int] = {}
+    for first, _ in visits(list(words), width_of(tokens), row_key(seed, WORD_ORDER, row_number)):
+        if len(chosen) + len(words[first]) <= count:
+            chosen.update({place: place_hash(seed, FATES, row_number, place) >> 48 for place in words[first]})
     return chosen
 
 
-def word_draws(
-    tokens: list[int], word_starts: list[bool], count: int, seed: int, row_number: int
-) -> dict[int, tuple[int, int]]:
-    """As :func:`token_draws`: words in keyed order, each that fits in what is left."""
-    order = row_key(seed, WORD_ORDER, row_number)
-    fates = row_key(seed, FATES, row_number)
-    words = words_of_row(tokens, word_starts)
-    chosen: dict[int, tuple[int, int]] = {}
-    for word in sorted(words, key=lambda word: (slow_hash(order, word[0]) >> 32, word[0])):
-        if len(chosen) + len(word) <= count:
-            chosen.update({place: (slow_hash(fates, place),) * 2 for place in word})  # type: ignore[misc]  # a pair
-    return chosen
-
-
-def span_length(draw: int, geometric_p: float, max_words: int) -> int:
-    """Inverse of the distribution function of p * (1 - p)**(n - 1), n = 1 .. max_words, at 32 bits of the draw."""
-    uniform = (draw >> 32) / 2**32
+def span_length(uniform: float, geometric_p: float, max_words: int) -> int:
+    """Inverse of the distribution function of p * (1 - p)**(n - 1), n = 1 .. max_words."""
     total = sum(geometric_p * (1 - geometric_p) ** (words - 1) for words in range(1, max_words + 1))
     below = 0.0
     for words in range(1, max_words):
@@ -93,25 +102,23 @@ def spans_of_row(
     spans = []
     for run in runs:
         first = 0
-        for drawn_at in run:
-            num_words = span_length(slow_hash(lengths, drawn_at[0]), config.span_geometric_p, config.span_max_words)
+        for place in (word[0] for word in run):
+            draw = (slow_hash(lengths, place // 4) >> (16 * (place % 4))) % 2**16
+            num_words = span_length(draw / 2**16, config.span_geometric_p, config.span_max_words)
             if first < len(run):
                 spans.append([place for word in run[first : first + num_words] for place in word])
             first += num_words
     return spans
 
 
-def span_draws(
+def span_fates(
     tokens: list[int], word_starts: list[bool], count: int, seed: int, row_number: int, config: ObjectiveConfig
-) -> dict[int, tuple[int, int]]:
-    """As :func:`token_draws`: spans in keyed order until the count is met."""
-    order = row_key(seed, SPAN_ORDER, row_number)
-    fates = row_key(seed, FATES, row_number)
-    spans = spans_of_row(tokens, word_starts, seed, row_number, config)
-    chosen: dict[int, tuple[int, int]] = {}
-    for span in sorted(spans, key=lambda span: (slow_hash(order, span[0]) >> 32, span[0])):
-        for place in span[: count - len(chosen)]:
-            chosen[place] = slow_hash(fates, span[0]), slow_hash(fates, place)
+) -> dict[int, int]:
+    """As :func:`token_fates`: spans in random order until the count is met."""
+    spans = {span[0]: span for span in spans_of_row(tokens, word_starts, seed, row_number, config)}
+    chosen: dict[int, int] = {}
+    for first, fate in visits(list(spans), width_of(tokens), row_key(seed, SPAN_ORDER, row_number)):
+        chosen.update(dict.fromkeys(spans[first][: count - len(chosen)], fate))
     return chosen
 
 
@@ -121,16 +128,16 @@ def slow_corrupt(
     """One row: corrupted ids, and labels by place."""
     count = int(config.mask_rate * len(maskable_places(tokens)) + 0.5)
     if config.masking == "token":
-        draws = token_draws(tokens, count, seed, row_number)
+        fates = token_fates(tokens, count, seed, row_number)
     elif config.masking == "whole_word":
-        draws = word_draws(tokens, word_starts, count, seed, row_number)
+        fates = word_fates(tokens, word_starts, count, seed, row_number)
     else:
-        draws = span_draws(tokens, word_starts, count, seed, row_number, config)
+        fates = span_fates(tokens, word_starts, count, seed, row_number, config)
     corrupted = list(tokens)
-    for place, (fate_draw, pick_draw) in draws.items():
-        fate = (fate_draw >> 32) / 2**32
-        if fate < config.mask_token_share:
+    for place, fate in fates.items():
+        if fate / 2**16 < config.mask_token_share:
             corrupted[place] = MASK_ID
-        elif fate < config.mask_token_share + config.random_token_share:
-            corrupted[place] = ORDINARY_IDS[((mix(pick_draw) >> 32) * len(ORDINARY_IDS)) >> 32]
-    return corrupted, {place: tokens[place] for place in draws}
+        elif fate / 2**16 < config.mask_token_share + config.random_token_share:
+            draw = place_hash(seed, RANDOM_IDS, row_number, place) >> 32
+            corrupted[place] = ORDINARY_IDS[draw * len(ORDINARY_IDS) >> 32]
+    return corrupted, {place: tokens[place] for place in fates}

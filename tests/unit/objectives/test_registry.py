@@ -33,15 +33,15 @@ def test_config_reaches_the_masks() -> None:
     assert isinstance(mlm, MaskedLanguageModel)
     masking = mlm.masking
     assert (masking.seed, masking.config, masking.mask_id) == (12, config, 4)
-    assert (~masking.is_ordinary).nonzero()[0].tolist() == [0, 1, 2, 3, 4, 150]
+    assert (masking.special_ranges, len(masking.ordinary_ids)) == ([(0, 5), (150, 151)], 200 - 6)
 
 
 def test_padding_is_never_predicted_even_by_a_tokenizer_that_has_it_for_an_ordinary_token() -> None:
     row_format = replace(bert_format(64), pad_id=17)
     mlm = make_objective(ObjectiveConfig(), VOCABULARY, row_format, 1, packing="best_fit")
     assert isinstance(mlm, MaskedLanguageModel)
-    assert not mlm.masking.is_ordinary[17]
-    assert 17 not in mlm.masking.random_ids
+    assert mlm.masking.special_ranges == [(0, 5), (17, 18), (150, 151)]
+    assert 17 not in mlm.masking.ordinary_ids
 
 
 @pytest.mark.parametrize(("masking", "needs_words"), [("token", False), ("whole_word", True), ("span", True)])
