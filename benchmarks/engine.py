@@ -10,19 +10,19 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.run import ObjectiveConfig
 from pipeline.data.rows import Rows
 from pipeline.data.stream import RowStream, open_stream
-from pipeline.objectives.objective import Objective
-from pipeline.objectives.registry import make_objective
 from pipeline.shards.layout import shard_name, token_dtype
 from pipeline.shards.manifest import FORMAT_VERSION, Manifest, ShardTable, write_manifest
 from pipeline.shards.writer import ShardWriter
+
+if TYPE_CHECKING:  # torch alone would be more memory than planning needs
+    from pipeline.objectives.objective import Objective
 
 SEQUENCE_LENGTH: Final = 512
 BATCH_ROWS: Final = 64
@@ -92,6 +92,9 @@ def open_rows(directory: Path, objective: ObjectiveName = "mlm", packing: str = 
 
 def objective_of(stream: RowStream, name: ObjectiveName = "mlm", digests: bool = False) -> Objective:
     """Masked or causal language modelling with the default settings."""
+    from pipeline.config.run import ObjectiveConfig
+    from pipeline.objectives.registry import make_objective
+
     return make_objective(
         ObjectiveConfig(name=name),
         stream.sources[0].manifest,

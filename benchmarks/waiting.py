@@ -1,0 +1,141 @@
+"""What a training loop waits for: the demo's share of time spent waiting for data, and threads against processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.corpus import MeasuredCorpus
+from benchmarks.engine import objective_of, open_rows
+from benchmarks.machine import WORK, interleaved, medians
+from benchmarks.record import Goal, Result
+from pipeline.objectives.objective import Objective
+
+_STEPS: Final = 60
+_PYTHON_SECONDS: Final = 0.005
+
+
+def measure_wait_share(repetitions: int) -> Result:
+    """The demo's training on one core, which loader and model share: the share of time spent waiting for batches."""
+    corpus = WORK / "demo"
+    _build_demo(corpus)
+    run = WORK / "demo-run"
+
+    def share() -> float:
+        shutil.rmtree(run, ignore_errors=True)
+        _pretrain(
+            *("train", "configs/demo.yaml", "--data.corpus", str(corpus), "--run_directory", str(run)),
+            *("--train.steps", str(_STEPS), "--schedule.warmup_steps", "10", "--train.strategy", "auto"),
+            *("--monitor.log_every_steps", "10", "--evaluation.every_steps", "0", "--checkpoint.every_steps", "0"),
+        )
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        waits = [entry["data_wait_fraction"] for entry in map(json.loads, lines) if "data_wait_fraction" in entry]
+        return 100 * statistics.median(waits[1:])
+
+    found = medians(interleaved({"ours": share}, repetitions, "data_wait_share"))
+    return Result("data_wait_share, demo on one core", "% of time", "lower", found["ours"], goal=Goal(ours=0.5))
+
+
+def _build_demo(corpus: Path) -> None:
+    """The demo's corpus in the present format; a finished one is kept."""
+    from pipeline.base.errors import UserError
+    from pipeline.shards.files import LocalFiles
+    from pipeline.shards.manifest import read_manifest
+
+    try:
+        read_manifest(LocalFiles(corpus))
+    except UserError:
+        shutil.rmtree(corpus, ignore_errors=True)
+        _pretrain("corpus", "build", "configs/corpus/demo.yaml", "--output", str(corpus))
+
+
+def _pretrain(*arguments: str) -> None:
+    """Run the command line, in this environment."""
+    program = "import sys; from pipeline.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"WANDB_MODE": "disabled"},
+    )
+    if done.returncode:
+        raise RuntimeError(f"pretrain {' '.join(arguments)} failed:\n{done.stdout[-800:]}\n{done.stderr[-800:]}")
+
+
+@dataclass(frozen=True)
+class _Prepare:
+    """Rows of a step to its batches; worker processes get it."""
+
+    objective: Objective
+
+    def __call__(self, rows: Any, step: int) -> Any:
+        return self.objective.prepare(rows, 1, step)
+
+
+def measure_workers(corpus: MeasuredCorpus, repetitions: int, steps: int, cores: set[int]) -> list[Result]:
+    """The thread against 1 and 2 worker processes, on all cores of the machine.
+
+    Three loads: masked batches asked for as fast as they come; the same with every row digested, which is slow to
+    prepare; and a consumer that keeps the interpreter busy for 5 ms a step, as a loop that starts many kernels does.
+    """
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        return [
+            _compare_workers(corpus, "loader, masked batches", False, lambda: None, repetitions, steps),
+            _compare_workers(corpus, "loader, digested batches", True, lambda: None, repetitions, steps // 4),
+            _compare_workers(corpus, "loader, busy interpreter (5 ms a step)", False, _busy, repetitions, steps // 2),
+        ]
+    finally:
+        os.sched_setaffinity(0, own)
+
+
+def _busy() -> None:
+    end = time.perf_counter() + _PYTHON_SECONDS
+    while time.perf_counter() < end:
+        pass
+
+
+def _compare_workers(
+    corpus: MeasuredCorpus, name: str, digests: bool, consume: Callable[[], None], repetitions: int, steps: int
+) -> Result:
+    from pipeline.data.loader import make_loader
+
+    def milliseconds_a_step(workers: int) -> float:
+        stream = open_rows(corpus.directory)
+        prepare = _Prepare(objective_of(stream, digests=digests))
+        loader = make_loader(
+            stream,
+            prepare,
+            first_step=0,
+            last_step=steps + 8,
+            rank=0,
+            world_size=1,
+            workers=workers,
+            prefetch_steps=16,
+        )
+        batches = iter(loader)
+        for _ in range(8):
+            next(batches)
+        before = time.perf_counter()
+        for _ in batches:
+            consume()
+        return (time.perf_counter() - before) / steps * 1e3
+
+    contenders: dict[str, Callable[[], float]] = {
+        "thread": lambda: milliseconds_a_step(0),
+        "1 worker process": lambda: milliseconds_a_step(1),
+        "2 worker processes": lambda: milliseconds_a_step(2),
+    }
+    found = medians(interleaved(contenders, repetitions, name))
+    return Result(name, "ms a step of 64 rows", "lower", found.pop("thread"), found)
