@@ -1,13 +1,12 @@
 """From pieces to rows: tokens copied from the maps, special tokens placed, segments measured.
 
-Letters: R rows, S sequence length, P pieces, K segments.
+Letters: R rows, S sequence length, P pieces, K segments, C shards that rows come from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, repeat
 from typing import Any, Final
 
 import numpy as np
@@ -87,7 +86,8 @@ def place_pieces(pieces: NDArray[np.void], row: NDArray[np.int64], num_rows: int
 def gather_rows(
     pieces: NDArray[np.void],
     counts: NDArray[np.int64],
-    tokens_of_rows: Sequence[NDArray[np.unsignedinteger]],
+    maps: Sequence[NDArray[np.unsignedinteger]],
+    map_of_row: NDArray[np.int64],
     *,
     row_numbers: NDArray[np.int64],
     epoch: NDArray[np.int64],
@@ -95,31 +95,32 @@ def gather_rows(
     source: NDArray[np.int64],
     first_document: NDArray[np.int64],
     row_format: RowFormat,
-    words_of_rows: Sequence[WordStarts] | None = None,
+    word_starts: Sequence[WordStarts] | None = None,
 ) -> Rows:
     """Build rows.
 
     Args:
         pieces: row after row, (P,) of ``pieces.PIECE``.
         counts: pieces of every row, (R,); a row without any is padding.
-        tokens_of_rows: R flat token arrays: that of the shard every row comes from.
+        maps: flat token arrays of the C shards that rows come from.
+        map_of_row: which of them every row comes from, (R,).
         row_numbers, epoch, shard, source: of every row, (R,).
         first_document: documents of the split before the shard of every row, (R,).
-        words_of_rows: R methods, ``word_starts`` of the shard every row comes from; given, ``Rows.word_starts`` is
-            filled.
+        word_starts: the methods of that name of the C shards; given, ``Rows.word_starts`` is filled.
     """
     num_rows, length = len(row_numbers), row_format.sequence_length
     row = np.repeat(np.arange(num_rows), counts)  # (P,)
     slots = place_pieces(pieces, row, num_rows, row_format)
 
+    map_of_piece = map_of_row[row].tolist()
     first_token = row * length + slots.first_token  # (P,)
-    tokens = _copy_tokens(pieces, first_token, counts, tokens_of_rows, num_rows * length, row_format.pad_id)
+    tokens = _copy_tokens(pieces, first_token, maps, map_of_piece, num_rows * length, row_format.pad_id)
     specials = _special_slots(pieces, first_token, slots, row_format)
     for place, special in specials:
         tokens[place] = special
     words = None
-    if words_of_rows is not None:
-        words = _copy_words(pieces, first_token, counts, words_of_rows, num_rows * length)
+    if word_starts is not None:
+        words = _copy_words(pieces, first_token, word_starts, map_of_piece, num_rows * length)
         for place in (first_token, *(place for place, _ in specials)):
             words[place] = True
 
@@ -144,8 +145,8 @@ def gather_rows(
 def _copy_tokens(
     pieces: NDArray[np.void],
     first_token: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    tokens_of_rows: Sequence[NDArray[np.unsignedinteger]],
+    maps: Sequence[NDArray[np.unsignedinteger]],
+    map_of_piece: list[int],
     num_slots: int,
     pad_id: int,
 ) -> NDArray[np.unsignedinteger]:
@@ -154,8 +155,7 @@ def _copy_tokens(
     ``join`` copies the views of all pieces, and views of padding for the gaps between them, in one pass over memory,
     several times faster than an assignment of slices a piece.
     """
-    maps = {id(flat): flat for flat in tokens_of_rows}
-    dtypes = {flat.dtype for flat in maps.values()}
+    dtypes = {flat.dtype for flat in maps}
     if len(dtypes) > 1:
         raise ValueError(f"rows of shards with different token types: {sorted(map(str, dtypes))}")
     dtype = dtypes.pop() if dtypes else np.dtype(np.uint16)
@@ -165,28 +165,25 @@ def _copy_tokens(
     padding = np.full(int(gap.max()), pad_id, dtype).data
     gaps = gap.tolist()
     padding_of = {size: padding[:size] for size in set(gaps)}
-    views = {name: flat.data for name, flat in maps.items()}
-    view_of_rows = map(views.__getitem__, map(id, tokens_of_rows))
-    view_of_pieces = chain.from_iterable(map(repeat, view_of_rows, counts.tolist()))
+    views = map([flat.data for flat in maps].__getitem__, map_of_piece)
     parts: list[memoryview] = [padding] * (2 * len(pieces) + 1)
     parts[0::2] = map(padding_of.__getitem__, gaps)
-    parts[1::2] = map(memoryview.__getitem__, view_of_pieces, map(slice, item.tolist(), (item + length).tolist()))
+    parts[1::2] = map(memoryview.__getitem__, views, map(slice, item.tolist(), (item + length).tolist()))
     return np.frombuffer(bytearray().join(parts), dtype)
 
 
 def _copy_words(
     pieces: NDArray[np.void],
     first_token: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    words_of_rows: Sequence[WordStarts],
+    word_starts: Sequence[WordStarts],
+    map_of_piece: list[int],
     num_slots: int,
 ) -> NDArray[np.bool_]:
     """Where the tokens of pieces begin words, (R*S,)."""
     words = np.zeros(num_slots, np.bool_)
-    copies = zip(first_token.tolist(), pieces["item"].tolist(), pieces["length"].tolist(), strict=True)
-    for word_starts, count in zip(words_of_rows, counts.tolist(), strict=True):
-        for to, at, size in islice(copies, count):
-            words[to : to + size] = word_starts(at, size)
+    columns = (first_token.tolist(), pieces["item"].tolist(), pieces["length"].tolist(), map_of_piece)
+    for to, item, length, number in zip(*columns, strict=True):
+        words[to : to + length] = word_starts[number](item, length)
     return words
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.planned import window_places
 from pipeline.data.windows import WindowName
 from pipeline.shards.layout import shard_name
 
@@ -89,7 +90,7 @@ class LookAhead:
                 break  # the data end here; whoever asks for that step is told
             numbers = stream.slots(step, *self._place)
             found = phase.places(numbers)
-            window, _ = stream.window_places(phase, found.source, found.places.epoch, found.places.position)
+            window, _ = window_places(phase, found.source, found.places.epoch, found.places.position)
             if phase.number != self._seen_phase:  # the same numbers name other windows
                 self._seen, self._seen_phase = np.zeros(0, np.int64), phase.number
             keys = np.unique((found.source << _SOURCE_SHIFT) | (found.places.epoch << _EPOCH_SHIFT) | window)

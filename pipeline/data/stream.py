@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from pipeline.data.look_ahead import LookAhead
 from pipeline.data.order import rank_slice, slot_order
 from pipeline.data.packing import find_packing
 from pipeline.data.phase import Phase
-from pipeline.data.pieces import from_integers, is_kept
+from pipeline.data.pieces import is_kept
+from pipeline.data.planned import Planned, check_blocks, plan_rows
 from pipeline.data.row_format import RowKind, row_format
 from pipeline.data.rows import RowFormat, Rows
 from pipeline.data.source import OpenSource, Source
 from pipeline.shards.files import CorpusFiles, corpus_files
 from pipeline.shards.manifest import read_manifest
-from pipeline.shards.reader import Shard
 
 _SPARE_SHARDS = 32
 
@@ -55,26 +55,6 @@ class StreamSettings:
 
     exponent: float = 1.0
     """Shares of the sources are weight^exponent, normalised."""
-
-
-@dataclass(frozen=True, eq=False)
-class Planned:
-    """R rows of which only the plan is known: no token has been read."""
-
-    numbers: NDArray[np.int64]
-    """Run-wide numbers, (R,)."""
-
-    epoch: NDArray[np.int64]
-    """Epoch of every row in its source, (R,)."""
-
-    source: NDArray[np.int64]
-    """Source of every row, (R,)."""
-
-    shard: NDArray[np.int64]
-    """Shard of every row, (R,)."""
-
-    pieces: list[NDArray[np.int64]]
-    """Pieces of every row, made by ``pieces.as_integers``."""
 
 
 class RowStream:
@@ -225,13 +205,13 @@ class RowStream:
     def rows_numbered(self, numbers: NDArray[np.int64]) -> Rows:
         """Rows by their run-wide numbers, int64 (R,), all of one phase, in that order."""
         phase = self.phase_of(self.stages.step_of_row(int(numbers[0])))
-        return self._gather(self._plan(numbers, phase, step=-1), phase)
+        return self._gather(plan_rows(numbers, phase, step=-1), phase)
 
     def plan(self, steps: Sequence[int], rank: int = 0, world_size: int = 1) -> Planned:
         """The plan of a rank's rows of steps of one phase, from indexes alone."""
         phase = self.phase_of(steps[0])
         numbers = np.concatenate([self.slots(step, rank, world_size) for step in steps])
-        planned = self._plan(numbers, phase, steps[-1])
+        planned = plan_rows(numbers, phase, steps[-1])
         self._look_ahead.after(steps, rank, world_size)
         return planned
 
@@ -255,81 +235,44 @@ class RowStream:
         found = self.phase_of(step).places(numbers)
         return numbers[slot_order(found.places.lane, found.lanes)[begin:end]]
 
-    def _plan(self, numbers: NDArray[np.int64], phase: Phase, step: int) -> Planned:
-        found = phase.places(numbers)
-        epoch = found.places.epoch
-        window, place = self.window_places(phase, found.source, epoch, found.places.position)
-        pieces: list[Any] = [None] * len(numbers)
-        shard = np.empty(len(numbers), np.int64)
-        asked = list(zip(found.source.tolist(), epoch.tolist(), window.tolist(), place.tolist(), strict=True))
-        last = None
-        # Window by window, so that a batch over more windows than are kept plans each of them once; in one, by place.
-        for row in np.lexsort((place, window, epoch, found.source)).tolist():
-            source, one, number, at = asked[row]
-            if (source, one, number) != last:
-                last = (source, one, number)
-                planned = phase.windows[source].window((one, number), at, step)
-            pieces[row], shard[row] = planned.row(at)
-        return Planned(numbers, epoch, found.source, shard, pieces)
-
-    @staticmethod
-    def window_places(
-        phase: Phase, source: NDArray[np.int64], epoch: NDArray[np.int64], position: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Window of every row, and place in it, (R,) each."""
-        window, place = np.empty_like(position), np.empty_like(position)
-        for number, windows in enumerate(phase.windows):
-            of_source = source == number
-            for one in np.unique(epoch[of_source]).tolist():
-                here = of_source & (epoch == one)
-                first_row = windows.epoch(one).first_row
-                window[here] = np.searchsorted(first_row, position[here], side="right") - 1
-                place[here] = position[here] - first_row[window[here]]
-        return window, place
-
     def _gather(self, planned: Planned, phase: Phase) -> Rows:
-        names = list(zip(planned.source.tolist(), planned.shard.tolist(), strict=True))
+        names, shard_of_row = planned.shards()
         self._look_ahead.fetch_now(names)
-        shards = {name: self.sources[name[0]].shard(name[1]) for name in set(names)}
-        pieces = from_integers(planned.pieces)  # (P,)
-        counts = np.array([len(of_row) for of_row in planned.pieces], np.int64)  # (R,)
+        shards = [self.sources[source].shard(shard) for source, shard in names]
         if self._exclusions:
-            pieces, counts = self._without_excluded(planned.numbers, names, pieces, counts)
-        _check_blocks(names, shards, pieces, counts)
-        first_document = {
-            (source, shard): self._first_documents[source] + self.sources[source].first_document[shard]
-            for source, shard in shards
-        }
+            planned = self._without_excluded(planned)
+        check_blocks(planned, shards, shard_of_row)
+        first_document = np.array(
+            [self._first_documents[source] + self.sources[source].first_document[shard] for source, shard in names],
+            np.int64,
+        )
         return gather_rows(
-            pieces,
-            counts,
-            [shards[name].tokens for name in names],
+            planned.pieces,
+            planned.counts,
+            [shard.tokens for shard in shards],
+            shard_of_row,
             row_numbers=planned.numbers,
             epoch=planned.epoch,
             shard=planned.shard,
             source=planned.source,
-            first_document=np.array([first_document[name] for name in names], np.int64),
+            first_document=first_document[shard_of_row],
             row_format=phase.row_format,
-            words_of_rows=[shards[name].word_starts for name in names] if self.words else None,
+            word_starts=[shard.word_starts for shard in shards] if self.words else None,
         )
 
-    def _without_excluded(
-        self,
-        numbers: NDArray[np.int64],
-        names: list[tuple[int, int]],
-        pieces: NDArray[np.void],
-        counts: NDArray[np.int64],
-    ) -> tuple[NDArray[np.void], NDArray[np.int64]]:
-        """Pieces (P,) of rows and their counts (R,) without those of documents that are left out."""
-        kept = np.ones(len(pieces), np.bool_)
-        ends = np.cumsum(counts).tolist()
-        for row, (source, shard) in enumerate(names):
+    def _without_excluded(self, planned: Planned) -> Planned:
+        """The same rows without the pieces of documents that are left out."""
+        kept = np.ones(len(planned.pieces), np.bool_)
+        ends = np.cumsum(planned.counts)
+        sources, shards, numbers = planned.source.tolist(), planned.shard.tolist(), planned.numbers.tolist()
+        for row, (source, shard) in enumerate(zip(sources, shards, strict=True)):
             first_step = self._exclusions.of_shard(self.sources[source], shard)
             if first_step is not None:
-                own = slice(ends[row] - int(counts[row]), ends[row])
-                kept[own] = is_kept(pieces[own], first_step <= self.stages.step_of_row(int(numbers[row])))
-        row_of_piece = np.repeat(np.arange(len(counts)), counts)  # (P,)
-        return pieces[kept], np.bincount(row_of_piece[kept], minlength=len(counts))
+                own = slice(ends[row] - planned.counts[row], ends[row])
+                kept[own] = is_kept(planned.pieces[own], first_step <= self.stages.step_of_row(numbers[row]))
+        row_of_piece = np.repeat(np.arange(len(ends)), planned.counts)  # (P,)
+        counts = np.bincount(row_of_piece[kept], minlength=len(ends))
+        return replace(planned, pieces=planned.pieces[kept], counts=counts)
 
     def left_out_from(self, source: int, shard: int, document: int) -> int:
         """First step without a document, given by its number in its shard; ``exclusion.NEVER`` if it stays."""
@@ -382,26 +325,6 @@ class RowStream:
     def settings_fingerprint(self, step: int = 0) -> str:
         """sha256 of :meth:`settings_before`."""
         return hashlib.sha256(json.dumps(self.settings_before(step), sort_keys=True).encode()).hexdigest()
-
-
-def _check_blocks(
-    names: list[tuple[int, int]],
-    shards: Mapping[tuple[int, int], Shard],
-    pieces: NDArray[np.void],
-    counts: NDArray[np.int64],
-) -> None:
-    """Let every shard verify the blocks that are about to be read."""
-    unchecked = {name for name, shard in shards.items() if not shard.is_checked}
-    if not unchecked:
-        return
-    ends = np.cumsum(counts).tolist()
-    documents: dict[tuple[int, int], list[NDArray[np.uint32]]] = {}
-    for name, end, count in zip(names, ends, counts.tolist(), strict=True):
-        if name in unchecked:
-            documents.setdefault(name, []).append(pieces["document"][end - count : end])
-    for name, parts in documents.items():
-        shard = shards[name]
-        shard.check_blocks(shard.index.block_of(np.concatenate(parts)))
 
 
 def _check_tokenizers(sources: Sequence[Source]) -> None:

@@ -44,11 +44,12 @@ class Window:
     shard: NDArray[np.uint32]
     """Shard of the row at every kept place, (R,); of a window of one shard, (1,)."""
 
-    def row(self, place: int) -> tuple[NDArray[np.int64], int]:
-        """Pieces and shard of the row at a place."""
+    def rows(self, place: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint32]]:
+        """The rows at ``size`` places from ``place`` on: their pieces, how many each has, and their shards."""
         at = place - self.first_place
-        begin, end = self.first_piece[at], self.first_piece[at + 1]
-        return self.pieces[begin:end], int(self.shard[at if len(self.shard) > 1 else 0])
+        border = self.first_piece[at : at + size + 1].astype(np.int64)
+        shard = self.shard[at : at + size] if len(self.shard) > 1 else self.shard.repeat(size)
+        return self.pieces[border[0] : border[-1]], border[1:] - border[:-1], shard
 
     def without_read(self, place: int) -> Window:
         """The window from ``place`` on, where that frees more than half of it."""

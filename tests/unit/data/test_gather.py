@@ -91,14 +91,15 @@ def gather(shards: list[FakeShard], number: np.ndarray, rows: list[np.ndarray], 
     return gather_rows(
         np.concatenate([np.zeros(0, PIECE), *rows]),
         np.array([len(pieces) for pieces in rows], np.int64),
-        [shards[one].flat for one in number],
+        [shard.flat for shard in shards],
+        number,
         row_numbers=np.arange(len(rows)) + 7,
         epoch=np.zeros(len(rows), np.int64),
         shard=number,
         source=np.zeros(len(rows), np.int64),
         first_document=100 * number,
         row_format=form,
-        words_of_rows=[shards[one].word_starts for one in number] if words else None,
+        word_starts=[shard.word_starts for shard in shards] if words else None,
     )
 
 

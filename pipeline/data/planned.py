@@ -1,0 +1,112 @@
+"""Rows of which only the plan is known: what stands in them, from indexes alone, before any token is read.
+
+Letters: R rows, P pieces, U runs (rows at consecutive places of one window), C shards that rows come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.phase import Phase
+from pipeline.data.pieces import from_integers
+from pipeline.shards.reader import Shard
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """R rows."""
+
+    numbers: NDArray[np.int64]
+    """Run-wide numbers, (R,)."""
+
+    epoch: NDArray[np.int64]
+    """Epoch of every row in its source, (R,)."""
+
+    source: NDArray[np.int64]
+    """Source of every row, (R,)."""
+
+    shard: NDArray[np.int64]
+    """Shard of every row, (R,)."""
+
+    counts: NDArray[np.int64]
+    """Pieces of every row, (R,)."""
+
+    pieces: NDArray[np.void]
+    """Pieces row after row, (P,) of ``pieces.PIECE``."""
+
+    def shards(self) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
+        """(source, shard) of the C shards that rows come from, and which of them every row does, (R,)."""
+        distinct, of_row = np.unique((self.source << 32) | self.shard, return_inverse=True)
+        return [(one >> 32, one & 0xFFFFFFFF) for one in distinct.tolist()], of_row
+
+
+def plan_rows(numbers: NDArray[np.int64], phase: Phase, step: int) -> Planned:
+    """Plan rows of a phase by their run-wide numbers, (R,); ``step`` is the last that asks for them."""
+    found = phase.places(numbers)
+    source, epoch = found.source, found.places.epoch
+    window, place = window_places(phase, source, epoch, found.places.position)
+    # Window by window, so that rows of more windows than are kept plan each of them once; in one, by place: then the
+    # rows that one lane gives to several steps stand side by side, and are taken together.
+    order = np.lexsort((place, window, epoch, source))
+    columns = [column[order] for column in (source, epoch, window, place)]  # (R,) each
+    is_first = np.ones(len(order), np.bool_)
+    is_first[1:] = columns[3][1:] != columns[3][:-1] + 1
+    for column in columns[:3]:
+        is_first[1:] |= column[1:] != column[:-1]
+    begin = np.flatnonzero(is_first)  # (U,)
+    sizes = np.diff(begin, append=len(order))
+    pieces: list[NDArray[np.int64]] = []
+    counts, shards = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    last = None
+    for of_source, *name, at, size in zip(*(column[begin].tolist() for column in columns), sizes.tolist(), strict=True):
+        if (of_source, *name) != last:
+            last = (of_source, *name)
+            planned = phase.windows[of_source].window((name[0], name[1]), at, step)
+        for parts, part in zip((pieces, counts, shards), planned.rows(at, size), strict=True):
+            parts.append(part)
+    joined, in_order = from_integers(pieces), np.concatenate(counts)  # (P,), (R,) as `order` has them
+    own_counts, shard, first_piece = (np.empty(len(order), np.int64) for _ in range(3))
+    own_counts[order], shard[order] = in_order, np.concatenate(shards)
+    first_piece[order] = np.cumsum(in_order) - in_order
+    moved = np.repeat(first_piece - (np.cumsum(own_counts) - own_counts), own_counts)  # (P,)
+    return Planned(numbers, epoch, source, shard, own_counts, joined[moved + np.arange(len(joined))])
+
+
+def window_places(
+    phase: Phase, source: NDArray[np.int64], epoch: NDArray[np.int64], position: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Window of every row, and place in it, (R,) each."""
+    window, place = np.empty_like(position), np.empty_like(position)
+    for number, windows in enumerate(phase.windows):
+        of_source = source == number
+        for one in np.unique(epoch[of_source]).tolist():
+            here = of_source & (epoch == one)
+            first_row = windows.epoch(one).first_row
+            window[here] = np.searchsorted(first_row, position[here], side="right") - 1
+            place[here] = position[here] - first_row[window[here]]
+    return window, place
+
+
+def check_blocks(planned: Planned, shards: Sequence[Shard], shard_of_row: NDArray[np.int64]) -> None:
+    """Let every shard verify the blocks that are about to be read.
+
+    Args:
+        shards, shard_of_row: the C shards that rows come from, and which of them every row does, (R,).
+
+    Raises:
+        UserError: a damaged shard.
+    """
+    unchecked = [number for number, shard in enumerate(shards) if not shard.is_checked]
+    if not unchecked:
+        return
+    shard_of_piece = np.repeat(shard_of_row, planned.counts)  # (P,)
+    order = np.argsort(shard_of_piece, kind="stable")
+    documents = planned.pieces["document"][order]
+    borders = np.searchsorted(shard_of_piece[order], np.arange(len(shards) + 1)).tolist()
+    for number in unchecked:
+        shard = shards[number]
+        shard.check_blocks(shard.index.block_of(documents[borders[number] : borders[number + 1]]))
