@@ -4,8 +4,8 @@ Letters: R rows, W width of a row (a power of two), D darts a row, U units (word
 
 SpanBERT draws a length in words from a geometric distribution and a random word to begin at, again and again until
 enough tokens are masked; what overlaps is drawn in vain. Here every run of words is tiled with spans of such lengths,
-and spans are taken in random order until enough tokens are masked: none overlap, each word is equally likely, those at
-the head of a segment too, and no draw waits for another.
+and spans are taken in random order until enough tokens are masked. None overlap, words at the head of a segment are as
+likely as others, and no draw waits for another.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def choose_spans(
         lengths: see :func:`span_lengths`.
     """
     shape = maskable.shape
-    spans = _tiles(words_of(maskable, word_starts), shape, lengths[_length_draws(row_numbers, seed, shape[1])])
+    spans = spans_of(maskable, word_starts, row_numbers, seed, lengths)
     sizes = spans.sizes(shape)
 
     def select(
@@ -79,18 +79,23 @@ def _length_draws(row_numbers: NDArray[np.int64], seed: int, width: int) -> NDAr
     return draws.astype("<u8", copy=False).view("<u2")[:, :width]
 
 
-def _tiles(words: Units, shape: tuple[int, ...], lengths: NDArray[np.int64]) -> Units:
-    """Spans that cover every run of words without a gap; the j-th of a run has the length drawn at its j-th word, the
-    last one what is left.
+def spans_of(
+    maskable: NDArray[np.bool_],
+    word_starts: NDArray[np.bool_],
+    row_numbers: NDArray[np.int64],
+    seed: int,
+    lengths: NDArray[np.int64],
+) -> Units:
+    """Spans that cover every run of words without a gap.
 
-    Args:
-        lengths: in words, drawn for every place, (R, W).
+    The j-th span of a run has the length drawn at the run's j-th word; the last one has what is left.
     """
-    num_words = len(words.first)
-    drawn = lengths.ravel().take(words.first)  # U
+    words = words_of(maskable, word_starts)
+    num_words, width = len(words.first), maskable.shape[1]
+    drawn = lengths.take(_length_draws(row_numbers, seed, width).ravel().take(words.first))  # U
+    ends = words.first + words.num_tokens
     # A run begins where the word before ends earlier, or in another row.
-    end_before = np.append(-1, (words.first + words.num_tokens))[:num_words]
-    begins_run = (words.first != end_before) | (words.first % shape[1] == 0)
+    begins_run = (words.first != np.append(-1, ends)[:num_words]) | (words.first % width == 0)
     first_of_run = np.flatnonzero(begins_run)
     words_of_run = np.diff(first_of_run, append=num_words)
     first_word = np.repeat(first_of_run, words_of_run)  # U, of the word's run
@@ -99,4 +104,4 @@ def _tiles(words: Units, shape: tuple[int, ...], lengths: NDArray[np.int64]) -> 
     begin = begin[begin < np.repeat(first_of_run + words_of_run, words_of_run)]
     first = words.first.take(begin)
     last_word = np.append(begin[1:], num_words)[: len(begin)] - 1
-    return Units(first, (words.first + words.num_tokens).take(last_word) - first)
+    return Units(first, ends.take(last_word) - first)
