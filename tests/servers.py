@@ -31,6 +31,8 @@ class HostileServer:
     """Share of the requests that meet each fault."""
     always: dict[str, list[str]] = field(default_factory=dict)
     """Faults of the next requests for a name, one a request, before any drawn ones."""
+    down_after: int | None = None
+    """Requests for tars after which it only answers 503."""
     stall_seconds: float = 5.0
     seed: int = 0
     requests: list[tuple[str, str | None]] = field(default_factory=list)
@@ -75,7 +77,9 @@ class HostileServer:
     def next_fault(self, name: str, range_header: str | None) -> str:
         with self._lock:
             self.requests.append((name, range_header))
-            if self.always.get(name):
+            if self.down_after is not None and self.count(".tar") > self.down_after:
+                fault = "error503"
+            elif self.always.get(name):
                 fault = self.always[name].pop(0)
             else:
                 draw, fault = self._random.random(), ""
