@@ -31,7 +31,6 @@ from tests.unit.corpus.foreign_files import (
 )
 from tests.unit.corpus.writing import files_of
 
-NAMES_OF_PARQUET = ["train-0.parquet train-1.parquet", "train/a.parquet train/b.parquet", "a.parquet b.parquet"]
 SMALL = ShardConfig(tokens=900, documents=40, block_tokens=200)
 
 
@@ -197,14 +196,20 @@ def test_a_data_set_of_splits_and_chosen_rows(tmp_path: Path, gpt2: tuple[Path, 
     assert documents_of(tmp_path / "out", "validation") == expected
 
 
-@pytest.mark.parametrize("names", NAMES_OF_PARQUET)
-@pytest.mark.parametrize("kind", [pyarrow.int32(), pyarrow.int64(), pyarrow.uint16()])
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        ("train-0.parquet train-1.parquet", pyarrow.list_(pyarrow.int32())),
+        ("train/a.parquet train/b.parquet", pyarrow.large_list(pyarrow.int64())),
+        ("a.parquet b.parquet", pyarrow.list_(pyarrow.uint16())),
+    ],
+)
 def test_a_folder_of_parquet(tmp_path: Path, gpt2: tuple[Path, TokenizerFacts], names: str, kind: Any) -> None:
     tokenizer, facts = gpt2
     documents = text_documents(facts, 300)
     for name, part in zip(names.split(), (documents[:130], documents[130:]), strict=True):
         (tmp_path / "tokens" / name).parent.mkdir(parents=True, exist_ok=True)
-        lists = pyarrow.array(part, pyarrow.large_list(kind) if kind == pyarrow.int64() else pyarrow.list_(kind))
+        lists = pyarrow.array(part, kind)
         pyarrow.parquet.write_table(pyarrow.table({"input_ids": lists}), tmp_path / "tokens" / name)
     imported(tmp_path / "tokens", tmp_path / "out", tokenizer, validation_share=0.0)
     assert list(documents_of(tmp_path / "out").values()) == documents
