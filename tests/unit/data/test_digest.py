@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.data.digest import batch_digest, combine_row_digests, row_digests
-from pipeline.data.gather import split_rows
-from pipeline.data.rows import Rows
+from pipeline.data.gather import filler_rows, join_rows, split_rows
+from pipeline.data.rows import RowFormat, Rows
 from pipeline.data.stream import open_stream
 from tests.corpora import random_lengths, write_corpus
 
@@ -61,6 +61,16 @@ def test_parts_and_order_of_rows_do_not_matter(rows: Rows) -> None:
         numbers = np.concatenate([part.row_numbers for part in parts])
         digests = np.concatenate([row_digests(part, part.tokens, np.full(part.tokens.shape, -100)) for part in parts])
         assert combine_row_digests(numbers, digests) == expected
+
+
+def test_filler_rows_are_not_counted(rows: Rows) -> None:
+    form = RowFormat(rows.tokens.shape[1], (1,), (2,), 0, end_only_at_document_end=False)
+    filled = join_rows([rows, filler_rows(3, form, like=rows)])
+    digests, combined = batch_digest(filled, filled.tokens, np.full(filled.tokens.shape, -100))
+    expected, expected_combined = batch_digest(rows, rows.tokens, np.full(rows.tokens.shape, -100))
+    assert combined == expected_combined
+    assert np.array_equal(digests[:-3], expected)
+    assert not digests[-3:].any()
 
 
 def test_integer_types_do_not_matter(rows: Rows) -> None:
