@@ -77,7 +77,7 @@ def make_chunks(shard: ShardLengths, cap: int) -> Chunks:
     document = np.repeat(np.arange(len(shard.documents)), np.diff(first_of_document))  # (U,)
     # The chunk that begins at a unit ends before the first unit that does not fit, or with its document.
     next_chunk = np.minimum(np.searchsorted(end, unit_start[:-1] + cap, side="right"), first_of_document[document + 1])
-    first_unit, unit, follows = [], 0, next_chunk.tolist()
+    first_unit, unit, follows = [], 0, next_chunk.data  # of the view, single entries are read fastest
     while unit < len(follows):
         first_unit.append(unit)
         unit = follows[unit]
