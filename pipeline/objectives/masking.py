@@ -45,7 +45,7 @@ class MaskingSettings:
     ordinary_ids: NDArray[np.int64]
     """All other ids: random replacements are drawn from them."""
 
-    span_lengths: NDArray[np.int64]
+    span_lengths: NDArray[np.int32]
     """See :func:`pipeline.objectives.span_masking.span_lengths`, (65536,)."""
 
 
@@ -125,7 +125,8 @@ def _choose(
         maskable = np.pad(maskable, tail)  # R W
         word_starts = None if word_starts is None else np.pad(word_starts, tail)
     kind, seed = settings.config.masking, settings.seed
-    num_darts = usual_num_darts(width, settings.config.mask_rate)
+    # The sizes of words and spans add to chance.
+    num_darts = usual_num_darts(width, settings.config.mask_rate) * (2 if kind == "token" else 3) // 2
     if word_starts is None or kind == "token":
         choice = choose_tokens(maskable, counts, row_numbers, seed, num_darts)
         indices, fates = choice.first, choice.fates

@@ -23,7 +23,7 @@ _ORDER_STREAM: Final = 0x5350414E  # "SPAN"
 _LENGTH_STREAM: Final = 0x4C454E47  # "LENG"
 
 
-def span_lengths(geometric_p: float, max_words: int) -> NDArray[np.int64]:
+def span_lengths(geometric_p: float, max_words: int) -> NDArray[np.int32]:
     """Length in words for every value of 16 uniform bits, (65536,).
 
     The geometric distribution is cut at ``max_words`` and scaled to one: ``P(n) ~ p * (1 - p)**(n - 1)``, as SpanBERT's
@@ -33,7 +33,8 @@ def span_lengths(geometric_p: float, max_words: int) -> NDArray[np.int64]:
     for _ in range(max_words):
         longer.append(longer[-1] * (1 - geometric_p))
     at_most = [(1 - share) / (1 - longer[-1]) for share in longer[1:-1]]
-    return np.searchsorted(np.array(at_most) * 2**16, np.arange(2**16), side="right") + 1
+    lengths = np.searchsorted(np.array(at_most) * 2**16, np.arange(2**16), side="right") + 1
+    return lengths.astype(np.int32)
 
 
 def choose_spans(
@@ -43,7 +44,7 @@ def choose_spans(
     seed: int,
     num_darts: int,
     word_starts: NDArray[np.bool_],
-    lengths: NDArray[np.int64],
+    lengths: NDArray[np.int32],
 ) -> Choice:
     """Spans of whole words in the order in which darts hit their first tokens: of every row exactly ``counts`` tokens.
 
@@ -55,21 +56,19 @@ def choose_spans(
         row_numbers: run-wide numbers of the rows, (R,).
         lengths: see :func:`span_lengths`.
     """
-    shape = maskable.shape
     spans = spans_of(maskable, word_starts, row_numbers, seed, lengths)
-    sizes = spans.sizes(shape)
 
     def select(
         rows: NDArray[np.int64], target: NDArray[np.int64], is_hit: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         hits = np.flatnonzero(is_hit)
-        row, size, wanted = hits // is_hit.shape[1], sizes.take(target.take(hits)), counts[rows]
-        before = tokens_through(row, size) - size
+        row, size, wanted = hits // is_hit.shape[1], spans.num_tokens.take(target.take(hits)), counts[rows]
+        before = tokens_through(row, size, len(rows)) - size
         num_tokens = np.zeros(is_hit.shape, np.int64)
         num_tokens.reshape(-1)[hits] = np.clip(wanted[row] - before, 0, size)
         return num_tokens, num_tokens.sum(1) == wanted
 
-    return throw_darts(spans.begins(shape), hashes(key(seed, _ORDER_STREAM), row_numbers), num_darts, select)
+    return throw_darts(spans.begins, hashes(key(seed, _ORDER_STREAM), row_numbers), num_darts, select)
 
 
 def _length_draws(row_numbers: NDArray[np.int64], seed: int, width: int) -> NDArray[np.uint16]:
@@ -84,24 +83,28 @@ def spans_of(
     word_starts: NDArray[np.bool_],
     row_numbers: NDArray[np.int64],
     seed: int,
-    lengths: NDArray[np.int64],
+    lengths: NDArray[np.int32],
 ) -> Units:
     """Spans that cover every run of words without a gap.
 
     The j-th span of a run has the length drawn at the run's j-th word; the last one has what is left.
     """
-    words = words_of(maskable, word_starts)
-    num_words, width = len(words.first), maskable.shape[1]
-    drawn = lengths.take(_length_draws(row_numbers, seed, width).ravel().take(words.first))  # U
-    ends = words.first + words.num_tokens
+    words, width = words_of(maskable, word_starts), maskable.shape[1]
+    starts = np.flatnonzero(words.begins)  # U
+    ends = starts + words.num_tokens.take(starts)  # U
+    num_words = len(starts)
+    drawn = lengths.take(_length_draws(row_numbers, seed, width).ravel().take(starts))  # U
     # A run begins where the word before ends earlier, or in another row.
-    begins_run = (words.first != np.append(-1, ends)[:num_words]) | (words.first % width == 0)
+    begins_run = (starts != np.append(-1, ends)[:num_words]) | (starts & (width - 1) == 0)
     first_of_run = np.flatnonzero(begins_run)
     words_of_run = np.diff(first_of_run, append=num_words)
     first_word = np.repeat(first_of_run, words_of_run)  # U, of the word's run
-    before = np.cumsum(drawn) - drawn  # U
+    before = np.cumsum(drawn, dtype=np.int64) - drawn  # U
     begin = first_word + before - before.take(first_word)  # U, first word of the run's j-th span
     begin = begin[begin < np.repeat(first_of_run + words_of_run, words_of_run)]
-    first = words.first.take(begin)
     last_word = np.append(begin[1:], num_words)[: len(begin)] - 1
-    return Units(first, ends.take(last_word) - first)
+    first = starts.take(begin)
+    begins, num_tokens = np.zeros(maskable.shape, np.bool_), np.empty(maskable.shape, np.int32)
+    begins.reshape(-1)[first] = True
+    num_tokens.reshape(-1)[first] = ends.take(last_word) - first
+    return Units(begins, num_tokens)

@@ -22,25 +22,13 @@ _STREAM: Final = 0x574F5244  # "WORD"
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Runs of maskable tokens that are chosen together, ascending, none across rows."""
+    """Runs of maskable tokens that are chosen together, none across rows."""
 
-    first: NDArray[np.int64]
-    """Flat index of the first token, (U,)."""
+    begins: NDArray[np.bool_]
+    """Where a unit begins, (R, W)."""
 
-    num_tokens: NDArray[np.int64]
-    """(U,)."""
-
-    def begins(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-        """Where units begin, (R, W)."""
-        begins = np.zeros(shape, np.bool_)
-        begins.reshape(-1)[self.first] = True
-        return begins
-
-    def sizes(self, shape: tuple[int, ...]) -> NDArray[np.int32]:
-        """Tokens of the unit that begins at a place; arbitrary where none does, (R, W)."""
-        sizes = np.empty(shape, np.int32)
-        sizes.reshape(-1)[self.first] = self.num_tokens
-        return sizes
+    num_tokens: NDArray[np.int32]
+    """Tokens of the unit that begins there; arbitrary where none does, (R, W)."""
 
 
 def words_of(maskable: NDArray[np.bool_], word_starts: NDArray[np.bool_]) -> Units:
@@ -53,9 +41,10 @@ def words_of(maskable: NDArray[np.bool_], word_starts: NDArray[np.bool_]) -> Uni
     begins[:, 0] = True
     begins[:, 1:] |= ~maskable[:, :-1]  # R W
     edges = np.flatnonzero(begins | ~maskable)
-    sizes = np.diff(edges, append=maskable.size)
-    is_word = maskable.ravel().take(edges)
-    return Units(edges[is_word], sizes[is_word])
+    num_tokens = np.empty(maskable.shape, np.int32)
+    num_tokens.reshape(-1)[edges] = np.diff(edges, append=maskable.size)
+    begins &= maskable
+    return Units(begins, num_tokens)
 
 
 def choose_words(
@@ -77,25 +66,25 @@ def choose_words(
         row_numbers: run-wide numbers of the rows, (R,).
     """
     words = words_of(maskable, word_starts)
-    begins, sizes = words.begins(maskable.shape), words.sizes(maskable.shape)
 
     def select(
         rows: NDArray[np.int64], target: NDArray[np.int64], is_hit: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         hits = np.flatnonzero(is_hit)
-        row, size = hits // is_hit.shape[1], sizes.take(target.take(hits))
+        row, size = hits // is_hit.shape[1], words.num_tokens.take(target.take(hits))
         taken, left = take_fitting(row, size, counts[rows])
         num_tokens = np.zeros(is_hit.shape, np.int32)
         num_tokens.reshape(-1)[hits[taken]] = size[taken]
         # What was hit and left out is too long; is there a word that fits and has not been hit?
         some_left = np.flatnonzero(left)
-        fits = begins[rows[some_left]] & (sizes[rows[some_left]] <= left[some_left, None])
+        in_rows = rows[some_left]
+        fits = words.begins[in_rows] & (words.num_tokens[in_rows] <= left[some_left, None])
         num_hit = np.bincount(row[size <= left[row]], minlength=len(rows))
         is_done = np.ones(len(rows), np.bool_)
         is_done[some_left] = fits.sum(1) == num_hit[some_left]
         return num_tokens, is_done
 
-    return throw_darts(begins, hashes(key(seed, _STREAM), row_numbers), num_darts, select)
+    return throw_darts(words.begins, hashes(key(seed, _STREAM), row_numbers), num_darts, select)
 
 
 def take_fitting(
@@ -117,8 +106,8 @@ def take_fitting(
     left = counts.copy()
     candidates = np.arange(len(row))
     while len(candidates):
-        own_row, size = row[candidates], num_tokens[candidates]
-        fits = tokens_through(own_row, size) <= left[own_row]
+        own_row, size = row.take(candidates), num_tokens.take(candidates)
+        fits = tokens_through(own_row, size, len(left)) <= left.take(own_row)
         taken[candidates[fits]] = True
         left -= np.bincount(own_row[fits], size[fits], len(left)).astype(np.int64)
         candidates = candidates[~fits]
@@ -126,9 +115,9 @@ def take_fitting(
     return taken, left
 
 
-def tokens_through(row: NDArray[np.int64], num_tokens: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Tokens of a row's units up to and with each of them, (U,); the units of a row stand together."""
-    total = np.cumsum(num_tokens, dtype=np.int64)
-    is_first = np.diff(row, prepend=-1) != 0
-    before = (total - num_tokens)[is_first]
-    return total - np.repeat(before, np.diff(np.flatnonzero(is_first), append=len(row)))
+def tokens_through(row: NDArray[np.int64], num_tokens: NDArray[np.integer], num_rows: int) -> NDArray[np.int64]:
+    """Tokens of a row's units up to and with each of them, (U,); the units of a row stand together, rows ascending."""
+    through = np.cumsum(num_tokens, dtype=np.int64)
+    units_of_row = np.bincount(row, minlength=num_rows)
+    first_unit = np.cumsum(units_of_row) - units_of_row
+    return through - (through - num_tokens).take(first_unit.take(row))
