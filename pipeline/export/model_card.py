@@ -92,9 +92,10 @@ def _training_rows(config: RunConfig, run: RunFacts) -> list[tuple[str, str]]:
     tokens_a_step = config.train.global_batch_size * config.data.sequence_length
     objective = "causal language modelling"
     if config.objective.name == "mlm":
+        unit = {"token": "", "whole_word": " in whole words", "span": " in spans of words"}[config.objective.masking]
         kept = 1 - config.objective.mask_token_share - config.objective.random_token_share
         objective = (
-            f"masked language modelling: {config.objective.mask_rate:.0%} of the tokens, of these "
+            f"masked language modelling: {config.objective.mask_rate:.0%} of the tokens{unit}, of these "
             f"{config.objective.mask_token_share:.0%} masked, {config.objective.random_token_share:.0%} random, "
             f"{kept:.0%} kept"
         )
@@ -107,8 +108,8 @@ def _training_rows(config: RunConfig, run: RunFacts) -> list[tuple[str, str]]:
         ("Corpus", ", ".join(run.sources)),
         ("Corpus size", _size(run)),
         ("Corpus fingerprint", f"`{run.corpus_fingerprint}`" if run.corpus_fingerprint else ""),
-        ("Sequence length", f"{config.data.sequence_length} tokens, packed (`{config.data.packing}`); no attention "
-         "across documents"),
+        ("Sequence length", f"{config.data.sequence_length} tokens, packed (`{config.data.packing}`); "
+         f"{'' if config.data.cross_document_attention else 'no '}attention across documents"),
         ("Global batch", f"{config.train.global_batch_size:,} rows (at most {tokens_a_step:,} tokens)"),
         ("Optimizer", f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, betas {optimizer.betas[0]:g} and "
          f"{optimizer.betas[1]:g}, epsilon {optimizer.epsilon:g}, weight decay {optimizer.weight_decay:g}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -43,3 +44,16 @@ def test_every_table_row_has_two_cells_and_pipes_are_escaped() -> None:
 def test_the_masking_recipe_adds_up() -> None:
     card = model_card(run_config(Path("run"), Path("corpus"), "bert"), RunFacts("tiny", 10), MODEL)
     assert "15% of the tokens, of these 80% masked, 10% random, 10% kept" in card
+
+
+def test_masking_of_words_and_attention_across_documents_are_told() -> None:
+    config = run_config(Path("run"), Path("corpus"), "bert")
+    assert "; no attention across documents" in model_card(config, RunFacts("tiny", 10), MODEL)
+    config = replace(
+        config,
+        data=replace(config.data, cross_document_attention=True),
+        objective=replace(config.objective, masking="whole_word"),
+    )
+    card = model_card(config, RunFacts("tiny", 10), MODEL)
+    assert "15% of the tokens in whole words, of these 80% masked" in card
+    assert "; attention across documents" in card
