@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
-from pipeline.base.keyed import MAX_PERMUTATION, hashes, key, mix, mix_array, permutation
+from pipeline.base.keyed import MAX_PERMUTATION, hashes, key, mix, mix_array, permutation, sorted_by_group
 
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -62,3 +64,24 @@ def test_permutations_are_uniform_over_keys() -> None:
 def test_too_long_a_permutation_is_refused() -> None:
     with pytest.raises(ValueError, match="a permutation of 16777217 items was asked for; at most 16777216"):
         permutation(0, MAX_PERMUTATION + 1)
+
+
+def test_sorted_by_group_is_a_keyed_permutation_within_every_group() -> None:
+    groups = np.random.default_rng(0).integers(0, 5, 200)
+    found = sorted_by_group(key(1), groups)
+    assert sorted(found.tolist()) == list(range(200))
+    assert (np.diff(groups[found]) >= 0).all()
+    assert found.tolist() != sorted_by_group(key(2), groups).tolist()
+
+
+def test_sorted_by_group_gives_every_order_of_a_group_equally_often() -> None:
+    groups = np.array([7, 65_535, 7, 7])
+    found = Counter(tuple(sorted_by_group(key(3, seed), groups).tolist()) for seed in range(6000))
+    assert all(order[3] == 1 for order in found)
+    assert len(found) == 6
+    assert sum((count - 1000) ** 2 / 1000 for count in found.values()) < 20.5  # chi-squared, 5 df, p = 0.001
+
+
+def test_sorted_by_group_refuses_more_than_its_index_bits() -> None:
+    with pytest.raises(ValueError, match="16777217 items were to be ordered; at most 16777216"):
+        sorted_by_group(key(1), np.broadcast_to(np.uint8(0), MAX_PERMUTATION + 1))
