@@ -143,7 +143,11 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if fault in ("truncate", "stall", "cut_header"):
+        if fault == "trickle":
+            for place in range(len(content)):
+                self.wfile.write(content[place : place + 1])
+                time.sleep(0.02)
+        elif fault in ("truncate", "stall", "cut_header"):
             self.wfile.write(half)
             self.wfile.flush()
             if fault == "stall":

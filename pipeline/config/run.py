@@ -50,7 +50,7 @@ class CacheConfig:
     """The files of remote corpora on this node: one cache for all its ranks and runs. Changes no row."""
 
     directory: str = "~/.cache/pretrain"
-    """Where it is: on a disk of the node, not of the network."""
+    """Where it is: on a disk of the node, not of the network. Variables of the node are put in: `$TMPDIR/pretrain`."""
 
     gigabytes: float = 100.0
     """Size that it is kept below (10^9 bytes). At least twice the shards that the node has open: `docs/remote.md`."""

@@ -140,10 +140,10 @@ class Cache:
             if used is None or used - present + wanted > self.max_bytes:
                 used = self._evict(self.max_bytes - wanted + present, also_open=True)
             fits = used - present + wanted <= self.max_bytes
+            # Counted before it is taken: a process killed in between leaves a count that is too high, never too low.
+            _write_count(counter, used - present + wanted if fits else used)
             if fits:
                 partial.resize(num_bytes)
-                used += wanted - present
-            _write_count(counter, used)
         if not fits and wanted > self.max_bytes:
             raise UserError(
                 f"{partial.path.name.removesuffix(SUFFIX)} has {num_bytes} bytes; the cache {self.root} may hold "
@@ -158,6 +158,11 @@ class Cache:
             used = self._evict(before - num_bytes, also_open=False)
             _write_count(counter, used)
         return used < before
+
+    def count_anew(self) -> None:
+        """Note that a file was put into the directory that nothing was reserved for."""
+        with locked(self._lock_file) as counter:
+            os.ftruncate(counter, 0)
 
     def is_fetching(self, besides: Path) -> bool:
         """Whether another file than ``besides`` is being fetched: when it is whole it can be evicted."""

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from pipeline.shards.cache import CacheSettings
 
 
+Wanted = tuple[str, int | None, str]
+"""Name, bytes (None: not known beforehand, as of an index) and sha256 of a file."""
+
+
 class CorpusFiles(ABC):
     """The files of one corpus. Picklable: loader processes get it."""
 
@@ -55,9 +59,9 @@ class CorpusFiles(ABC):
         """
 
     @abstractmethod
-    def fetch_ahead(self, wanted: Sequence[tuple[str, int, str]]) -> None:
-        """Start fetching files (name, bytes, sha256) in the background, the most urgent first; replaces what was asked
-        before. Local files need nothing."""
+    def fetch_ahead(self, wanted: Sequence[Wanted]) -> None:
+        """Start fetching files in the background, the most urgent first; replaces what was asked before. Local files
+        need nothing."""
 
     def distrust(self, name: str) -> None:
         """Forget a fetched copy whose bytes turned out wrong: the next :meth:`open` fetches it again."""
@@ -106,7 +110,7 @@ class LocalFiles(CorpusFiles):
         with _reading(path := self._inside(name)):
             return open(path, "rb")
 
-    def fetch_ahead(self, wanted: Sequence[tuple[str, int, str]]) -> None:
+    def fetch_ahead(self, wanted: Sequence[Wanted]) -> None:
         pass
 
     def keep_derived(self, name: str, content: bytes) -> None:

@@ -27,6 +27,8 @@ _FINAL_OF_BOTOCORE: Final = frozenset(
         "TokenRetrievalError",
     }
 )
+_MOST_STALLS_A_REQUEST: Final = 20
+"""A server that trickles is never silent, but a request to it ends at last, and the next asks for less."""
 _BUGS: Final = (TypeError, AttributeError, LookupError, NameError, AssertionError, NotImplementedError, ImportError)
 
 _filesystems: Final[weakref.WeakValueDictionary[int, Any]] = weakref.WeakValueDictionary()
@@ -186,7 +188,8 @@ def _timeouts(protocol: str, stall_seconds: float) -> dict[str, Any]:
     if protocol in ("http", "https"):
         from aiohttp import ClientTimeout
 
-        timeout = ClientTimeout(total=None, sock_connect=stall_seconds, sock_read=stall_seconds)
+        total_seconds = _MOST_STALLS_A_REQUEST * stall_seconds
+        timeout = ClientTimeout(total=total_seconds, sock_connect=stall_seconds, sock_read=stall_seconds)
         # A compressed answer has other byte positions than the file.
         return {"client_kwargs": {"timeout": timeout}, "headers": {"Accept-Encoding": "identity"}}
     if protocol in ("s3", "s3a"):

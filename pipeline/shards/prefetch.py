@@ -9,9 +9,7 @@ from concurrent.futures import Future
 
 from pipeline.base.errors import UserError
 from pipeline.base.logs import get_logger
-
-Wanted = tuple[str, int, str]
-"""Name, bytes, sha256."""
+from pipeline.shards.files import Wanted
 
 
 class Prefetcher:
@@ -25,7 +23,7 @@ class Prefetcher:
         num_threads: files fetched at the same time.
     """
 
-    def __init__(self, fetch: Callable[[str, int, str], None], num_threads: int) -> None:
+    def __init__(self, fetch: Callable[[str, int | None, str], None], num_threads: int) -> None:
         self._fetch = fetch
         self._num_threads = num_threads
         self._lock = threading.Lock()
@@ -75,8 +73,8 @@ class Prefetcher:
             try:
                 self._fetch(*one)
             except BaseException as error:  # It is raised where the file is waited for.
-                if isinstance(error, UserError):
-                    get_logger("download").warning("fetching ahead failed: %s", error)
+                known = isinstance(error, UserError | FileNotFoundError)
+                get_logger("download").warning("fetching %s ahead: %s", one[0], error, exc_info=not known)
                 future.set_exception(error)
             else:
                 future.set_result(None)

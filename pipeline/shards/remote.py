@@ -14,7 +14,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import write_bytes_atomically
 from pipeline.shards.cache import Cache, CacheSettings, checked_name
 from pipeline.shards.download import Downloader
-from pipeline.shards.files import CorpusFiles
+from pipeline.shards.files import CorpusFiles, Wanted
 from pipeline.shards.locks import locked
 from pipeline.shards.manifest import MANIFEST_NAME
 from pipeline.shards.origin import AccessRefused, Origin
@@ -124,18 +124,19 @@ class RemoteFiles(CorpusFiles):
             if not self._prefetcher.wait_for(name):
                 self._downloader.fetch(name, path, num_bytes, sha256)
 
-    def fetch_ahead(self, wanted: Sequence[tuple[str, int, str]]) -> None:
+    def fetch_ahead(self, wanted: Sequence[Wanted]) -> None:
         self._after_fork()
         # A list longer than the cache would evict its own head; half leaves room for what is open now.
-        fitting, room_bytes = [], self._settings.max_bytes // 2
+        fitting: list[Wanted] = []
+        room_bytes = self._settings.max_bytes // 2
         for name, num_bytes, sha256 in wanted:
-            room_bytes -= num_bytes
+            room_bytes -= num_bytes or 0
             if room_bytes < 0:
                 break
             fitting.append((name, num_bytes, sha256))
         self._prefetcher.replace(fitting)
 
-    def _fetch(self, name: str, num_bytes: int, sha256: str) -> None:
+    def _fetch(self, name: str, num_bytes: int | None, sha256: str) -> None:
         path = self._cache.path(name, sha256)
         self._downloader.fetch(name, path, num_bytes, sha256)
         with self._cache.disk_errors():
@@ -151,6 +152,7 @@ class RemoteFiles(CorpusFiles):
 
     def keep_derived(self, name: str, content: bytes) -> None:
         write_bytes_atomically(self._derived / checked_name(name), content)
+        self._cache.count_anew()
 
     @contextmanager
     def lock_derived(self) -> Iterator[None]:
@@ -186,3 +188,4 @@ class RemoteFiles(CorpusFiles):
         with self._cache.disk_errors():
             if not path.is_file() or path.read_bytes() != content:
                 write_bytes_atomically(path, content)
+                self._cache.count_anew()

@@ -136,6 +136,17 @@ def test_the_bound_holds_through_any_sequence(tmp_path: Path, seed: int) -> None
         assert cached_bytes(tmp_path) <= 20_000 + COUNTER_BYTES + MARK_BYTES
 
 
+def test_files_that_nothing_was_reserved_for_are_counted_too(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    path = put(cache, "a.tar", 4000, last_use=1000)
+    (cache.folder / "tokenizer").mkdir()
+    (cache.folder / "tokenizer" / "tokenizer.json").write_bytes(bytes(3000))
+    cache.count_anew()
+    put(cache, "b.tar", 4000)
+    assert not path.exists()
+    assert (cache.folder / "tokenizer" / "tokenizer.json").exists()
+
+
 def test_a_second_url_shares_the_bound(tmp_path: Path) -> None:
     first = make_cache(tmp_path)
     path = put(first, "a.tar", 6000, last_use=1000)

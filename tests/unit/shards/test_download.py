@@ -68,6 +68,15 @@ def test_each_fault_at_the_start_in_the_middle_and_twice(
     assert server.faults[fault] >= 1
 
 
+def test_a_server_that_trickles_is_given_up_at_last(folder: Path, tmp_path: Path, small_requests: None) -> None:
+    with serving(folder, always={"a.tar": ["", "trickle"]}) as server:
+        cache = Cache(quick_settings(tmp_path / "cache"), server.url)
+        path = cache.path("a.tar", SHA256)
+        Downloader(Origin(server.url, {}, 0.05), cache, 20.0).fetch("a.tar", path, NUM_BYTES, SHA256)
+    assert path.read_bytes() == CONTENT
+    assert [asked for _, asked in server.requests][1:3] == ["bytes=100000-199999", "bytes=100000-149999"]
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_a_fifth_of_the_requests_failing_and_worse(
     folder: Path, tmp_path: Path, small_requests: None, monkeypatch: pytest.MonkeyPatch, seed: int

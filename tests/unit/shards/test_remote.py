@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,11 @@ def remote(server: HostileServer, tmp_path: Path, **settings: object) -> RemoteF
     files = corpus_files(server.url, quick_settings(tmp_path / "cache", **settings))
     assert isinstance(files, RemoteFiles)
     return files
+
+
+def until_idle() -> None:
+    while any(thread.name == "pretrain-download" for thread in threading.enumerate()):
+        time.sleep(0.005)
 
 
 def test_cold_and_warm_it_equals_the_local_corpus(corpus: Corpus, server: HostileServer, tmp_path: Path) -> None:
@@ -115,12 +121,20 @@ def test_prefetched_files_are_asked_for_once_and_then_there(
     assert server.count(".tar") == len(wanted)
 
 
+def test_indexes_of_unknown_size_are_fetched_ahead_too(corpus: Corpus, server: HostileServer, tmp_path: Path) -> None:
+    files = remote(server, tmp_path)
+    files.fetch_ahead([(name, None, sha256) for name, sha256 in wanted_indexes(corpus)])
+    until_idle()
+    server.folder = tmp_path  # nothing is there
+    for name, sha256 in wanted_indexes(corpus):
+        assert files.read(name, sha256) == (corpus.directory / name).read_bytes()
+
+
 def test_a_list_longer_than_half_the_cache_is_cut(corpus: Corpus, server: HostileServer, tmp_path: Path) -> None:
     wanted = wanted_tars(corpus)
     files = remote(server, tmp_path, max_bytes=2 * (wanted[0][1] + wanted[1][1]) + 1)
     files.fetch_ahead(wanted)
-    while any(thread.name == "pretrain-download" for thread in threading.enumerate()):
-        pass
+    until_idle()
     assert server.count(".tar") == 2
 
 
@@ -272,7 +286,7 @@ def test_a_background_failure_is_told_where_the_file_is_needed(corpus: Corpus, t
         name, num_bytes, sha256 = wanted_tars(corpus)[0]
         files.fetch_ahead([(name, num_bytes, sha256)])
         while not server.requests:
-            pass
+            time.sleep(0.005)
         with pytest.raises(UserError, match=rf"{server.url}/{name} could not be fetched .*503"):
             files.open(name, num_bytes, sha256)
         server.shares.clear()
