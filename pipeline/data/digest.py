@@ -17,7 +17,8 @@ DIGEST_BYTES = 32
 
 def row_digests(rows: Rows, input_ids: NDArray[np.integer], labels: NDArray[np.integer]) -> NDArray[np.uint8]:
     """sha256 of every row: row number, number of segments, then document numbers, offsets, segment starts, segment
-    lengths, input ids and labels, all as little-endian int64.
+    lengths, of pairs the document numbers, offsets and starts of the second parts too, input ids and labels, all as
+    little-endian int64.
 
     Args:
         rows: R rows.
@@ -30,7 +31,8 @@ def row_digests(rows: Rows, input_ids: NDArray[np.integer], labels: NDArray[np.i
     num_rows = len(rows.row_numbers)
     borders = np.searchsorted(rows.segment_row, np.arange(num_rows + 1)).tolist()
     columns: list[NDArray[np.integer]] = [rows.document, rows.offset, rows.segment_start, rows.segment_length]
-    segments = np.stack([column.astype("<i8") for column in columns])  # (4, K)
+    columns += [part for part in (rows.second_document, rows.second_offset, rows.second_start) if part is not None]
+    segments = np.stack([column.astype("<i8") for column in columns])  # (4, K) or (7, K)
     cells = np.stack([input_ids, labels], axis=1).astype("<i8")  # (R, 2, S)
     digests = np.zeros((num_rows, DIGEST_BYTES), np.uint8)
     for row in np.flatnonzero(rows.row_numbers >= 0).tolist():

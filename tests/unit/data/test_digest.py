@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,6 +72,19 @@ def test_filler_rows_are_not_counted(rows: Rows) -> None:
     assert combined == expected_combined
     assert np.array_equal(digests[:-3], expected)
     assert not digests[-3:].any()
+
+
+def test_the_second_parts_of_pairs_count(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", random_lengths(0, 1, 40))
+    stream = open_stream(corpus.files, kind="bert", sequence_length=32, global_batch_size=8, packing="pairs_nsp")
+    pairs = stream.rows(0)
+    labels = np.full(pairs.tokens.shape, -100)
+    expected = row_digests(pairs, pairs.tokens, labels)
+    for name in ("second_document", "second_offset", "second_start"):
+        column = getattr(pairs, name).copy()
+        column[0] += 1
+        found = row_digests(replace(pairs, **{name: column}), pairs.tokens, labels)
+        assert np.flatnonzero((found != expected).any(axis=1)).tolist() == [0]
 
 
 def test_integer_types_do_not_matter(rows: Rows) -> None:
