@@ -7,12 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.cli import main
+from pipeline.shards.files import LocalFiles
+from pipeline.shards.manifest import read_manifest, write_manifest
 from tests.runs import tiny_corpus, write_config
 
 
@@ -79,9 +82,8 @@ def test_a_tokenizer_that_did_not_write_the_corpus(
 def test_a_corpus_without_the_tokens_of_the_objective(
     capsys: pytest.CaptureFixture[str], config: Path, corpus: Path
 ) -> None:
-    manifest = json.loads((corpus / "manifest.json").read_text())
-    manifest["special_ids"]["mask"] = None
-    (corpus / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_manifest(LocalFiles(corpus))
+    write_manifest(corpus, replace(manifest, special_ids={**manifest.special_ids, "mask": None}))
     assert "mlm needs a mask token and the tokenizer of the corpus has none" in error_of(capsys, "train", config)
 
 
@@ -108,7 +110,7 @@ def test_no_such_step(capsys: pytest.CaptureFixture[str], config: Path) -> None:
     assert "--world-size 9: 1 to 8 ranks can share a batch" in message
 
 
-def test_single_on_two_ranks_and_a_world_that_does_not_divide(
+def test_single_on_two_ranks_and_more_ranks_than_rows(
     capsys: pytest.CaptureFixture[str], config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
@@ -116,9 +118,9 @@ def test_single_on_two_ranks_and_a_world_that_does_not_divide(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "`single` runs one rank, but 2 were started; use `ddp` or `zero1`" in error_of(capsys, "train", config)
     assert not config.with_suffix("").exists()
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("WORLD_SIZE", "9")
     message = error_of(capsys, "train", config, "--train.strategy", "ddp")
-    assert "3 ranks do not divide train.global_batch_size (8)" in message
+    assert "9 ranks share 8 rows a step (train.global_batch_size, from step 1)" in message
 
 
 def test_numbers_of_ranks_that_cannot_be(capsys: pytest.CaptureFixture[str], config: Path) -> None:

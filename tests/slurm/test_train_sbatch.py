@@ -101,12 +101,12 @@ def test_signalled_and_requeued_job_equals_an_undisturbed_run(cluster: Cluster, 
 def test_a_run_that_fails_is_not_requeued(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, corpus)
     four_ranks = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--mem=2000"]
-    overrides = ["--train.strategy", "ddp", "--train.global_batch_size", "6"]
+    overrides = ["--train.strategy", "ddp", "--train.global_batch_size", "3"]
     job = cluster.sbatch(*four_ranks, SCRIPT, str(config), *overrides, cwd=tmp_path)
     log = tmp_path / f"pretrain-{job}.log"
     assert wait_for_end(cluster, job, log) == "FAILED"
     assert cluster.job(job)["Restarts"] == "0"
-    assert "4 ranks do not divide train.global_batch_size (6)" in log.read_text()
+    assert "4 ranks share 3 rows a step" in log.read_text()
     assert "not requeued" in log.read_text()
 
 

@@ -75,8 +75,8 @@ def test_only_print(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
 def test_number_of_ranks_is_checked_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--processes is 0; start at least 1 rank"):
         launch(write_config(tmp_path), 0)
-    with pytest.raises(UserError, match=r"3 ranks do not divide train.global_batch_size \(8\)"):
-        launch(write_config(tmp_path), 3)
+    with pytest.raises(UserError, match=r"9 ranks share 8 rows a step"):
+        launch(write_config(tmp_path), 9)
 
 
 def test_children_of_a_process_whatever_their_names(tmp_path: Path) -> None:
