@@ -6,6 +6,7 @@ Letters: R rows, S sequence length, C most segments a row (padding counted), P p
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -68,14 +69,14 @@ def make_batches(
         raise ValueError(f"{num_rows} rows cannot be split into {num_micro_batches} equal micro-batches")
     size = num_rows // num_micro_batches
     bounds = _bounds(rows)  # B
-    positions = np.arange(rows.tokens.size)  # R*S
-    positions -= np.repeat(bounds[:-1], np.diff(bounds))
+    positions = np.repeat(bounds[:-1], np.diff(bounds))  # R*S
+    np.subtract(_slots(rows.tokens.size), positions, out=positions)
     begins = np.arange(num_micro_batches + 1) * size  # M + 1
     first_bound = np.searchsorted(bounds, begins * length).tolist()
     first_segment = np.searchsorted(rows.segment_row, begins).tolist()
-    first_prediction = np.append(0, np.cumsum(predictions.counts))[begins].tolist()
+    first_prediction = np.concatenate([[0], np.cumsum(predictions.counts)])[begins].tolist()
     lengths = rows.segment_length.astype(np.int64)
-    window_predictions = torch.tensor(len(predictions.indices))
+    window_predictions = _scalar(len(predictions.indices))
     batches = []
     for number, begin in enumerate((begins[:-1] * length).tolist()):
         part = slice(number * size, (number + 1) * size)
@@ -92,11 +93,11 @@ def make_batches(
                 ),
                 labels=_padded(predictions.labels[inside], size * capacity.predictions_per_row, KEPT),
                 window_predictions=window_predictions,
-                num_predictions=torch.tensor(inside.stop - inside.start),
-                num_real_tokens=torch.tensor(int(own.sum())),
-                sum_squared_lengths=torch.tensor(int((own**2).sum())),
+                num_predictions=_scalar(inside.stop - inside.start),
+                num_real_tokens=_scalar(int(own.sum())),
+                sum_squared_lengths=_scalar(int(own @ own)),
                 row_numbers=_tensor(rows.row_numbers[part]),
-                first_slot_key=torch.tensor(int(rows.row_numbers[part.start])),
+                first_slot_key=_scalar(int(rows.row_numbers[part.start])),
                 max_seqlen=length,
                 step=step,
                 row_digests=None if row_digests is None else _tensor(row_digests[part]),
@@ -120,6 +121,14 @@ def _bounds(rows: Rows) -> NDArray[np.int64]:
     return np.flatnonzero(is_bound)
 
 
+@cache
+def _slots(num_slots: int) -> NDArray[np.int64]:
+    """0 .. ``num_slots`` - 1, the same for all batches of a run."""
+    slots = np.arange(num_slots)
+    slots.flags.writeable = False
+    return slots
+
+
 def _padded(values: NDArray[np.integer], size: int, fill: int) -> Tensor:
     if len(values) > size:
         raise ValueError(f"a micro-batch needs {len(values)} places where the capacity is {size}")
@@ -136,11 +145,16 @@ def _filled_up(positions: NDArray[np.int64], size: int, num_positions: int) -> T
     num_missing = size - len(positions)
     if num_missing < 0 or size > num_positions:
         raise ValueError(f"{len(positions)} predictions among {num_positions} positions do not fit {size} places")
-    is_free = np.ones(num_positions, np.bool_)
-    is_free[positions] = False
     # Among the first `size` positions enough are free: the others are at most len(positions).
-    free = np.flatnonzero(is_free[:size])[:num_missing]
+    is_free = np.ones(size, np.bool_)
+    is_free[positions[positions < size]] = False
+    free = np.flatnonzero(is_free)[:num_missing]
     return torch.from_numpy(np.concatenate([positions, free]))
+
+
+def _scalar(value: int) -> Tensor:
+    """int64; several times faster than ``torch.tensor``."""
+    return torch.from_numpy(np.array(value, np.int64))
 
 
 def _tensor(array: NDArray[np.generic]) -> Tensor:
