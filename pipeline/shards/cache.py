@@ -133,15 +133,15 @@ class Cache:
         """
         wanted = Partial.size_for(num_bytes)
         with locked(self._lock_file) as counter:
-            present = partial.size_on_disk
-            if present == wanted:
+            if partial.size_on_disk == wanted:  # resumed, and counted when it was begun
                 return True
+            partial.empty()  # Whoever waits takes no room.
             used = _read_count(counter)
-            if used is None or used - present + wanted > self.max_bytes:
-                used = self._evict(self.max_bytes - wanted + present, also_open=True)
-            fits = used - present + wanted <= self.max_bytes
+            if used is None or used + wanted > self.max_bytes:
+                used = self._evict(self.max_bytes - wanted, also_open=True)
+            fits = used + wanted <= self.max_bytes
             # Counted before it is taken: a process killed in between leaves a count that is too high, never too low.
-            _write_count(counter, used - present + wanted if fits else used)
+            _write_count(counter, used + wanted if fits else used)
             if fits:
                 partial.resize(num_bytes)
         if not fits and wanted > self.max_bytes:

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import BinaryIO, Final, TypeVar
 
 from pipeline.base.errors import UserError
 from pipeline.base.logs import get_logger
@@ -121,11 +121,14 @@ class Downloader:
             if sha256 is not None:
                 patience.failed(found)
 
-    def fetch(self, name: str, path: Path, num_bytes: int | None, sha256: str) -> None:
+    def fetch(self, name: str, path: Path, num_bytes: int | None, sha256: str) -> BinaryIO | None:
         """Have a file in the cache: fetch it, or wait until another process or thread has.
 
         Args:
             path: where it belongs in the cache.
+
+        Returns:
+            the file, open, if this call fetched it; None if it was there in the end.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -138,29 +141,26 @@ class Downloader:
                 if partial is not None:
                     with partial:
                         # Another may have published it between the look and the claim.
-                        if path.is_file():
-                            partial.discard()
-                        elif self._fetch_into(partial, name, path, num_bytes, sha256):
-                            return
+                        if not path.is_file():
+                            self._fetch_into(partial, name, num_bytes, sha256)
+                            return partial.publish(path)
+                        partial.discard()
                 time.sleep(_POLL_SECONDS)
                 if time.monotonic() - noticed > _NOTICE_SECONDS:
                     noticed = time.monotonic()
                     message = "waiting for %s, which another process fetches, since %.0f seconds"
                     get_logger("download").warning(message, self.origin.describe(name), noticed - begun)
+        return None
 
-    def _fetch_into(self, partial: Partial, name: str, path: Path, num_bytes: int | None, sha256: str) -> bool:
-        """Fetch into a claimed file and publish it; False if other downloads must first make room."""
+    def _fetch_into(self, partial: Partial, name: str, num_bytes: int | None, sha256: str) -> None:
+        content = self.content(name, sha256) if num_bytes is None else b""
+        size = len(content) if num_bytes is None else num_bytes
+        while not self.cache.reserve(partial, size):
+            time.sleep(_POLL_SECONDS)  # until other downloads are done: a whole file can be evicted
         if num_bytes is None:
-            content = self.content(name, sha256)
-            if not self.cache.reserve(partial, len(content)):
-                return False
             self._write(partial, 0, content)
         else:
-            if not self.cache.reserve(partial, num_bytes):
-                return False
             self._fill_rightly(partial, name, num_bytes, sha256)
-        partial.publish(path)
-        return True
 
     def _fill_rightly(self, partial: Partial, name: str, num_bytes: int, sha256: str) -> None:
         url = self.origin.describe(name)

@@ -6,10 +6,11 @@ far. So the size of a partial file is what it will take, which the cache counts 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from pathlib import Path
-from typing import Final, Self
+from typing import BinaryIO, Final, Self
 
 from pipeline.base.files import fsync_directory
 from pipeline.shards.locks import is_at, try_lock, unlock
@@ -60,8 +61,12 @@ class Partial:
 
     def resize(self, num_bytes: int) -> None:
         """Empty it, and give it its final size."""
-        os.ftruncate(self.descriptor, 0)
+        self.empty()
         os.ftruncate(self.descriptor, self.size_for(num_bytes))
+
+    def empty(self) -> None:
+        """Give up its size and what it holds."""
+        os.ftruncate(self.descriptor, 0)
 
     @property
     def num_bytes(self) -> int:
@@ -92,12 +97,24 @@ class Partial:
             digest.update(os.pread(self.descriptor, min(_CHUNK_BYTES, self.num_bytes - begin), begin))
         return digest.hexdigest()
 
-    def publish(self, path: Path) -> None:
-        """Make it the whole file at ``path``, durably and at once."""
+    def publish(self, path: Path) -> BinaryIO:
+        """Make it the whole file at ``path``, durably and at once.
+
+        Returns:
+            the file, open for reading and locked as a reader's: it stays readable even if it is evicted at once.
+        """
         os.ftruncate(self.descriptor, self.num_bytes)
         os.fsync(self.descriptor)
-        os.rename(self.path, path)
-        fsync_directory(path.parent)
+        file = open(self.path, "rb")  # noqa: SIM115 - the caller closes it
+        try:
+            os.rename(self.path, path)
+            fsync_directory(path.parent)
+            for descriptor in (self.descriptor, file.fileno()):
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def discard(self) -> None:
         """Delete it."""

@@ -119,10 +119,10 @@ class RemoteFiles(CorpusFiles):
         while True:
             with self._cache.disk_errors():
                 file = self._cache.open(path, num_bytes)
+            if file is None and not self._prefetcher.wait_for(name):
+                file = self._downloader.fetch(name, path, num_bytes, sha256)
             if file is not None:
                 return file
-            if not self._prefetcher.wait_for(name):
-                self._downloader.fetch(name, path, num_bytes, sha256)
 
     def fetch_ahead(self, wanted: Sequence[Wanted]) -> None:
         self._after_fork()
@@ -138,9 +138,10 @@ class RemoteFiles(CorpusFiles):
 
     def _fetch(self, name: str, num_bytes: int | None, sha256: str) -> None:
         path = self._cache.path(name, sha256)
-        self._downloader.fetch(name, path, num_bytes, sha256)
-        with self._cache.disk_errors():
-            file = self._cache.open(path, num_bytes)  # notes the use: it is needed soon, however old it is
+        file = self._downloader.fetch(name, path, num_bytes, sha256)
+        if file is None:
+            with self._cache.disk_errors():
+                file = self._cache.open(path, num_bytes)  # notes the use: it is needed soon, however old it is
         if file is not None:
             file.close()
 

@@ -102,6 +102,18 @@ def test_the_bound_holds_while_processes_read_in_different_orders(corpus: Corpus
     assert server.count(".tar") > len(wanted)
 
 
+def test_processes_that_want_different_files_of_a_cache_for_one_all_come_through(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    wanted = wanted_tars(corpus)
+    bound = max(num_bytes for _, num_bytes, _ in wanted) + 1000
+    with serving(corpus.directory) as server:
+        processes = [reader(server.url, tmp_path, [one] * 3, True, max_bytes=bound) for one in wanted[:3]]
+        start(*processes)
+        finish(*processes)
+    assert cached_bytes(tmp_path) <= bound
+
+
 @pytest.fixture
 def large_file(tmp_path: Path) -> Iterator[tuple[HostileServer, tuple[str, int, str]]]:
     """A file of several requests."""
@@ -135,13 +147,16 @@ def test_a_killed_download_is_gone_on_with(
 def test_twenty_kills_lose_nothing(corpus: Corpus, tmp_path: Path) -> None:
     generator = random.Random(0)
     cache, wanted = tmp_path / "cache", wanted_tars(corpus)
+    bound = 3 * max(num_bytes for _, num_bytes, _ in wanted)
     num_broken = 0
     shares = {"error503": 0.1, "truncate": 0.1, "stall": 0.2, "wrong_byte": 0.05}
     with serving(corpus.directory, shares=shares, stall_seconds=0.2) as server:
         for attempt in range(20):
-            process = reader(server.url, cache, wanted, ahead=attempt % 2 == 0, max_bytes=3 * 10**6)
+            process = reader(server.url, cache, wanted, ahead=attempt % 2 == 0, max_bytes=bound)
+            last_request = len(server.requests) + generator.randrange(1, 8)
             start(process)
-            time.sleep(generator.uniform(0, 0.5))
+            while process.poll() is None and len(server.requests) < last_request:
+                time.sleep(0.001)
             process.kill()
             process.communicate()
             for path in cache.rglob("*.tar.*"):

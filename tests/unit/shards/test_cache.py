@@ -30,7 +30,7 @@ def put(cache: Cache, name: str, num_bytes: int, last_use: int | None = None) ->
     with partial:
         assert cache.reserve(partial, num_bytes)
         partial.write(0, bytes(num_bytes))
-        partial.publish(path)
+        partial.publish(path).close()
     if last_use is not None:
         os.utime(path, (last_use, last_use))
     return path
@@ -82,7 +82,7 @@ def test_what_is_being_fetched_is_counted_and_never_evicted(tmp_path: Path) -> N
         assert slow.path.exists()
         assert cached_bytes(tmp_path) <= 10_000
         slow.write(0, bytes(6000))
-        slow.publish(path)
+        slow.publish(path).close()
     with cache.claim(cache.path("third.tar", "cd" * 32)) as third:  # type: ignore[union-attr]  # likewise
         assert cache.reserve(third, 6000)
     assert not path.exists()

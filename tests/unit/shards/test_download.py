@@ -46,7 +46,10 @@ def downloader(url: str, tmp_path: Path, retry_seconds: float = 20.0, **settings
 
 def fetched(server: HostileServer, tmp_path: Path) -> bytes:
     loader, path = downloader(server.url, tmp_path)
-    loader.fetch("a.tar", path, NUM_BYTES, SHA256)
+    file = loader.fetch("a.tar", path, NUM_BYTES, SHA256)
+    assert file is not None
+    file.close()
+    assert loader.fetch("a.tar", path, NUM_BYTES, SHA256) is None
     assert [one.name for one in path.parent.iterdir()] == [path.name]  # no partial file is left
     return path.read_bytes()
 
