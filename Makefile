@@ -9,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test proofs lint format clean
+.PHONY: help setup demo test proofs lint format benchmarks-setup benchmarks clean
 
 help:
 	@echo 'make setup    virtual environment .venv with the tested versions (PYTHON=python3.12 chooses the interpreter)'
@@ -18,6 +18,8 @@ help:
 	@echo 'make proofs   setup, then the long proofs: kill loops, a real SLURM, the container image'
 	@echo 'make lint     setup, then ruff and mypy'
 	@echo 'make format   setup, then rewrite the sources in the house format'
+	@echo 'make benchmarks-setup   setup, then the environments with the loaders that ours is measured against'
+	@echo 'make benchmarks         measure (about 15 minutes on a quiet machine), then rewrite the tables of the pages in docs/'
 	@echo 'make clean    remove .venv, caches and build folders; runs/ and corpora/ stay'
 
 setup: $(STAMP)
@@ -50,6 +52,21 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The first environment sees the packages of .venv and adds the peers to them; mosaicml's needs other versions of most.
+benchmarks-setup: setup
+	$(BIN)/python -m venv .venv-benchmarks
+	.venv-benchmarks/bin/python -c 'import pathlib, site; own = pathlib.Path(site.getsitepackages()[0]); \
+	  other = pathlib.Path(".venv", *own.parts[-3:]).resolve(); \
+	  (own / "pretrain.pth").write_text(f"import site; site.addsitedir({str(other)!r})\n")'
+	.venv-benchmarks/bin/python -m pip install --quiet --no-deps -r benchmarks/requirements.txt
+	$(BIN)/python -m venv .venv-benchmarks-mosaicml
+	.venv-benchmarks-mosaicml/bin/python -m pip install --quiet -r benchmarks/requirements-mosaicml.txt
+
+benchmarks:
+	.venv-benchmarks/bin/python benchmarks/data.py --json benchmarks/results/data.json
+	.venv-benchmarks/bin/python benchmarks/stream_scale.py --json benchmarks/results/stream_scale.json
+	.venv-benchmarks/bin/python benchmarks/tables.py
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-benchmarks .venv-benchmarks-mosaicml build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

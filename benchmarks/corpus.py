@@ -152,19 +152,19 @@ class PackedRows:
 
 
 def pack_rows(corpus: MeasuredCorpus) -> PackedRows:
-    """The rows of whole steps of epoch 0, kept beside the corpus."""
+    """The rows of whole steps of epoch 0, kept beside the corpus; written anew only if the engine now packs others."""
     path, facts_path = corpus.directory / "rows.npy", corpus.directory / "rows.json"
-    if not facts_path.is_file() or facts_path.stat().st_mtime < (corpus.directory / "manifest.json").stat().st_mtime:
-        stream = open_rows(corpus.directory)
-        parts, num_tokens = [], 0
-        for rows in rows_in_order(stream, steps_an_epoch(stream)):
-            parts.append(rows.tokens.astype(np.uint16))
-            num_tokens += int(rows.segment_length.sum())
-        packed = np.concatenate(parts)
+    stream = open_rows(corpus.directory)
+    parts, num_tokens = [], 0
+    for rows in rows_in_order(stream, steps_an_epoch(stream)):
+        parts.append(rows.tokens.astype(np.uint16))
+        num_tokens += int(rows.segment_length.sum())
+    packed = np.concatenate(parts)
+    facts = {"num_rows": len(packed), "num_tokens": num_tokens, "digest": rows_digest(packed)}
+    if not facts_path.is_file() or json.loads(facts_path.read_text(encoding="utf-8")) != facts:
         np.save(path, packed)
-        facts = {"num_rows": len(packed), "num_tokens": num_tokens, "digest": rows_digest(packed)}
         facts_path.write_text(json.dumps(facts), encoding="utf-8")
-    return PackedRows(path, **json.loads(facts_path.read_text(encoding="utf-8")))
+    return PackedRows(path, **facts)
 
 
 def rows_digest(rows: NDArray[np.integer]) -> str:

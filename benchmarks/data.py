@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import WORK, CoreShare, use_one_core, versions
 from benchmarks.record import Table, write_record
@@ -52,8 +52,8 @@ def main() -> None:
             batches.measure_short_documents(dictionaries, short_rows, repetitions),
             masking.measure_masking(prose, repetitions, few),
             batches.measure_raw(prose, peers, repetitions, many),
-            *resume.measure_resume(prose, rows, peers, directory, repetitions),
-            waiting.measure_wait_share(min(3, repetitions)),
+            *resume.measure_resume(prose, rows, peers, directory, 3),
+            *waiting.measure_wait_share(1 if options.quick else 3, cores),
             *waiting.measure_workers(prose, min(3, repetitions), many, cores),
         ]
     finally:

@@ -1,4 +1,4 @@
-"""What a benchmark writes: the JSON of `docs/development.md`, and the same as a table on the terminal."""
+"""What a benchmark writes: the JSON described in `docs/development.md`, and the same as a table on the terminal."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def write_record(
         "benchmark": benchmark,
         "machine": describe(),
         "versions": dict(versions),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", str(Path(sys.argv[0]).resolve().relative_to(Path.cwd())), *sys.argv[1:]]),
         "facts": dict(facts or {}),
         "results": [result.as_json() for result in results],
         "tables": {name: {"header": table.header, "rows": table.rows} for name, table in (tables or {}).items()},

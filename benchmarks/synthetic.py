@@ -25,7 +25,7 @@ from pipeline.data.pieces import ShardLengths
 from pipeline.data.row_format import row_format
 from pipeline.shards.files import CorpusFiles
 from pipeline.shards.layout import BLOCK_ENTRY, NPY_HEADER_BYTES, TAR_BLOCK_BYTES, TAR_END, index_bytes, padded
-from pipeline.shards.manifest import Manifest, ShardTable, write_manifest
+from pipeline.shards.manifest import FORMAT_VERSION, Manifest, ShardTable, write_manifest
 
 DOCUMENTS_A_SHARD: Final = 10_000
 _MEAN_TOKENS: Final = 1_000
@@ -87,7 +87,9 @@ class SyntheticFiles(CorpusFiles):
 
 def write(directory: Path, num_shards: int, sequence_length: int) -> None:
     """Templates, manifest and row table of a corpus; what is there already is used."""
-    if (directory / "done").is_file():
+    packing = find_packing("best_fit")
+    version, done = f"{FORMAT_VERSION} {packing.version} {sequence_length}", directory / "done"
+    if done.is_file() and done.read_text(encoding="utf-8") == version:
         return
     directory.mkdir(parents=True, exist_ok=True)
     templates = [_template(number) for number in range(_NUM_TEMPLATES)]
@@ -111,12 +113,12 @@ def write(directory: Path, num_shards: int, sequence_length: int) -> None:
         splits={"train": table},
     )
     write_manifest(directory, manifest)
-    packing, form = find_packing("best_fit"), row_format(manifest, "bert", sequence_length)
+    form = row_format(manifest, "bert", sequence_length)
     rows = [packing.count_rows(ShardLengths(lengths), form) for _, lengths, _ in templates]
     buffer = io.BytesIO()
     np.save(buffer, np.array(rows, np.int32)[which])
     (directory / "rows.npy").write_bytes(buffer.getvalue())
-    (directory / "done").touch()
+    done.write_text(version, encoding="utf-8")
 
 
 def _template(number: int) -> tuple[bytes, NDArray[np.uint32], int]:
