@@ -27,6 +27,10 @@ STEPS_AHEAD: Final = 512
 _STEPS_SEEN_A_STEP: Final = 4
 """How fast the horizon moves away after a start: looking at a step costs a fraction of planning it."""
 
+_STRIDE: Final = 8
+"""Every n-th step ahead is looked at: a lane stays in a window for many steps, and one that is missed is only planned
+when it is entered."""
+
 _URGENT_STEPS: Final = 2
 
 _EXPIRY_STEPS: Final = 64
@@ -84,12 +88,12 @@ class LookAhead:
         """Note the windows of the steps up to ``until`` that are not planned yet."""
         stream = self.stream
         added = False
-        for step in range(max(self._seen_until, self._next_step or 0), until):
+        begin = max(self._seen_until, self._next_step or 0)
+        for step in range(begin + -begin % _STRIDE, until, _STRIDE):
             phase = stream.phase_of(step)
             if phase.last_row is not None and stream.first_row(step + 1) > phase.last_row:
                 break  # the data end here; whoever asks for that step is told
-            numbers = stream.slots(step, *self._place)
-            found = phase.places(numbers)
+            _, found = stream.slots([step], *self._place)
             window, _ = window_places(phase, found.source, found.places.epoch, found.places.position)
             if phase.number != self._seen_phase:  # the same numbers name other windows
                 self._seen, self._seen_phase = np.zeros(0, np.int64), phase.number
@@ -100,9 +104,9 @@ class LookAhead:
                 if name not in phase.windows[source]:
                     wanted = (phase.number, source, name)
                     added |= wanted not in self._wanted
-                    self._wanted.setdefault(wanted, step)
+                    self._wanted.setdefault(wanted, step - _STRIDE + 1)
             self._seen = keys
-            self._seen_until = step + 1
+        self._seen_until = until
         if added:
             self._fetch()
 

@@ -3,7 +3,8 @@
 An epoch is one sequence of N rows: shards in a keyed order, the rows of a window of M consecutive shards in a keyed
 order. It is cut into L equal intervals, the lanes, by rows; the stream takes the next row of every lane in turn.
 
-Letters: R rows asked for, N rows an epoch, L lanes, M shards a window, D shards of the split, B windows.
+Letters: R rows asked for, G rows of a step, N rows an epoch, L lanes, M shards a window, D shards of the split, B
+windows.
 """
 
 from __future__ import annotations
@@ -80,13 +81,13 @@ def row_at(position: NDArray[np.int64], num_rows: int, lanes: int) -> NDArray[np
 
 
 def slot_order(lane: NDArray[np.int64], lanes: NDArray[np.int64] | int) -> NDArray[np.int64]:
-    """Slots of a step: its rows by lane, scaled so that sources with other lane counts mix, ties by number, (R,).
+    """Slots of a step: its rows by lane, scaled so that sources with other lane counts mix, ties by number, (..., G).
 
     Args:
-        lane: of every row in its source, (R,).
-        lanes: L of every row's source, (R,) or one number.
+        lane: of every row in its source, (..., G): of one step or of several.
+        lanes: L of every row's source, as ``lane`` or one number.
     """
-    return np.argsort((lane << _LANE_BITS) // lanes, kind="stable")
+    return np.argsort((lane << _LANE_BITS) // lanes, axis=-1, kind="stable")
 
 
 def rank_slice(rows_per_step: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,21 @@ class PhasePlaces:
 
     lanes: NDArray[np.int64]
     """L of every row's source, (R,)."""
+
+    def taken(self, rows: NDArray[np.int64]) -> Self:
+        """These rows of them, in this order."""
+        at = self.places
+        return type(self)(self.source[rows], Places(at.epoch[rows], at.lane[rows], at.position[rows]), self.lanes[rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Rows after rows."""
+        if len(parts) == 1:
+            return parts[0]
+        names = ("epoch", "lane", "position")
+        columns = [np.concatenate([getattr(part.places, name) for part in parts]) for name in names]
+        source, lanes = (np.concatenate([getattr(part, name) for part in parts]) for name in ("source", "lanes"))
+        return cls(source, Places(*columns), lanes)
 
 
 class Phase:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.phase import Phase
+from pipeline.data.phase import Phase, PhasePlaces
 from pipeline.data.pieces import from_integers
+from pipeline.data.windows import Window
 from pipeline.shards.reader import Shard
 
 
@@ -44,9 +45,8 @@ class Planned:
         return [(one >> 32, one & 0xFFFFFFFF) for one in distinct.tolist()], of_row
 
 
-def plan_rows(numbers: NDArray[np.int64], phase: Phase, step: int) -> Planned:
-    """Plan rows of a phase by their run-wide numbers, (R,); ``step`` is the last that asks for them."""
-    found = phase.places(numbers)
+def plan_rows(numbers: NDArray[np.int64], found: PhasePlaces, phase: Phase, step: int) -> Planned:
+    """Plan rows of a phase by their run-wide numbers and places, (R,); ``step`` is the last that asks for them."""
     source, epoch = found.source, found.places.epoch
     window, place = window_places(phase, source, epoch, found.places.position)
     # Window by window, so that rows of more windows than are kept plan each of them once; in one, by place: then the
@@ -59,21 +59,36 @@ def plan_rows(numbers: NDArray[np.int64], phase: Phase, step: int) -> Planned:
         is_first[1:] |= column[1:] != column[:-1]
     begin = np.flatnonzero(is_first)  # (U,)
     sizes = np.diff(begin, append=len(order))
-    pieces: list[NDArray[np.int64]] = []
-    counts, shards = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    last = None
-    for of_source, *name, at, size in zip(*(column[begin].tolist() for column in columns), sizes.tolist(), strict=True):
-        if (of_source, *name) != last:
-            last = (of_source, *name)
-            planned = phase.windows[of_source].window((name[0], name[1]), at, step)
-        for parts, part in zip((pieces, counts, shards), planned.rows(at, size), strict=True):
-            parts.append(part)
-    joined, in_order = from_integers(pieces), np.concatenate(counts)  # (P,), (R,) as `order` has them
+    windows = _windows_of_runs(phase, [column[begin].tolist() for column in columns], step)
+    first = (columns[3][begin] - [planned.first_place for planned in windows]).tolist()
+    pieces, borders, shards = [], [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
+    for planned, at, size in zip(windows, first, sizes.tolist(), strict=True):
+        border = planned.first_piece[at : at + size + 1]
+        borders.append(border)
+        pieces.append(planned.pieces[border[0] : border[size]])
+        shards.append(planned.shard if len(planned.shard) == 1 else planned.shard[at : at + size])
+    joined = from_integers(pieces)  # (P,) as `order` has them
+    # Differences of all borders but those from the end of a run to the begin of the next.
+    in_order = np.delete(np.diff(np.concatenate(borders)), np.cumsum(sizes + 1)[:-1] - 1)  # (R,)
+    given = np.array([len(shard) for shard in shards[1:]], np.int64)  # (U,) one for all rows of a run, or one a row
+    shard_in_order = np.repeat(np.concatenate(shards), np.repeat(np.where(given < sizes, sizes, 1), given))
     own_counts, shard, first_piece = (np.empty(len(order), np.int64) for _ in range(3))
-    own_counts[order], shard[order] = in_order, np.concatenate(shards)
+    own_counts[order], shard[order] = in_order, shard_in_order
     first_piece[order] = np.cumsum(in_order) - in_order
     moved = np.repeat(first_piece - (np.cumsum(own_counts) - own_counts), own_counts)  # (P,)
     return Planned(numbers, epoch, source, shard, own_counts, joined[moved + np.arange(len(joined))])
+
+
+def _windows_of_runs(phase: Phase, columns: list[list[int]], step: int) -> list[Window]:
+    """Window of every run, U of them, from (source, epoch, window, first place); runs of a window stand together."""
+    windows: list[Window] = []
+    last = None
+    for source, epoch, number, place in zip(*columns, strict=True):
+        if (source, epoch, number) != last:
+            last = (source, epoch, number)
+            window = phase.windows[source].window((epoch, number), place, step)
+        windows.append(window)
+    return windows
 
 
 def window_places(

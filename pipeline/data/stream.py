@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pipeline.data.gather import gather_rows, split_rows
 from pipeline.data.look_ahead import LookAhead
 from pipeline.data.order import rank_slice, slot_order
 from pipeline.data.packing import find_packing
-from pipeline.data.phase import Phase
+from pipeline.data.phase import Phase, PhasePlaces
 from pipeline.data.pieces import is_kept
 from pipeline.data.planned import Planned, check_blocks, plan_rows
 from pipeline.data.row_format import RowKind, row_format
@@ -205,35 +206,33 @@ class RowStream:
     def rows_numbered(self, numbers: NDArray[np.int64]) -> Rows:
         """Rows by their run-wide numbers, int64 (R,), all of one phase, in that order."""
         phase = self.phase_of(self.stages.step_of_row(int(numbers[0])))
-        return self._gather(plan_rows(numbers, phase, step=-1), phase)
+        return self._gather(plan_rows(numbers, phase.places(numbers), phase, step=-1), phase)
 
     def plan(self, steps: Sequence[int], rank: int = 0, world_size: int = 1) -> Planned:
         """The plan of a rank's rows of steps of one phase, from indexes alone."""
-        phase = self.phase_of(steps[0])
-        numbers = np.concatenate([self.slots(step, rank, world_size) for step in steps])
-        planned = plan_rows(numbers, phase, steps[-1])
+        numbers, found = self.slots(steps, rank, world_size)
+        planned = plan_rows(numbers, found, self.phase_of(steps[0]), steps[-1])
         self._look_ahead.after(steps, rank, world_size)
         return planned
 
-    def _by_phase(self, steps: Sequence[int]) -> list[list[int]]:
-        groups: list[list[int]] = []
-        last = None
-        for step in steps:
-            phase = self.phase_of(step)
-            if phase is last:
-                groups[-1].append(step)
-            else:
-                groups.append([step])
-            last = phase
-        return groups
+    def slots(self, steps: Sequence[int], rank: int = 0, world_size: int = 1) -> tuple[NDArray[np.int64], PhasePlaces]:
+        """Run-wide numbers of a rank's rows of steps of one phase, in slot order, (R,), and where they stand."""
+        phase = self.phase_of(steps[0])
+        parts = []
+        for stage, of_stage in groupby(steps, key=self.stages.of_step):
+            begin, end = rank_slice(stage.global_batch_size, rank, world_size)
+            first_rows = np.array([self.first_row(step) for step in of_stage])
+            numbers = first_rows[:, None] + np.arange(stage.global_batch_size)  # (steps, G)
+            found = phase.places(numbers.reshape(-1))
+            lane, lanes = (column.reshape(numbers.shape) for column in (found.places.lane, found.lanes))
+            order = slot_order(lane, lanes)[:, begin:end]
+            order = order + np.arange(len(order))[:, None] * stage.global_batch_size
+            parts.append((numbers.reshape(-1), found, order.reshape(-1)))
+        numbers = np.concatenate([numbers[order] for numbers, _, order in parts])
+        return numbers, PhasePlaces.joined([found.taken(order) for _, found, order in parts])
 
-    def slots(self, step: int, rank: int = 0, world_size: int = 1) -> NDArray[np.int64]:
-        """Run-wide numbers of a rank's rows of a step, in slot order."""
-        size = self.stages.of_step(step).global_batch_size
-        begin, end = rank_slice(size, rank, world_size)
-        numbers = np.arange(size) + self.first_row(step)
-        found = self.phase_of(step).places(numbers)
-        return numbers[slot_order(found.places.lane, found.lanes)[begin:end]]
+    def _by_phase(self, steps: Sequence[int]) -> list[list[int]]:
+        return [list(of_phase) for _, of_phase in groupby(steps, key=lambda step: self.phase_of(step).number)]
 
     def _gather(self, planned: Planned, phase: Phase) -> Rows:
         names, shard_of_row = planned.shards()

@@ -44,13 +44,6 @@ class Window:
     shard: NDArray[np.uint32]
     """Shard of the row at every kept place, (R,); of a window of one shard, (1,)."""
 
-    def rows(self, place: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint32]]:
-        """The rows at ``size`` places from ``place`` on: their pieces, how many each has, and their shards."""
-        at = place - self.first_place
-        border = self.first_piece[at : at + size + 1].astype(np.int64)
-        shard = self.shard[at : at + size] if len(self.shard) > 1 else self.shard.repeat(size)
-        return self.pieces[border[0] : border[-1]], border[1:] - border[:-1], shard
-
     def without_read(self, place: int) -> Window:
         """The window from ``place`` on, where that frees more than half of it."""
         read = place - self.first_place

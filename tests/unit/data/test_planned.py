@@ -31,8 +31,11 @@ def test_rows_planned_together_equal_rows_planned_alone(corpus: Path, packing: s
     phase, alone = stream.phases[0], make_stream(corpus, packing, open_shards).phases[0]
     for size in (0, 1, 7, 60):
         numbers = generator.integers(0, 3 * stream.num_rows, size)  # repeated, out of order, over three epochs
-        together = plan_rows(numbers, phase, step=-1)
-        one_by_one = [plan_rows(numbers[row : row + 1], alone, step=-1) for row in range(size)]
+        together = plan_rows(numbers, phase.places(numbers), phase, step=-1)
+        one_by_one = [
+            plan_rows(numbers[row : row + 1], alone.places(numbers[row : row + 1]), alone, step=-1)
+            for row in range(size)
+        ]
         assert together.numbers.tolist() == numbers.tolist()
         assert together.counts.sum() == len(together.pieces)
         for name in ("epoch", "source", "shard", "counts", "pieces"):
@@ -42,7 +45,8 @@ def test_rows_planned_together_equal_rows_planned_alone(corpus: Path, packing: s
 
 def test_shards_are_named_once(corpus: Path) -> None:
     stream = make_stream(corpus)
-    planned = plan_rows(np.arange(40), stream.phases[0], step=-1)
+    numbers = np.arange(40)
+    planned = plan_rows(numbers, stream.phases[0].places(numbers), stream.phases[0], step=-1)
     names, shard_of_row = planned.shards()
     assert len(set(names)) == len(names)
     found = [names[number] for number in shard_of_row.tolist()]
@@ -51,7 +55,8 @@ def test_shards_are_named_once(corpus: Path) -> None:
 
 def test_only_the_blocks_of_planned_pieces_are_checked(corpus: Path) -> None:
     stream = make_stream(corpus)
-    planned = plan_rows(np.array([3, 11, 12, 30]), stream.phases[0], step=-1)
+    numbers = np.array([3, 11, 12, 30])
+    planned = plan_rows(numbers, stream.phases[0].places(numbers), stream.phases[0], step=-1)
     names, shard_of_row = planned.shards()
     asked: dict[tuple[int, int], set[int]] = {name: set() for name in names}
     for row, (end, count) in enumerate(zip(np.cumsum(planned.counts), planned.counts, strict=True)):
