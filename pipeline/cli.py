@@ -103,10 +103,21 @@ def _add_corpus_commands(commands: Any) -> None:
     _add_json(build)
     verify = _add(corpus, "verify", corpus_verify, "check every checksum and count of a corpus")
     stats = _add(corpus, "stats", corpus_stats, "print what a corpus holds")
+    verify.add_argument("directory", type=Path, help="corpus directory")
+    stats.add_argument("directory", help="corpus directory or URL")
     for parser in (verify, stats):
-        parser.add_argument("directory", type=Path, help="corpus directory")
         _add_json(parser)
     _add_interchange_commands(corpus)
+    where = _add(corpus, "where", corpus_where, "list the steps at which a run sees a document", overrides=True)
+    where.add_argument("--document", required=True, metavar="ID", help="as `pretrain batch` prints it")
+    where.add_argument("--config", type=Path, required=True, help="run config (YAML)")
+    _add_json(where)
+    rows = _add(corpus, "count-rows", corpus_count_rows, "make the row tables that a remote corpus needs")
+    rows.add_argument("directory", type=Path, help="corpus directory")
+    rows.add_argument("--packing", default="best_fit", help="as data.packing (default best_fit)")
+    rows.add_argument("--kind", choices=("bert", "gpt"), required=True, help="special tokens of the rows")
+    rows.add_argument("--sequence-length", type=int, required=True, metavar="S", help="as data.sequence_length")
+    _add_json(rows)
 
 
 def _add_interchange_commands(corpus: Any) -> None:
@@ -255,6 +266,24 @@ def corpus_export(namespace: argparse.Namespace, _: list[str]) -> int:
         sentences=namespace.sentences,
     )
     _print_lines(summary.lines(), summary.as_dict(), namespace.json)
+    return 0
+
+
+def corpus_where(namespace: argparse.Namespace, overrides: list[str]) -> int:
+    from pipeline.config.loading import load_run_config
+    from pipeline.train.provenance import document_steps, lines_of
+
+    progress = _progress_line("shards searched") if sys.stderr.isatty() else None
+    facts = document_steps(load_run_config(namespace.config, overrides), namespace.document, progress)
+    _print_lines(lines_of(facts), facts, namespace.json)
+    return 0
+
+
+def corpus_count_rows(namespace: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.data.row_tables import count_rows
+
+    facts = count_rows(namespace.directory, namespace.packing, namespace.kind, namespace.sequence_length)
+    _print_facts(facts, namespace.json)
     return 0
 
 
