@@ -131,28 +131,34 @@ def read_corpus(directory: Path) -> Documents:
     return found
 
 
+def tiny_files(directory: Path, lengths: list[int]) -> dict[str, bytes]:
+    """A corpus of one shard with two blocks, and what is in its files."""
+    write_corpus(directory, [lengths], validation=[], words=True, block_tokens=40)
+    names = ("manifest.json", "tokenizer/tokenizer.json", "train/00000.idx", "train/00000.tar")
+    return {name: (directory / name).read_bytes() for name in names}
+
+
 class Fuzzer:
     """A tiny corpus, damaged one or two files at a time."""
 
     def __init__(self, directory: Path, seed: int) -> None:
-        # Equal counts and sizes, so that files of one shard can pass for those of the other.
-        corpus = write_corpus(directory, [[9, 40, 5], [40, 9, 5]], validation=[], words=True, block_tokens=40)
-        self.directory = corpus.directory
+        self.directory = directory / "corpus"
         self.generator = np.random.default_rng(seed)
+        self.contents = tiny_files(self.directory, [9, 40, 5])
+        # Of equal counts and sizes, so that the files of the other shard could pass for those of this one.
+        other_shard = tiny_files(directory / "other", [40, 9, 5])
+        self.others = [*self.contents.values(), other_shard["train/00000.idx"], other_shard["train/00000.tar"]]
         self.expected = read_corpus(self.directory)
-        paths = [path for path in sorted(corpus.directory.rglob("*")) if path.is_file()]
-        self.contents = {str(path.relative_to(self.directory)): path.read_bytes() for path in paths}
-        # Most damage is to shards: they are nearly all of a corpus.
-        self.names = [name for name in self.contents for _ in range(1 if name.startswith("tokenizer") else 4)]
 
     def damages(self, count: int) -> Iterator[tuple[str, set[str]]]:
         """Damage the corpus and mend it again, ``count`` times: what was done, and to which files."""
         for number in range(count):
             story, changed = f"damage {number}:", set()
             for _ in range(int(self.generator.integers(1, 3))):
-                name, other = self.generator.choice(self.names, 2).tolist()
+                name = list(self.contents)[int(self.generator.integers(len(self.contents)))]
+                other = int(self.generator.integers(len(self.others)))
                 mutation = MUTATIONS[int(self.generator.integers(len(MUTATIONS)))]
-                damaged = mutation(self.generator, self.contents[name], self.contents[other])
+                damaged = mutation(self.generator, self.contents[name], self.others[other])
                 story += f" {mutation.__name__} {name} ({other});"
                 changed.add(name)
                 self.put(name, damaged)
@@ -188,9 +194,9 @@ def directory(tmp_path: Path) -> Iterator[Path]:
     """In memory where there is such a place: a hundred thousand damages are written and mended."""
     if os.access("/dev/shm", os.W_OK):
         with TemporaryDirectory(dir="/dev/shm") as in_memory:
-            yield Path(in_memory) / "corpus"
+            yield Path(in_memory)
     else:
-        yield tmp_path / "corpus"
+        yield tmp_path
 
 
 def count_readable(directory: Path, seed: int, num_damages: int) -> int:
