@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.base.errors import UserError
+from pipeline.cli import main
 from pipeline.config.run import CacheConfig
 from pipeline.data.corpora import files_at
 from pipeline.data.row_tables import count_rows
@@ -18,6 +21,7 @@ from pipeline.shards.files import CorpusFiles, LocalFiles
 from pipeline.shards.remote import RemoteFiles
 from tests.corpora import Corpus
 from tests.remote_corpora import quick_settings, small_corpus, wanted_tars
+from tests.runs import write_config
 from tests.servers import serving
 
 STEPS = (0, 1, 2, 3, 40, 41, 7)
@@ -101,3 +105,21 @@ def test_row_tables_are_read_from_the_server_or_asked_for(corpus: Corpus, tmp_pa
         assert sum(name.startswith("rows/") for name, _ in server.requests) == 2
         with pytest.raises(UserError, match=r"rows/best_fit-\d+-32-.*\.npy does not exist.*pretrain corpus count-rows"):
             open_stream(files, kind="bert", sequence_length=32, global_batch_size=8)
+
+
+def test_the_commands_take_a_url(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path, corpus.directory)
+
+    def facts(*words: str) -> dict[str, Any]:
+        assert main([*words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    with serving(corpus.directory) as server:
+        place = ["--data.corpus", server.url, "--data.cache.directory", str(tmp_path / "cache")]
+        batch = ["batch", str(config), "--step", "3"]
+        assert facts(*batch, *place)["digest"] == facts(*batch)["digest"]
+        shown = ["config", "show", str(config)]
+        assert facts(*shown, *place)["derived"] == facts(*shown)["derived"]
+    down = [*place, "--data.cache.retry_seconds", "0.2"]
+    assert main([*batch, *down]) == 2
+    assert f"{server.url}/manifest.json could not be fetched for 0.2 seconds" in capsys.readouterr().err
