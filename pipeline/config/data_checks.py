@@ -24,6 +24,8 @@ def data_problems(config: RunConfig) -> Iterator[str]:
     if not (math.isfinite(config.data.mixture_exponent) and config.data.mixture_exponent >= 0):
         yield f"data.mixture_exponent: {config.data.mixture_exponent} must be a finite number, 0 or more."
     yield from _length_problems("data.sequence_length", config.data.sequence_length, config)
+    if config.data.packing.startswith("pairs") and config.objective.name == "clm":
+        yield f"data.packing: `{config.data.packing}` makes rows of the BERT kind; choose another for objective `clm`."
     stages = config.train.stages
     problems = [
         problem
