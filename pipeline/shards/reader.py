@@ -248,7 +248,8 @@ class Shard:
                 "again."
             )
         self._checked[block] = True
-        self._num_unchecked -= 1
+        # Counted anew: two threads may have checked the same block.
+        self._num_unchecked = len(self._checked) - int(self._checked.sum())
 
     def read(self, document: int, begin: int = 0, end: int | None = None) -> NDArray[np.unsignedinteger]:
         """Tokens ``begin .. end-1`` of a document: a read-only view of the map.

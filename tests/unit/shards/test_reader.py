@@ -101,3 +101,14 @@ def test_a_shard_without_documents_opens(tmp_path: Path) -> None:
     assert shard.documents == 0
     assert [part.tolist() for part in shard.sentences()] == [[], [0]]
     shard.check_blocks(np.zeros(0, np.int64))
+
+
+def test_a_shard_is_checked_when_all_its_blocks_are_and_threads_do_not_count_twice(corpus: Corpus) -> None:
+    shard = Shard.open(corpus.files, "train", 0, corpus.manifest)
+    blocks = np.arange(len(shard.index.blocks))
+    assert len(blocks) > 3
+    for block in blocks.tolist():
+        assert not shard.is_checked
+        shard._check_block(block)
+        shard._check_block(block)  # as another thread would that found it unchecked at the same time
+    assert shard.is_checked

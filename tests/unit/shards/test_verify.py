@@ -48,6 +48,14 @@ def test_any_flipped_byte_is_found(corpus: Corpus, place: int) -> None:
         verify_corpus(corpus.directory)
 
 
+def test_of_several_damaged_shards_the_first_is_named(corpus: Corpus) -> None:
+    for name in ("train/00002.tar", "validation/00000.tar", "train/00001.tar"):
+        path = corpus.directory / name
+        path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(UserError, match=r"train/00001\.tar has sha256"):
+        verify_corpus(corpus.directory)
+
+
 def test_truncated_missing_and_stray_shards_are_named(corpus: Corpus) -> None:
     path = corpus.directory / "train/00002.tar"
     content = path.read_bytes()
