@@ -39,7 +39,7 @@ def key(*parts: int) -> int:
 def mix_array(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """:func:`mix`, element by element."""
     values = values ^ (values >> np.uint64(30))
-    values = values * np.uint64(_M1)
+    values *= np.uint64(_M1)
     values ^= values >> np.uint64(27)
     values *= np.uint64(_M2)
     values ^= values >> np.uint64(31)

@@ -88,7 +88,7 @@ def corrupt(
             "say: build it with shards.words: true, or set objective.masking to `token`."
         )
     config, length = settings.config, tokens.shape[1]
-    unsigned = tokens.view(f"u{tokens.itemsize}")
+    unsigned = tokens if tokens.dtype.kind == "u" else tokens.view(f"u{tokens.itemsize}")
     # What is below the first id of a range wraps around.
     ordinary = [unsigned - first >= end - first for first, end in settings.special_ranges]
     maskable = reduce(np.logical_and, ordinary)  # R S
