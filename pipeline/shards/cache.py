@@ -26,6 +26,7 @@ from pipeline.shards.locks import locked, try_lock, unlock
 from pipeline.shards.partial import SUFFIX, Partial
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+_SHA256: Final = re.compile("[0-9a-f]{64}")
 _EVICTABLE: Final = re.compile(r".+\.[0-9a-f]{16}(" + re.escape(SUFFIX) + ")?")
 _COUNT_DIGITS: Final = 20
 _KEPT_FREE_SHARE: Final = 1 / 20
@@ -90,8 +91,13 @@ class Cache:
         """Where a whole file is, once it is.
 
         Raises:
-            UserError: the name could lead elsewhere.
+            UserError: the name or the digest could lead elsewhere.
         """
+        if not _SHA256.fullmatch(sha256):
+            raise UserError(
+                f"{sha256!r} is not a sha256 (64 hex digits), which the manifest gives for {name}. The manifest is "
+                "damaged or not to be trusted: upload the corpus again."
+            )
         return self.folder / f"{checked_name(name)}.{sha256[:16]}"
 
     def open(self, path: Path, num_bytes: int | None) -> BinaryIO | None:
@@ -132,6 +138,11 @@ class Cache:
             UserError: the file is larger than the cache may be.
         """
         wanted = Partial.size_for(num_bytes)
+        if wanted > self.max_bytes:
+            raise UserError(
+                f"{partial.path.name.removesuffix(SUFFIX)} has {num_bytes} bytes; the cache {self.root} may hold "
+                f"{self.max_bytes}. Raise data.cache.gigabytes."
+            )
         with locked(self._lock_file) as counter:
             if partial.size_on_disk == wanted:  # resumed, and counted when it was begun
                 return True
@@ -144,11 +155,6 @@ class Cache:
             _write_count(counter, used + wanted if fits else used)
             if fits:
                 partial.resize(num_bytes)
-        if not fits and wanted > self.max_bytes:
-            raise UserError(
-                f"{partial.path.name.removesuffix(SUFFIX)} has {num_bytes} bytes; the cache {self.root} may hold "
-                f"{self.max_bytes}. Raise data.cache.gigabytes."
-            )
         return fits
 
     def free_disk(self, num_bytes: int) -> bool:

@@ -96,12 +96,14 @@ def test_what_a_killed_process_left_is_counted_and_evicted(tmp_path: Path) -> No
     assert not left.path.exists()
 
 
-def test_a_file_larger_than_the_cache_says_so(tmp_path: Path) -> None:
+def test_a_file_larger_than_the_cache_says_so_and_evicts_nothing(tmp_path: Path) -> None:
     cache = make_cache(tmp_path)
+    path = put(cache, "small.tar", 100)
     with pytest.raises(
         UserError, match=r"big\.tar\.abababababababab has 20000 bytes.*may hold 10000.*data\.cache\.gig"
     ):
         put(cache, "big.tar", 20_000)
+    assert path.exists()
 
 
 def test_files_of_another_size_are_dropped_when_opened(tmp_path: Path) -> None:
@@ -160,6 +162,12 @@ def test_a_second_url_shares_the_bound(tmp_path: Path) -> None:
 def test_names_that_could_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="is not the name of a corpus file"):
         make_cache(tmp_path).path(name, "ab" * 32)
+
+
+@pytest.mark.parametrize("sha256", ["", "../../../x", "AB" * 32, "ab" * 31, "ab" * 32 + "\n"])
+def test_digests_that_could_lead_elsewhere_are_refused(tmp_path: Path, sha256: str) -> None:
+    with pytest.raises(UserError, match=r"is not a sha256 .*the manifest gives for tokenizer/tokenizer\.json"):
+        make_cache(tmp_path).path("tokenizer/tokenizer.json", sha256)
 
 
 def test_names_of_corpora_pass() -> None:
