@@ -102,6 +102,7 @@ def test_the_bound_holds_while_processes_read_in_different_orders(corpus: Corpus
     assert server.count(".tar") > len(wanted)
 
 
+@pytest.mark.proof
 def test_processes_that_want_different_files_of_a_cache_for_one_all_come_through(
     corpus: Corpus, tmp_path: Path
 ) -> None:
