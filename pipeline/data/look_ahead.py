@@ -33,7 +33,7 @@ when it is entered."""
 
 _URGENT_STEPS: Final = 2
 
-_EXPIRY_STEPS: Final = 64
+_EXPIRY_STEPS: Final = 16
 """A window that no step has asked for so long has been left."""
 
 _SOURCE_SHIFT: Final = 52
@@ -61,7 +61,7 @@ class LookAhead:
         """Called with the steps that have just been planned: look further, plan a little."""
         stream = self.stream
         # One of several loader processes sees every n-th group of steps.
-        near = self._next_step is not None and 0 <= steps[0] - self._next_step <= _EXPIRY_STEPS // 2
+        near = self._next_step is not None and 0 <= steps[0] - self._next_step <= STEPS_AHEAD // 8
         follows = near and self._place == (rank, world_size)
         self._next_step, self._place = steps[-1] + 1, (rank, world_size)
         if not follows:
@@ -115,10 +115,11 @@ class LookAhead:
         assert self._next_step is not None
         while self._wanted:
             (phase, source, name), step = next(iter(self._wanted.items()))
-            if units <= 0 and step > self._next_step + _URGENT_STEPS:
+            windows = self.stream.phases[phase].windows[source]
+            if (units <= 0 or windows.is_full) and step > self._next_step + _URGENT_STEPS:
                 return
             units -= 1
-            if self.stream.phases[phase].windows[source].advance(name, step):
+            if windows.advance(name, step):
                 self._wanted.popitem(last=False)
 
     def fetch_now(self, shards: Sequence[tuple[int, int]]) -> None:

@@ -73,6 +73,11 @@ class Windows:
     def __contains__(self, name: WindowName) -> bool:
         return name in self._planned
 
+    @property
+    def is_full(self) -> bool:
+        """Whether one more window would drop another."""
+        return len(self._planned) >= self.capacity
+
     def window(self, name: WindowName, place: int, step: int) -> Window:
         """A window of which ``step`` reads the rows from ``place`` on, planned now if it has not been."""
         found = self._planned.get(name)

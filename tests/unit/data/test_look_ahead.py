@@ -1,0 +1,105 @@
+"""Looking ahead: no step plans more than a few shards, caches stay bounded, remote shards are named ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.stream import RowStream, open_stream
+from pipeline.data.windows import Windows
+from pipeline.shards.files import LocalFiles
+from tests.corpora import Corpus, write_corpus
+
+LANES = 16
+ROWS_A_SHARD = 100
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """48 shards of 100 rows each: at 16 rows a step every lane reads 3 shards an epoch, and all change at once."""
+    return write_corpus(tmp_path_factory.mktemp("ahead") / "corpus", [[30] * ROWS_A_SHARD] * 48)
+
+
+def make_stream(files: LocalFiles) -> RowStream:
+    return open_stream(
+        files, kind="bert", sequence_length=32, global_batch_size=LANES, packing="one_document", open_shards=LANES
+    )
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Shards planned, in their order."""
+    shards: list[int] = []
+    plan_shard = Windows.plan_shard
+
+    def counted(self: Windows, epoch: int, shard: int):
+        shards.append(shard)
+        return plan_shard(self, epoch, shard)
+
+    monkeypatch.setattr(Windows, "plan_shard", counted)
+    return shards
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2)])
+def test_no_step_plans_more_than_a_few_shards(corpus: Corpus, planned: list[int], rank: int, world_size: int) -> None:
+    stream = make_stream(corpus.files)
+    stream.plan([0], rank, world_size)
+    assert len(planned) == LANES // world_size  # a start has to plan what it reads
+    most = 0
+    for step in range(1, 1500):
+        before = len(planned)
+        stream.plan([step], rank, world_size)
+        most = max(most, len(planned) - before)
+        assert len(stream.phases[0].windows[0]._planned) <= stream.phases[0].windows[0].capacity
+    assert len(planned) > 3 * 48 // world_size  # several epoch edges
+    assert most <= 2
+
+
+def test_a_jump_starts_anew_and_plans_only_what_it_reads(corpus: Corpus, planned: list[int]) -> None:
+    stream = make_stream(corpus.files)
+    for step in range(50):
+        stream.plan([step])
+    before = len(planned)
+    stream.plan([100_000])
+    assert len(planned) - before <= LANES
+
+
+def test_windows_that_were_left_are_given_up(corpus: Corpus) -> None:
+    stream = make_stream(corpus.files)
+    (windows,) = stream.phases[0].windows
+    for step in range(ROWS_A_SHARD * 2):
+        stream.plan([step])
+    # The lanes stand at rows 99: that is all that is kept of what they have read.
+    left = [window for window in windows._planned.values() if window.first_place > 0]
+    assert len(left) <= 2 * LANES
+    assert all(len(window.first_piece) - 1 <= ROWS_A_SHARD // 2 for window in left)
+
+
+class FarFiles(LocalFiles):
+    """A local corpus that says it is far away, and remembers what it was told to fetch."""
+
+    is_remote = True
+    asked: list[list[str]]
+
+    def fetch_ahead(self, wanted: Sequence[tuple[str, int, str]]) -> None:
+        self.asked.append([name for name, _, _ in wanted])
+
+
+def test_remote_files_are_told_what_comes_before_it_is_opened(corpus: Corpus, tmp_path: Path) -> None:
+    files = FarFiles(corpus.directory)
+    files.asked = []
+    make_stream(corpus.files)  # keeps the row table, which a remote corpus must have
+    stream = make_stream(files)
+    stream.rows(0)
+    opened = set(stream.sources[0].shard._kept)
+    assert {name for name in files.asked[0] if name.endswith(".tar")} == {f"train/{shard:05d}.tar" for shard in opened}
+    told: set[str] = set(files.asked[0])
+    for step in range(1, 300):
+        before = set(stream.sources[0].shard._kept)
+        known = set(told)
+        told.update(name for names in files.asked for name in names)
+        stream.rows(step)
+        for shard in set(stream.sources[0].shard._kept) - before:
+            assert f"train/{shard:05d}.tar" in known, step  # it was asked for in an earlier step
