@@ -31,7 +31,11 @@ DICTIONARIES: Final = ("gcide", "wordnet_glosses")
 """Files of one-line entries: measured on their own, since their documents are 20 times shorter than prose."""
 
 _TOKENIZER: Final = "tokenizers/bert-base-uncased/tokenizer.json"
-_TOKENS_A_SHARD: Final = 1 << 20
+_TOKENS_A_SHARD: Final = 8_000_000
+_DOCUMENTS_A_SHARD: Final = 65_536
+"""As `pretrain corpus build` closes shards."""
+
+_VERSION: Final = "4"
 _VOCABULARY: Final = 30_522
 
 
@@ -53,12 +57,11 @@ def prepare(name: str, quick: bool) -> MeasuredCorpus:
     """
     real = (SHARED / _TOKENIZER).is_file()
     directory = WORK / f"{name}{'-quick' if quick else ''}{'' if real else '-synthetic'}"
-    version = "3"
     facts_path = directory / "facts.json"
-    if not (is_written(directory, version) and facts_path.is_file()):
+    if not (is_written(directory, _VERSION) and facts_path.is_file()):
         documents = list(_first_tokens(_real(name) if real else _synthetic(name), 2_000_000 if quick else 40_000_000))
         tokenizer = (SHARED / _TOKENIZER).read_bytes() if real else b"{}"
-        write_corpus(directory, _deal(documents), _VOCABULARY, tokenizer, version)
+        write_corpus(directory, _deal(documents), _VOCABULARY, tokenizer, _VERSION)
         lengths = np.array([len(document.tokens) for document in documents])
         source = (
             "real English text, WordPieces of bert-base-uncased" if real else "synthetic tokens, log-normal lengths"
@@ -120,11 +123,11 @@ def _first_tokens(documents: Iterator[Document], num_tokens: int) -> Iterator[Do
 
 
 def _deal(documents: list[Document]) -> list[list[Document]]:
-    """Consecutive documents to shards of about a million tokens."""
+    """Consecutive documents to shards of the default size."""
     shards: list[list[Document]] = [[]]
     filled = 0
     for document in documents:
-        if filled >= _TOKENS_A_SHARD:
+        if filled >= _TOKENS_A_SHARD or len(shards[-1]) >= _DOCUMENTS_A_SHARD:
             shards.append([])
             filled = 0
         shards[-1].append(document)
@@ -145,6 +148,11 @@ class PackedRows:
 
     digest: str
     """:func:`rows_digest` of them."""
+
+    @property
+    def tokens_a_batch(self) -> float:
+        """Tokens that are no padding in 64 rows, mean over the epoch."""
+        return self.num_tokens / self.num_rows * BATCH_ROWS
 
     def load(self) -> NDArray[np.uint16]:
         """The rows as a memory map, (R, S)."""

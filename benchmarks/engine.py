@@ -90,7 +90,7 @@ def open_rows(directory: Path, objective: ObjectiveName = "mlm", packing: str = 
     )
 
 
-def objective_of(stream: RowStream, name: ObjectiveName = "mlm", digests: bool = False) -> Objective:
+def objective_of(stream: RowStream, name: ObjectiveName = "mlm") -> Objective:
     """Masked or causal language modelling with the default settings."""
     from pipeline.config.run import ObjectiveConfig
     from pipeline.objectives.registry import make_objective
@@ -101,7 +101,6 @@ def objective_of(stream: RowStream, name: ObjectiveName = "mlm", digests: bool =
         stream.format_of(SEQUENCE_LENGTH),
         seed=0,
         packing=stream.packing.name,
-        digests=digests,
     )
 
 
@@ -110,13 +109,21 @@ def steps_an_epoch(stream: RowStream) -> int:
     return stream.num_rows // BATCH_ROWS
 
 
+def groups_of_steps(num_steps: int, first_step: int = 0) -> Iterator[range]:
+    """The steps as the loader takes them together."""
+    end = first_step + num_steps
+    for first in range(first_step, end, STEPS_TOGETHER):
+        yield range(first, min(first + STEPS_TOGETHER, end))
+
+
 def rows_in_order(stream: RowStream, num_steps: int, first_step: int = 0) -> Iterator[Rows]:
-    """Rows of the steps in order, in the groups in which the loader asks for them."""
-    for first in range(first_step, first_step + num_steps, STEPS_TOGETHER):
-        yield from stream.rows_of_steps(range(first, min(first + STEPS_TOGETHER, first_step + num_steps)))
+    """Rows of the steps in order, those of eight steps at a time."""
+    for steps in groups_of_steps(num_steps, first_step):
+        yield stream.joined_rows(steps)
 
 
 def masked_batches(stream: RowStream, objective: Objective, num_steps: int, first_step: int = 0) -> Iterator[Any]:
     """Batches as the model takes them."""
-    for number, rows in enumerate(rows_in_order(stream, num_steps, first_step)):
-        yield objective.prepare(rows, 1, first_step + number)[0]
+    for steps in groups_of_steps(num_steps, first_step):
+        for (batch,) in objective.prepare_steps(stream.joined_rows(steps), 1, steps):
+            yield batch

@@ -86,7 +86,10 @@ def medians(measured: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 class CoreShare:
-    """How much of its core this process had: below about 0.95, others were using it and times are too long."""
+    """How much of its core this process had since: below about 0.95, others used it too, and times are too long.
+
+    Only for stretches in which this process alone computes.
+    """
 
     def __init__(self) -> None:
         self.wall, self.processor = time.perf_counter(), time.process_time()

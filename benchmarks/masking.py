@@ -26,7 +26,11 @@ def measure_masking(corpus: MeasuredCorpus, repetitions: int, batches: int) -> R
     objective = objective_of(stream)
     rows = list(rows_in_order(stream, batches))
     num_tokens = sum(int(part.segment_length.sum()) for part in rows)
-    stacked = [torch.from_numpy(part.tokens.astype(np.int64)) for part in rows]  # each R S
+    stacked = [
+        torch.from_numpy(tokens.astype(np.int64))  # R S
+        for part in rows
+        for tokens in np.split(part.tokens, len(part.tokens) // BATCH_ROWS)
+    ]
     special = [torch.isin(tokens, torch.tensor(SPECIAL_IDS)) for tokens in stacked]
     collator = make_collator(tokenizer_file(), VOCABULARY)
     numpy_batches = list(zip((tokens.numpy() for tokens in stacked), (mask.numpy() for mask in special), strict=True))
@@ -70,6 +74,6 @@ def measure_masking(corpus: MeasuredCorpus, repetitions: int, batches: int) -> R
 def _check_counts(tokens: np.ndarray, indices: np.ndarray) -> None:
     """Exactly round(0.15 x maskable) predictions in every row, none at a special token."""
     is_special = np.isin(tokens, SPECIAL_IDS)
-    counts = np.bincount(indices // tokens.shape[1], minlength=BATCH_ROWS)
+    counts = np.bincount(indices // tokens.shape[1], minlength=len(tokens))
     assert np.array_equal(counts, np.floor(0.15 * (~is_special).sum(1) + 0.5))
     assert not is_special.ravel()[indices].any()

@@ -54,7 +54,7 @@ def main() -> None:
         "corpus": f"{MANY:,} shards of {synthetic.DOCUMENTS_A_SHARD:,} documents, log-normal lengths of mean 1,000 "
         f"(10^12 tokens); best fit, {planning.BATCH_ROWS} rows of {planning.SEQUENCE_LENGTH} a batch, 256 open shards",
         "making the synthetic indexes, share of the time to open": round(
-            max(run.making_seconds / run.open_seconds for _, run in runs), 3
+            max(run.making_seconds / run.first_step_seconds for _, run in runs), 3
         ),
         "order tables": f"one whole epoch of {num_shards:,} shards of about 1,000 rows, 8 ranks a node",
         "share of its core that the slowest run had": round(min(run.core_share for _, run in runs + steady), 2),
@@ -66,28 +66,40 @@ Run = tuple[str, planning.Measured]
 
 
 def measure_opening(directories: dict[int, Path], repetitions: int) -> tuple[list[Result], list[Run]]:
-    """Seconds from nothing to the plan of the first step, at steps far apart."""
-    cases: dict[str, tuple[Callable[[], planning.Measured], float]] = {}
+    """Seconds from nothing to a stream, and to the plan of its first step, at steps far apart."""
+    cases: dict[str, tuple[Callable[[], planning.Measured], float | None, float | None]] = {}
     for step in STEPS:
-        for num_shards, world_size, goal in ((FEW, 1, 0.1), (MANY, 1, 1.5), (MANY, 8, 0.2)):
-            name = f"open at step {step:,}: {num_shards:,} shards, rank 0 of {world_size}"
+        for num_shards, world_size, open_goal, plan_goal in (
+            (FEW, 1, 0.1, None),
+            (MANY, 1, None, 1.5),
+            (MANY, 8, None, 0.2),
+        ):
+            name = f"step {step:,} of {num_shards:,} shards, rank 0 of {world_size}"
             directory = directories[num_shards]
             cases[name] = (
                 lambda directory=directory, step=step, world_size=world_size: planning.in_new_process(
                     directory, step, 0, 0, world_size
                 ),
-                goal,
+                open_goal,
+                plan_goal,
             )
     found: dict[str, list[planning.Measured]] = {name: [] for name in cases}
     for _ in range(repetitions):
-        for name, (measure, _) in cases.items():
+        for name, (measure, _, _) in cases.items():
             found[name].append(measure())
     results, runs = [], []
-    for name, (_, goal) in cases.items():
-        seconds = [run.open_seconds for run in found[name]]
-        print(f"  {name}: {', '.join(f'{value:.3f}' for value in seconds)} s", flush=True)
-        results.append(Result(name, "seconds", "lower", statistics.median(seconds), goal=Goal(ours=goal)))
-        runs.append((name, sorted(found[name], key=lambda run: run.open_seconds)[len(seconds) // 2]))
+    for name, (_, open_goal, plan_goal) in cases.items():
+        opened = statistics.median(run.open_seconds for run in found[name])
+        planned = [run.first_step_seconds for run in found[name]]
+        print(
+            f"  {name}: {opened:.3f} s, with the first plan {', '.join(f'{value:.3f}' for value in planned)} s",
+            flush=True,
+        )
+        results += [
+            Result(f"open at {name}", "seconds", "lower", opened, goal=Goal(ours=open_goal)),
+            Result(f"open and plan {name}", "seconds", "lower", statistics.median(planned), goal=Goal(ours=plan_goal)),
+        ]
+        runs.append((name, sorted(found[name], key=lambda run: run.first_step_seconds)[len(planned) // 2]))
     return results, runs
 
 
@@ -128,8 +140,19 @@ def planning_table(runs: list[Run]) -> Table:
             if milliseconds["worst"] != milliseconds["worst"]
             else " / ".join(f"{milliseconds[kind]:.2f}" for kind in ("median", "mean", "worst"))
         )
-        rows.append([name, round(run.open_seconds, 3), run.open_indexes, steps, round(run.resident_megabytes)])
-    return Table(["case", "open, s", "indexes read to open", "step: median / mean / worst, ms", "memory, MB"], rows)
+        opened = [round(run.open_seconds, 3), round(run.first_step_seconds, 3), run.open_indexes]
+        rows.append([name, *opened, steps, round(run.resident_megabytes)])
+    return Table(
+        [
+            "case",
+            "open, s",
+            "open and first plan, s",
+            "indexes read",
+            "a step: median / mean / worst, ms",
+            "memory, MB",
+        ],
+        rows,
+    )
 
 
 def download_table(num_shards: int, rows_a_shard: int) -> tuple[Table, float]:

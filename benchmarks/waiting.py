@@ -86,12 +86,13 @@ def _pretrain(*arguments: str) -> None:
 
 @dataclass(frozen=True)
 class _Prepare:
-    """Rows of a step to its batches; worker processes get it."""
+    """Rows of some steps to their batches; worker processes get it."""
 
     objective: Objective
+    digests: bool
 
-    def __call__(self, rows: Any, step: int) -> Any:
-        return self.objective.prepare(rows, 1, step)
+    def __call__(self, rows: Any, steps: Any) -> Any:
+        return self.objective.prepare_steps(rows, 1, steps, steps if self.digests else ())
 
 
 def measure_workers(corpus: MeasuredCorpus, repetitions: int, steps: int, cores: set[int]) -> list[Result]:
@@ -125,7 +126,7 @@ def _compare_workers(
 
     def milliseconds_a_step(workers: int) -> float:
         stream = open_rows(corpus.directory)
-        prepare = _Prepare(objective_of(stream, digests=digests))
+        prepare = _Prepare(objective_of(stream), digests)
         loader = make_loader(
             stream,
             prepare,

@@ -30,7 +30,7 @@ def _take(documents, num_tokens: int):
 def test_without_the_text_lengths_are_drawn_and_this_is_said(synthetic) -> None:
     assert "synthetic tokens, log-normal lengths" in synthetic.description
     assert 100_000 <= synthetic.num_tokens < 120_000
-    assert engine.is_written(synthetic.directory, "3")
+    assert engine.is_written(synthetic.directory, corpus._VERSION)
     assert not engine.is_written(synthetic.directory, "0")
 
 
@@ -55,7 +55,10 @@ def test_our_batches_pass_the_check_and_other_rows_do_not(synthetic) -> None:
         batches.check_ours(synthetic, other)
 
 
-def test_documents_are_dealt_in_order_to_shards_of_a_million_tokens() -> None:
-    documents = [engine.Document(str(number), np.zeros(400_000, np.uint16)) for number in range(7)]
-    shards = corpus._deal(documents)
-    assert [[document.name for document in shard] for shard in shards] == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
+def test_documents_are_dealt_in_order_to_shards_of_the_default_size(monkeypatch) -> None:
+    monkeypatch.setattr(corpus, "_TOKENS_A_SHARD", 100)
+    monkeypatch.setattr(corpus, "_DOCUMENTS_A_SHARD", 4)
+    lengths = [40, 40, 40, 120, 1, 1, 1, 1, 1]
+    documents = [engine.Document(str(number), np.zeros(length, np.uint16)) for number, length in enumerate(lengths)]
+    names = [[document.name for document in shard] for shard in corpus._deal(documents)]
+    assert names == [["0", "1", "2"], ["3"], ["4", "5", "6", "7"], ["8"]]
