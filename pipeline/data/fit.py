@@ -10,7 +10,7 @@ Letters: S sequence length (slots of a row), R rows, I items.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,8 @@ Content: TypeAlias = "tuple[Content, int, int] | None"
 """What stands in a row, newest first: (content before, size, number of items of that size)."""
 
 
-class Run(NamedTuple):
-    """Rows with the same content."""
-
-    num_rows: int
-    num_segments: int
-    content: Content
+Run: TypeAlias = tuple[int, int, Content]
+"""Rows with the same content: (number of rows, items a row, content). Plain tuples: a shard makes thousands."""
 
 
 class _Rows:
@@ -39,7 +35,7 @@ class _Rows:
         self.bound_met = False
 
     def put(self, room: int, run: Run) -> None:
-        if room and run.num_segments < self.max_segments:
+        if room and run[1] < self.max_segments:
             self.by_room[room].append(run)
             self.rooms |= 1 << room
         else:
@@ -55,42 +51,47 @@ class _Rows:
 
     def add_best_fit(self, size: int, num_items: int) -> None:
         """Place items of one size, each into the tightest row; among equals, the row changed last."""
+        put, most = self.put, self.max_segments
         while num_items:
             wide_enough = self.rooms >> size
             if wide_enough:
                 room = size + (wide_enough & -wide_enough).bit_length() - 1
-                run = self.take(room)
+                num_rows, num_segments, content = self.take(room)
             else:
-                room = self.num_slots
-                a_row = min(room // size, self.max_segments)
-                run = Run(-(-num_items // a_row), 0, None)
+                room, num_segments, content = self.num_slots, 0, None
+                num_rows = -(-num_items // min(room // size, most))
             # A row that took one item is now the tightest, so it takes the next ones too, until full.
-            fit = min(room // size, self.max_segments - run.num_segments)
-            filled = min(run.num_rows, num_items // fit)
-            num_items -= filled * fit
-            left = run.num_rows - filled
-            rest = num_items if left else 0  # fewer than `fit`: the run was long enough for all items
-            if left - bool(rest):
-                self.put(room, Run(left - bool(rest), run.num_segments, run.content))
+            fit = room // size
+            if fit > most - num_segments:
+                fit = most - num_segments
+            filled = num_items // fit
+            if filled >= num_rows:
+                put(room - fit * size, (num_rows, num_segments + fit, (content, size, fit)))
+                num_items -= num_rows * fit
+                continue
+            rest = num_items - filled * fit  # fewer than `fit`: the run was long enough for all items
+            left = num_rows - filled - (rest > 0)
+            if left:
+                put(room, (left, num_segments, content))
             if filled:
-                self.put(room - fit * size, Run(filled, run.num_segments + fit, (run.content, size, fit)))
+                put(room - fit * size, (filled, num_segments + fit, (content, size, fit)))
             if rest:
-                self.put(room - rest * size, Run(1, run.num_segments + rest, (run.content, size, rest)))
-                num_items = 0
+                put(room - rest * size, (1, num_segments + rest, (content, size, rest)))
+            return
 
     def add_roomiest(self, size: int, num_items: int) -> int:
         """Place items of one size, one a row, into the roomiest rows; return how many fitted nowhere."""
         while num_items and (room := self.rooms.bit_length() - 1) >= size:
-            run = self.take(room)
-            dealt = min(run.num_rows, num_items)
+            num_rows, num_segments, content = self.take(room)
+            dealt = min(num_rows, num_items)
             num_items -= dealt
-            if run.num_rows > dealt:
-                self.put(room, Run(run.num_rows - dealt, run.num_segments, run.content))
-            self.put(room - size, Run(dealt, run.num_segments + 1, (run.content, size, 1)))
+            if num_rows > dealt:
+                self.put(room, (num_rows - dealt, num_segments, content))
+            self.put(room - size, (dealt, num_segments + 1, (content, size, 1)))
         return num_items
 
     def runs(self) -> list[Run]:
-        return [run for run in self.closed + [run for runs in self.by_room for run in runs] if run.num_segments]
+        return [run for run in self.closed + [run for runs in self.by_room for run in runs] if run[1]]
 
 
 def best_fit_decreasing(num_items: Sequence[int], num_slots: int, max_segments: int) -> tuple[list[Run], bool]:
@@ -119,7 +120,7 @@ def deal_small_items(num_items: Sequence[int], num_slots: int, max_segments: int
     )
     missing = needed - count_rows(rows.runs())
     if missing > 0:
-        rows.put(num_slots, Run(missing, 0, None))
+        rows.put(num_slots, (missing, 0, None))
     kept_back = [0] * (small + 1)
     for size in range(small, 0, -1):
         count = num_items[size]
@@ -133,7 +134,7 @@ def deal_small_items(num_items: Sequence[int], num_slots: int, max_segments: int
 
 def count_rows(runs: Sequence[Run]) -> int:
     """Rows of all runs."""
-    return sum(run.num_rows for run in runs)
+    return sum(num_rows for num_rows, _, _ in runs)
 
 
 def pack(num_items: Sequence[int], num_slots: int, max_segments: int) -> list[Run]:
@@ -161,15 +162,16 @@ def expand(runs: Sequence[Run]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
         sizes of all items, row by row, each row's largest first as placed, (I,); items of every row, (R,).
     """
     sizes: list[int] = []
-    for run in runs:
-        row: list[int] = []
-        content = run.content
+    for _, _, content in reversed(runs):
         while content is not None:
             content, size, times = content
-            row[:0] = [size] * times
-        sizes += row
-    items_a_row = np.array([run.num_segments for run in runs], np.int64)
-    num_rows = np.array([run.num_rows for run in runs], np.int64)
+            if times == 1:
+                sizes.append(size)
+            else:
+                sizes += [size] * times
+    sizes.reverse()  # contents are newest first
+    num_rows = np.array([run[0] for run in runs], np.int64)
+    items_a_row = np.array([run[1] for run in runs], np.int64)
     first_of_run = np.repeat(np.cumsum(items_a_row) - items_a_row, num_rows)  # (R,) its row's first item in `sizes`
     counts = np.repeat(items_a_row, num_rows)
     first_of_row = np.cumsum(counts) - counts

@@ -19,8 +19,9 @@ from pipeline.data.rows import Rows
 from pipeline.data.stream import RowStream
 
 BatchT = TypeVar("BatchT")
-Transform = Callable[[Rows, int], Sequence[BatchT]]
-"""(rows of this rank's share of a step, the step counted from 0) -> micro-batches."""
+Transform = Callable[[Rows, Sequence[int]], Sequence[Sequence[BatchT]]]
+"""(rows of this rank's shares of some steps, equally many each, step after step; the steps, counted from 0) ->
+micro-batches of every step."""
 
 _MOST_STEPS_TOGETHER: Final = 8
 _POLL_SECONDS: Final = 0.1
@@ -62,8 +63,11 @@ class _Steps(Generic[BatchT]):
         """Micro-batches of every step of a group."""
         first = self.first_step + number * self.steps_together
         steps = range(first, min(first + self.steps_together, self.last_step))
-        rows_of_steps = self.stream.rows_of_steps(steps, self.rank, self.world_size)
-        return [list(self.transform(rows, step)) for step, rows in zip(steps, rows_of_steps, strict=True)]
+        made: list[list[BatchT]] = []
+        for alike in self.stream.alike(steps):
+            rows = self.stream.joined_rows(alike, self.rank, self.world_size)
+            made += map(list, self.transform(rows, alike))
+        return made
 
 
 class Loader(Generic[BatchT]):
@@ -110,7 +114,7 @@ def make_loader(
     """Micro-batches of steps ``first_step .. last_step - 1`` of one rank, in order.
 
     Args:
-        transform: makes the micro-batches of a rank's rows; runs in the thread or process, must not touch global state.
+        transform: makes the micro-batches of rows; runs in the thread or process, must not touch global state.
         workers: 0 uses one thread of this process; else that many processes.
         prefetch_steps: steps ready ahead, a thread or worker.
 

@@ -1,14 +1,15 @@
 """Planning before it is needed: the windows and shards of the steps ahead, a little at a time.
 
 A lane enters a new window every few thousand steps, and at an epoch's edge all lanes do so at once. Planning a window
-takes milliseconds, so each step plans at most a shard or two of what the next steps will need. With remote corpora the
-same list tells the cache what to fetch.
+takes milliseconds, so each step plans only as many shards as it takes to be ready in time. With remote corpora the same
+list tells the cache what to fetch.
 
 Nothing here changes a row; a jump to another step only begins anew.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -69,7 +70,7 @@ class LookAhead:
             return
         horizon = self._next_step + STEPS_AHEAD
         self._see(min(horizon, max(self._seen_until, self._next_step) + _STEPS_SEEN_A_STEP * len(steps)))
-        self._plan(units=len(steps))
+        self._plan(len(steps))
         if self._next_step >= self._expired_at + _EXPIRY_STEPS:
             self._expired_at = self._next_step
             for phase in stream.phases:
@@ -110,9 +111,10 @@ class LookAhead:
         if added:
             self._fetch()
 
-    def _plan(self, units: int) -> None:
-        """Plan so many shards of what is wanted, and whatever is needed in the very next steps."""
+    def _plan(self, num_steps: int) -> None:
+        """Plan what is wanted at the pace of what is most pressing, and whatever the very next steps need."""
         assert self._next_step is not None
+        units = math.ceil(self._pace() * num_steps)
         while self._wanted:
             (phase, source, name), step = next(iter(self._wanted.items()))
             windows = self.stream.phases[phase].windows[source]
@@ -121,6 +123,15 @@ class LookAhead:
             units -= 1
             if windows.advance(name, step):
                 self._wanted.popitem(last=False)
+
+    def _pace(self) -> float:
+        """Shards to plan a step, so that everything wanted is planned when it is needed."""
+        assert self._next_step is not None
+        pace, num_shards = 0.0, 0
+        for (phase, source, _), step in self._wanted.items():
+            num_shards += self.stream.phases[phase].windows[source].order.window_shards
+            pace = max(pace, num_shards / max(step - self._next_step, 1))
+        return pace
 
     def fetch_now(self, shards: Sequence[tuple[int, int]]) -> None:
         """Let remote sources fetch the (source, shard) that are about to be opened, all at once, before the others."""

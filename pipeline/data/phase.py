@@ -41,16 +41,6 @@ class PhasePlaces:
         at = self.places
         return type(self)(self.source[rows], Places(at.epoch[rows], at.lane[rows], at.position[rows]), self.lanes[rows])
 
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """Rows after rows."""
-        if len(parts) == 1:
-            return parts[0]
-        names = ("epoch", "lane", "position")
-        columns = [np.concatenate([getattr(part.places, name) for part in parts]) for name in names]
-        source, lanes = (np.concatenate([getattr(part, name) for part in parts]) for name in ("source", "lanes"))
-        return cls(source, Places(*columns), lanes)
-
 
 class Phase:
     """Rows of the stages from ``first_row`` on.

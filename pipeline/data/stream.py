@@ -181,11 +181,6 @@ class RowStream:
         """Run-wide number of the step's first row."""
         return self.stages.first_row(step)
 
-    def num_slots(self, step: int, rank: int, world_size: int) -> int:
-        """Rows of a rank in a step."""
-        begin, end = rank_slice(self.stages.of_step(step).global_batch_size, rank, world_size)
-        return end - begin
-
     def rows(self, step: int, rank: int = 0, world_size: int = 1) -> Rows:
         """A rank's rows of a step, in slot order.
 
@@ -197,11 +192,18 @@ class RowStream:
     def rows_of_steps(self, steps: Sequence[int], rank: int = 0, world_size: int = 1) -> list[Rows]:
         """As :meth:`rows` for several steps, planned and gathered together: faster than one by one."""
         found: list[Rows] = []
-        for of_phase in self._by_phase(steps):
-            planned = self.plan(of_phase, rank, world_size)
-            rows = self._gather(planned, self.phase_of(of_phase[0]))
-            found += split_rows(rows, [self.num_slots(step, rank, world_size) for step in of_phase])
+        for alike in self.alike(steps):
+            rows = self.joined_rows(alike, rank, world_size)
+            found += split_rows(rows, [len(rows.row_numbers) // len(alike)] * len(alike))
         return found
+
+    def alike(self, steps: Sequence[int]) -> list[list[int]]:
+        """Steps in runs of one stage, whose batches have one shape."""
+        return [list(of_stage) for _, of_stage in groupby(steps, key=self.stages.of_step)]
+
+    def joined_rows(self, steps: Sequence[int], rank: int = 0, world_size: int = 1) -> Rows:
+        """As :meth:`rows` for several steps of one stage, step after step, equally many each."""
+        return self._gather(self.plan(steps, rank, world_size), self.phase_of(steps[0]))
 
     def rows_numbered(self, numbers: NDArray[np.int64]) -> Rows:
         """Rows by their run-wide numbers, int64 (R,), all of one phase, in that order."""
@@ -209,30 +211,22 @@ class RowStream:
         return self._gather(plan_rows(numbers, phase.places(numbers), phase, step=-1), phase)
 
     def plan(self, steps: Sequence[int], rank: int = 0, world_size: int = 1) -> Planned:
-        """The plan of a rank's rows of steps of one phase, from indexes alone."""
+        """The plan of a rank's rows of steps of one stage, from indexes alone."""
         numbers, found = self.slots(steps, rank, world_size)
         planned = plan_rows(numbers, found, self.phase_of(steps[0]), steps[-1])
         self._look_ahead.after(steps, rank, world_size)
         return planned
 
     def slots(self, steps: Sequence[int], rank: int = 0, world_size: int = 1) -> tuple[NDArray[np.int64], PhasePlaces]:
-        """Run-wide numbers of a rank's rows of steps of one phase, in slot order, (R,), and where they stand."""
-        phase = self.phase_of(steps[0])
-        parts = []
-        for stage, of_stage in groupby(steps, key=self.stages.of_step):
-            begin, end = rank_slice(stage.global_batch_size, rank, world_size)
-            first_rows = np.array([self.first_row(step) for step in of_stage])
-            numbers = first_rows[:, None] + np.arange(stage.global_batch_size)  # (steps, G)
-            found = phase.places(numbers.reshape(-1))
-            lane, lanes = (column.reshape(numbers.shape) for column in (found.places.lane, found.lanes))
-            order = slot_order(lane, lanes)[:, begin:end]
-            order = order + np.arange(len(order))[:, None] * stage.global_batch_size
-            parts.append((numbers.reshape(-1), found, order.reshape(-1)))
-        numbers = np.concatenate([numbers[order] for numbers, _, order in parts])
-        return numbers, PhasePlaces.joined([found.taken(order) for _, found, order in parts])
-
-    def _by_phase(self, steps: Sequence[int]) -> list[list[int]]:
-        return [list(of_phase) for _, of_phase in groupby(steps, key=lambda step: self.phase_of(step).number)]
+        """Run-wide numbers of a rank's rows of steps of one stage, in slot order, (R,), and where they stand."""
+        size = self.stages.of_step(steps[0]).global_batch_size
+        begin, end = rank_slice(size, rank, world_size)
+        first_rows = np.array([self.first_row(step) for step in steps])
+        numbers = first_rows[:, None] + np.arange(size)  # (steps, G)
+        found = self.phase_of(steps[0]).places(numbers.reshape(-1))
+        lane, lanes = (column.reshape(numbers.shape) for column in (found.places.lane, found.lanes))
+        order = slot_order(lane, lanes)[:, begin:end] + np.arange(len(steps))[:, None] * size
+        return numbers.reshape(-1)[order.reshape(-1)], found.taken(order.reshape(-1))
 
     def _gather(self, planned: Planned, phase: Phase) -> Rows:
         names, shard_of_row = planned.shards()

@@ -5,6 +5,7 @@ Letters: R rows, S sequence length, C most segments a row (padding counted), P p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -56,34 +57,37 @@ def make_batches(
     predictions: Predictions,
     capacity: Capacity,
     num_micro_batches: int,
-    step: int,
-    row_digests: NDArray[np.uint8] | None,
-) -> list[Batch]:
-    """Split R rows, in order, into M equal micro-batches. Filler rows (numbered below 0) are padding and nothing else.
+    steps: Sequence[int],
+) -> list[list[Batch]]:
+    """Split the R rows of several steps, in order, into M equal micro-batches a step.
+
+    Filler rows (numbered below 0) are padding and nothing else.
 
     Raises:
-        ValueError: M does not divide R, or a row holds more than ``capacity``.
+        ValueError: M steps do not divide R, or a row holds more than ``capacity``.
     """
     num_rows, length = rows.tokens.shape
-    if num_rows % num_micro_batches:
-        raise ValueError(f"{num_rows} rows cannot be split into {num_micro_batches} equal micro-batches")
-    size = num_rows // num_micro_batches
+    total = num_micro_batches * len(steps)
+    if num_rows % total:
+        raise ValueError(f"{num_rows} rows cannot be split into {total} equal micro-batches")
+    size = num_rows // total
     bounds = _bounds(rows)  # B
     positions = np.repeat(bounds[:-1], np.diff(bounds))  # R*S
     np.subtract(_slots(rows.tokens.size), positions, out=positions)
-    begins = np.arange(num_micro_batches + 1) * size  # M + 1
+    begins = np.arange(total + 1) * size
     first_bound = np.searchsorted(bounds, begins * length).tolist()
     first_segment = np.searchsorted(rows.segment_row, begins).tolist()
     first_prediction = np.concatenate([[0], np.cumsum(predictions.counts)])[begins].tolist()
     lengths = rows.segment_length.astype(np.int64)
-    window_predictions = _scalar(len(predictions.indices))
-    batches = []
+    of_steps = np.diff(first_prediction[::num_micro_batches])
+    batches: list[list[Batch]] = [[] for _ in steps]
     for number, begin in enumerate((begins[:-1] * length).tolist()):
         part = slice(number * size, (number + 1) * size)
         cut = bounds[first_bound[number] : first_bound[number + 1] + 1] - begin
         inside = slice(first_prediction[number], first_prediction[number + 1])
         own = lengths[first_segment[number] : first_segment[number + 1]]
-        batches.append(
+        at = number // num_micro_batches
+        batches[at].append(
             Batch(
                 input_ids=_tensor(predictions.input_ids[part]),
                 position_ids=_tensor(positions[begin : begin + size * length].reshape(size, length)),
@@ -92,18 +96,23 @@ def make_batches(
                     predictions.indices[inside] - begin, size * capacity.predictions_per_row, size * length
                 ),
                 labels=_padded(predictions.labels[inside], size * capacity.predictions_per_row, KEPT),
-                window_predictions=window_predictions,
+                window_predictions=_scalar(int(of_steps[at])),
                 num_predictions=_scalar(inside.stop - inside.start),
                 num_real_tokens=_scalar(int(own.sum())),
                 sum_squared_lengths=_scalar(int(own @ own)),
                 row_numbers=_tensor(rows.row_numbers[part]),
                 first_slot_key=_scalar(int(rows.row_numbers[part.start])),
                 max_seqlen=length,
-                step=step,
-                row_digests=None if row_digests is None else _tensor(row_digests[part]),
+                step=steps[at],
             )
         )
     return batches
+
+
+def with_digests(batches: Sequence[Batch], row_digests: NDArray[np.uint8]) -> list[Batch]:
+    """The micro-batches of a step with the digests of its rows, (R, 32)."""
+    parts = np.split(row_digests, len(batches))
+    return [replace(batch, row_digests=_tensor(part)) for batch, part in zip(batches, parts, strict=True)]
 
 
 def _flat_segments(rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -19,10 +19,9 @@ class MaskedLanguageModel(Objective):
         self,
         masking: MaskingSettings,
         capacity: Capacity,
-        digests: bool = False,
         cross_document_attention: bool = False,
     ) -> None:
-        super().__init__(capacity, digests, cross_document_attention)
+        super().__init__(capacity, cross_document_attention)
         self.masking = masking
         self.needs_words = masking.config.masking != "token"
 

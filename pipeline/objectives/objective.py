@@ -4,15 +4,17 @@ made from them."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.digest import row_digests
+from pipeline.data.gather import split_rows
 from pipeline.data.rows import Rows
 from pipeline.objectives.batch import Batch
-from pipeline.objectives.layout import Capacity, as_one_segment, make_batches
+from pipeline.objectives.layout import Capacity, as_one_segment, make_batches, with_digests
 from pipeline.objectives.predictions import Predictions
 
 RowKind = Literal["bert", "gpt"]
@@ -25,7 +27,6 @@ class Objective(ABC):
 
     Args:
         capacity: of a row.
-        digests: let ``prepare`` compute the digest of every row, which costs more than all the rest of it.
         cross_document_attention: the segments of a row are one, for attention, positions and what follows what.
     """
 
@@ -36,9 +37,8 @@ class Objective(ABC):
     needs_words: bool = False
     """Whether it reads ``Rows.word_starts``."""
 
-    def __init__(self, capacity: Capacity, digests: bool = False, cross_document_attention: bool = False) -> None:
+    def __init__(self, capacity: Capacity, cross_document_attention: bool = False) -> None:
         self.capacity = capacity
-        self.digests = digests
         self.cross_document_attention = cross_document_attention
 
     @abstractmethod
@@ -49,16 +49,39 @@ class Objective(ABC):
         """Inputs (R, S) and, at every position that predicts, the id it is to predict; -100 elsewhere (R, S)."""
         return self._dense(self.predictions(self._as_seen(rows)))
 
-    def prepare(self, rows: Rows, num_micro_batches: int, step: int = -1) -> list[Batch]:
+    def prepare(self, rows: Rows, num_micro_batches: int, step: int = -1, digests: bool = False) -> list[Batch]:
         """The micro-batches of one rank for one optimizer step, equal in size and shape, in the order of the rows.
+
+        Args:
+            digests: compute the digest of every row, which costs more than all the rest.
 
         Raises:
             ValueError: the rows cannot be split evenly.
         """
+        return self.prepare_steps(rows, num_micro_batches, [step], [step] if digests else [])[0]
+
+    def prepare_steps(
+        self, rows: Rows, num_micro_batches: int, steps: Sequence[int], digested: Collection[int] = ()
+    ) -> list[list[Batch]]:
+        """As :meth:`prepare` for several steps at once, which costs far less than one by one.
+
+        Args:
+            rows: of all steps, equally many each, step after step.
+            num_micro_batches: of one step.
+            digested: the steps whose rows are digested.
+        """
         seen = self._as_seen(rows)
         predictions = self.predictions(seen)
-        digests = row_digests(rows, *self._dense(predictions)) if self.digests else None
-        return make_batches(seen, predictions, self.capacity, num_micro_batches, step, digests)
+        batches = make_batches(seen, predictions, self.capacity, num_micro_batches, steps)
+        if digested:
+            dense = self._dense(predictions)
+            size = len(rows.row_numbers) // len(steps)
+            for number, (step, own) in enumerate(zip(steps, split_rows(rows, [size] * len(steps)), strict=True)):
+                if step in digested:
+                    part = slice(number * size, (number + 1) * size)
+                    digests = row_digests(own, *(cells[part] for cells in dense))
+                    batches[number] = with_digests(batches[number], digests)
+        return batches
 
     def _as_seen(self, rows: Rows) -> Rows:
         return as_one_segment(rows) if self.cross_document_attention else rows

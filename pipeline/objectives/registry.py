@@ -49,7 +49,6 @@ def make_objective(
     seed: int,
     *,
     packing: Packing,
-    digests: bool = False,
     cross_document_attention: bool = False,
 ) -> Objective:
     """The objective named in the config.
@@ -57,7 +56,7 @@ def make_objective(
     Args:
         vocabulary: the manifest of the corpus.
         packing: it bounds the segments of a row, and with them the length of ``cu_seqlens``.
-        digests, cross_document_attention: see :class:`pipeline.objectives.objective.Objective`.
+        cross_document_attention: see :class:`pipeline.objectives.objective.Objective`.
 
     Raises:
         UserError: the tokenizer has no mask token where one is needed.
@@ -65,7 +64,7 @@ def make_objective(
     segments = 1 if cross_document_attention else max_segments_per_row(row_format, packing)
     # The padded tail of a row is a segment too.
     make = _MAKERS[config.name](config, vocabulary, row_format, seed, segments + 1)
-    return make(digests=digests, cross_document_attention=cross_document_attention)
+    return make(cross_document_attention=cross_document_attention)
 
 
 def _mlm(

@@ -20,7 +20,7 @@ from pipeline.config.run import RunConfig
 from pipeline.config.stages import Stage, Stages, stages_of
 from pipeline.data.corpora import files_at
 from pipeline.data.exclusion import Exclusions, read_exclusions
-from pipeline.data.gather import filler_rows, join_rows
+from pipeline.data.gather import filler_rows, join_rows, split_rows
 from pipeline.data.loader import make_loader
 from pipeline.data.row_format import row_format
 from pipeline.data.rows import Rows
@@ -48,19 +48,29 @@ class Preparation:
     plan: BatchPlan
     pin_memory: bool
 
-    def __call__(self, rows: Rows, step: int) -> list[Batch]:
-        config, stage = self.streams.config, self.streams.stages.of_step(step)
-        number = step + 1  # as logs count
-        logged = number in (1, config.train.steps) or number % config.monitor.log_every_steps == 0
-        objective = self.streams.objective(
-            config.seed, stage.sequence_length, digests=logged and config.monitor.batch_digest
-        )
-        missing = self.plan.rows_per_rank(stage) - len(rows.row_numbers)
-        if missing:
-            form = self.streams.train.format_of(stage.sequence_length)
-            rows = join_rows([rows, filler_rows(missing, form, like=rows)])
-        batches = objective.prepare(rows, self.plan.accumulation, number)
-        return [batch.pin_memory() for batch in batches] if self.pin_memory else batches
+    def __call__(self, rows: Rows, steps: Sequence[int]) -> list[list[Batch]]:
+        config, stage = self.streams.config, self.streams.stages.of_step(steps[0])
+        objective = self.streams.objective(config.seed, stage.sequence_length)
+        filled = self._filled(rows, len(steps), stage)
+        numbers = [step + 1 for step in steps]  # as logs count
+        digested = [number for number in numbers if self._is_logged(number)] if config.monitor.batch_digest else []
+        batches = objective.prepare_steps(filled, self.plan.accumulation, numbers, digested)
+        if self.pin_memory:
+            return [[batch.pin_memory() for batch in of_step] for of_step in batches]
+        return batches
+
+    def _is_logged(self, number: int) -> bool:
+        config = self.streams.config
+        return number in (1, config.train.steps) or number % config.monitor.log_every_steps == 0
+
+    def _filled(self, rows: Rows, num_steps: int, stage: Stage) -> Rows:
+        """The rows with fillers after those of every step, where a rank computes more rows than its share."""
+        share = len(rows.row_numbers) // num_steps
+        missing = self.plan.rows_per_rank(stage) - share
+        if not missing:
+            return rows
+        fillers = filler_rows(missing, self.streams.train.format_of(stage.sequence_length), like=rows)
+        return join_rows([part for own in split_rows(rows, [share] * num_steps) for part in (own, fillers)])
 
 
 @dataclass(frozen=True)
@@ -118,9 +128,9 @@ class Streams:
         exclusions = Exclusions(self.exclusions, data.open_shards) if split == "train" else None
         return RowStream(sources, split, settings, words=words, exclusions=exclusions)
 
-    def objective(self, seed: int, sequence_length: int, digests: bool = False) -> Objective:
+    def objective(self, seed: int, sequence_length: int) -> Objective:
         """The objective under a seed of its own, for rows of one length."""
-        name = (seed, sequence_length, digests)
+        name = (seed, sequence_length)
         if name not in self._objectives:
             self._objectives[name] = make_objective(
                 self.config.objective,
@@ -128,13 +138,12 @@ class Streams:
                 row_format(self.manifest, row_kind(self.config.objective.name), sequence_length),
                 seed,
                 packing=self.config.data.packing,
-                digests=digests,
                 cross_document_attention=self.config.data.cross_document_attention,
             )
         return self._objectives[name]
 
     @cached_property
-    def _objectives(self) -> dict[tuple[int, int, bool], Objective]:
+    def _objectives(self) -> dict[tuple[int, int], Objective]:
         return {}
 
     def identity(self, step: int) -> dict[str, Any]:

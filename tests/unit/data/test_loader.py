@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,23 +31,26 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> RowStream:
     )
 
 
-def micro_batches(rows: Rows, step: int) -> list[dict[str, torch.Tensor]]:
-    """Two, alike."""
-    size = len(rows.row_numbers) // 2
+def micro_batches(rows: Rows, steps: Sequence[int]) -> list[list[dict[str, torch.Tensor]]]:
+    """Two of every step, alike."""
+    size = len(rows.row_numbers) // len(steps) // 2
     return [
-        {
-            "numbers": torch.from_numpy(rows.row_numbers[first : first + size].copy()),
-            "step": torch.tensor(step),
-            "tokens": torch.from_numpy(rows.tokens[first : first + size].copy()),
-        }
-        for first in range(0, len(rows.row_numbers), size)
+        [
+            {
+                "numbers": torch.from_numpy(rows.row_numbers[first : first + size].copy()),
+                "step": torch.tensor(step),
+                "tokens": torch.from_numpy(rows.tokens[first : first + size].copy()),
+            }
+            for first in (2 * number * size, (2 * number + 1) * size)
+        ]
+        for number, step in enumerate(steps)
     ]
 
 
-def broken(rows: Rows, step: int) -> list[dict[str, torch.Tensor]]:
-    if 3 * G <= rows.row_numbers.min() < 4 * G:
+def broken(rows: Rows, steps: Sequence[int]) -> list[list[dict[str, torch.Tensor]]]:
+    if 3 in steps:
         raise UserError("row 36 cannot be prepared: change it")
-    return micro_batches(rows, step)
+    return micro_batches(rows, steps)
 
 
 class Stubborn(Exception):
@@ -56,7 +60,7 @@ class Stubborn(Exception):
         super().__init__(f"{one} and {two}")
 
 
-def stubborn(rows: Rows, step: int) -> list[dict[str, torch.Tensor]]:
+def stubborn(rows: Rows, steps: Sequence[int]) -> list[list[dict[str, torch.Tensor]]]:
     raise Stubborn(1, 2)
 
 
@@ -73,7 +77,7 @@ def loader(stream: RowStream, transform=micro_batches, **changes) -> Loader:
 
 
 def plain(stream: RowStream, steps: range, rank: int, world_size: int) -> list:
-    return [batch for step in steps for batch in micro_batches(stream.rows(step, rank, world_size), step)]
+    return [batch for step in steps for batch in micro_batches(stream.rows(step, rank, world_size), [step])[0]]
 
 
 def assert_equal_batches(found: list, expected: list) -> None:
@@ -145,9 +149,9 @@ def test_the_thread_ends_with_its_iterator(stream: RowStream, ending: str) -> No
 
 
 def test_the_time_waited_is_counted(stream: RowStream) -> None:
-    def slow(rows: Rows, step: int) -> list[dict[str, torch.Tensor]]:
+    def slow(rows: Rows, steps: Sequence[int]) -> list[list[dict[str, torch.Tensor]]]:
         time.sleep(0.05)
-        return micro_batches(rows, step)
+        return micro_batches(rows, steps)
 
     made = loader(stream, slow, last_step=4)
     list(made)
@@ -160,8 +164,8 @@ def test_an_interpreter_with_an_open_iterator_ends(stream: RowStream, tmp_path: 
         "import pickle, sys\n"
         "from pipeline.data.loader import make_loader\n"
         "stream = pickle.loads(open(sys.argv[1], 'rb').read())\n"
-        "def transform(rows, number):\n"
-        "    return [rows.row_numbers]\n"
+        "def transform(rows, steps):\n"
+        "    return [[numbers] for numbers in rows.row_numbers.reshape(len(steps), -1)]\n"
         "settings = dict(first_step=0, last_step=10**6, rank=0, world_size=1, workers=0)\n"
         "iterator = iter(make_loader(stream, transform, prefetch_steps=2, **settings))\n"
         "print(next(iterator).tolist())\n"

@@ -22,9 +22,9 @@ LENGTHS = [[24], [3, 9, 12], [10, 10], [5], [3, 3, 3], [8, 16], [23], [4, 4, 4, 
 BERT_LIKE = [[24], [8, 16], [10, 10], [5]]
 
 
-def objective(config: ObjectiveConfig, digests: bool = False) -> Objective:
+def objective(config: ObjectiveConfig) -> Objective:
     row_format = bert_format(24) if config.name == "mlm" else gpt_format(24)
-    return make_objective(config, VOCABULARY, row_format, 5, packing="concatenate", digests=digests)
+    return make_objective(config, VOCABULARY, row_format, 5, packing="concatenate")
 
 
 def rows_for(config: ObjectiveConfig, lengths: list[list[int]] | None = None, first_row: int = 0) -> Rows:
@@ -138,7 +138,7 @@ def test_padding_anywhere_is_no_text() -> None:
 def test_digests_are_those_of_the_rows_and_only_made_when_asked_for() -> None:
     rows = rows_for(MLM, first_row=40)
     expected = row_digests(rows, *objective(MLM).labels_of(rows))
-    batches = objective(MLM, digests=True).prepare(rows, 4)
+    batches = objective(MLM).prepare(rows, 4, digests=True)
     assert np.array_equal(torch.cat([batch.row_digests for batch in batches]).numpy(), expected)
     assert all(batch.row_digests is None for batch in objective(MLM).prepare(rows, 4))
 
@@ -155,7 +155,7 @@ def test_uneven_splits_and_overfull_rows_are_bugs_of_the_caller() -> None:
 
 
 def test_moving_a_batch_leaves_facts_for_the_log_behind() -> None:
-    (batch,) = objective(MLM, digests=True).prepare(rows_for(MLM), 1)
+    (batch,) = objective(MLM).prepare(rows_for(MLM), 1, digests=True)
     moved = batch.to("meta")
     on_device = {name for name, value in vars(moved).items() if isinstance(value, torch.Tensor) and value.is_meta}
     assert on_device == {

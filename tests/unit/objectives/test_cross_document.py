@@ -32,7 +32,6 @@ def objective(config: ObjectiveConfig, cross: bool = True) -> Objective:
         format_of(config),
         5,
         packing="best_fit",
-        digests=True,
         cross_document_attention=cross,
     )
 
@@ -52,7 +51,7 @@ def real_tokens(rows: Rows) -> list[int]:
 @pytest.mark.parametrize("seed", range(30))
 def test_bounds_positions_and_counts(config: ObjectiveConfig, seed: int) -> None:
     rows = make_rows(some_lengths(seed), format_of(config), first_row=seed)
-    for number, batch in enumerate(objective(config).prepare(rows, 3)):
+    for number, batch in enumerate(objective(config).prepare(rows, 3, digests=True)):
         lengths = real_tokens(rows)[2 * number : 2 * number + 2]
         bounds = sorted({0, lengths[0], SIZE, SIZE + lengths[1], 2 * SIZE})
         assert batch.cu_seqlens.tolist() == bounds + [2 * SIZE] * (2 * 2 + 1 - len(bounds))
@@ -79,7 +78,7 @@ def test_masks_are_the_same_and_digests_name_the_documents() -> None:
     joined, apart = objective(CONFIGS[0]), objective(CONFIGS[0], cross=False)
     for ours, other in zip(joined.labels_of(rows), apart.labels_of(rows), strict=True):
         assert np.array_equal(ours, other)
-    (batch,) = joined.prepare(rows, 1)
+    (batch,) = joined.prepare(rows, 1, digests=True)
     assert batch.row_digests is not None
     assert np.array_equal(batch.row_digests.numpy(), row_digests(rows, *joined.labels_of(rows)))
 
@@ -102,6 +101,6 @@ def test_one_segment_of_pairs_and_of_segments_that_do_not_begin_at_the_row() -> 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
 def test_shapes_are_small_and_the_same_whatever_the_rows_hold(config: ObjectiveConfig) -> None:
     for seed in range(5):
-        (batch,) = objective(config).prepare(make_rows(some_lengths(seed), format_of(config)), 1)
+        (batch,) = objective(config).prepare(make_rows(some_lengths(seed), format_of(config)), 1, digests=True)
         assert batch.cu_seqlens.shape == (2 * 6 + 1,)
         assert batch.cu_seqlens.dtype == torch.int32

@@ -22,7 +22,7 @@ CONFIGS = [*(ObjectiveConfig(masking=kind, mask_rate=0.3) for kind in get_args(M
 
 def parts(config: ObjectiveConfig) -> tuple[Objective, RowFormat, Rows]:
     row_format = gpt_format(24) if config.name == "clm" else bert_format(24)
-    objective = make_objective(config, VOCABULARY, row_format, 5, packing="concatenate", digests=True)
+    objective = make_objective(config, VOCABULARY, row_format, 5, packing="concatenate")
     word_starts = np.random.default_rng(1).random((len(LENGTHS), 24)) < 0.6
     return objective, row_format, make_rows(LENGTHS, row_format, first_row=10, word_starts=word_starts)
 
@@ -38,7 +38,7 @@ def test_a_batch_with_fillers_is_the_batch_without(config: ObjectiveConfig, num_
     assert np.array_equal(labels[:5], plain_labels)
     assert (labels[5:] == -100).all()
     assert (input_ids[5:] == row_format.pad_id).all()
-    (batch,), (plain,) = objective.prepare(filled, 1), objective.prepare(rows, 1)
+    (batch,), (plain,) = (objective.prepare(some, 1, digests=True) for some in (filled, rows))
     for name in ("window_predictions", "num_predictions", "num_real_tokens", "sum_squared_lengths", "first_slot_key"):
         assert getattr(batch, name) == getattr(plain, name)
     assert batch.row_numbers.tolist() == [10, 11, 12, 13, 14] + [-1] * num_fillers
@@ -60,7 +60,7 @@ def test_a_batch_with_fillers_is_the_batch_without(config: ObjectiveConfig, num_
 def test_a_micro_batch_of_fillers_alone_has_the_shapes_of_any_other(config: ObjectiveConfig) -> None:
     objective, row_format, rows = parts(config)
     filled = join_rows([rows, filler_rows(5, row_format, like=rows)])
-    first, second = objective.prepare(filled, 2)
+    first, second = objective.prepare(filled, 2, digests=True)
     for name, value in vars(first).items():
         if isinstance(value, torch.Tensor):
             other = getattr(second, name)
@@ -74,6 +74,6 @@ def test_a_micro_batch_of_fillers_alone_has_the_shapes_of_any_other(config: Obje
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.name}-{config.masking}")
 def test_a_rank_may_have_fillers_alone(config: ObjectiveConfig) -> None:
     objective, row_format, rows = parts(config)
-    (batch,) = objective.prepare(filler_rows(3, row_format, like=rows), 1)
+    (batch,) = objective.prepare(filler_rows(3, row_format, like=rows), 1, digests=True)
     assert int(batch.window_predictions) == 0
     assert batch.cu_seqlens[:4].tolist() == [0, 24, 48, 72]
