@@ -63,13 +63,15 @@ def plan_rows(numbers: NDArray[np.int64], found: PhasePlaces, phase: Phase, step
     first = (columns[3][begin] - [planned.first_place for planned in windows]).tolist()
     pieces, borders, shards = [], [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
     for planned, at, size in zip(windows, first, sizes.tolist(), strict=True):
-        border = planned.first_piece[at : at + size + 1]
-        borders.append(border)
-        pieces.append(planned.pieces[border[0] : border[size]])
+        of_window = planned.first_piece
+        borders.append(of_window[at : at + size + 1])
+        pieces.append(planned.pieces[of_window.item(at) : of_window.item(at + size)])
         shards.append(planned.shard if len(planned.shard) == 1 else planned.shard[at : at + size])
     joined = from_integers(pieces)  # (P,) as `order` has them
-    # Differences of all borders but those from the end of a run to the begin of the next.
-    in_order = np.delete(np.diff(np.concatenate(borders)), np.cumsum(sizes + 1)[:-1] - 1)  # (R,)
+    within_run = np.ones(len(order) + len(sizes), np.bool_)
+    within_run[np.cumsum(sizes + 1) - 1] = False  # from the end of a run to the begin of the next
+    joined_borders = np.concatenate(borders)
+    in_order = (joined_borders[1:] - joined_borders[:-1])[within_run[:-1]]  # (R,)
     given = np.array([len(shard) for shard in shards[1:]], np.int64)  # (U,) one for all rows of a run, or one a row
     shard_in_order = np.repeat(np.concatenate(shards), np.repeat(np.where(given < sizes, sizes, 1), given))
     own_counts, shard, first_piece = (np.empty(len(order), np.int64) for _ in range(3))

@@ -54,6 +54,18 @@ class Window:
         return Window(place, self.first_piece[read:] - begin, self.pieces[begin:].copy(), shard)
 
 
+@dataclass(eq=False)
+class _Kept:
+    """A planned window in use."""
+
+    window: Window
+    last_step: int
+    """The last step that asked for it, or will."""
+
+    place: int
+    """Where its lane was then."""
+
+
 class Windows:
     """Plans the windows of one source in one phase; opens indexes, and tars only where a packing needs sentences."""
 
@@ -65,9 +77,7 @@ class Windows:
         self.epoch: Recent[int, EpochOrder] = Recent(order.epoch, 16)
         # At an epoch's edge every lane has a window that it leaves and one that it enters.
         self.capacity = 2 * order.lanes + max(2, _SPARE_SHARDS // order.window_shards)
-        self._planned: dict[WindowName, Window] = {}
-        self._last_step: dict[WindowName, int] = {}
-        self._place: dict[WindowName, int] = {}
+        self._planned: dict[WindowName, _Kept] = {}
         self._begun: dict[WindowName, list[tuple[NDArray[np.int64], NDArray[np.int64]]]] = {}
 
     def __contains__(self, name: WindowName) -> bool:
@@ -80,33 +90,31 @@ class Windows:
 
     def window(self, name: WindowName, place: int, step: int) -> Window:
         """A window of which ``step`` reads the rows from ``place`` on, planned now if it has not been."""
-        found = self._planned.get(name)
-        if found is None or place < found.first_place:
+        kept = self._planned.get(name)
+        if kept is None or place < kept.window.first_place:
             return self._keep(name, self._plan(name).without_read(place), step)
-        self._last_step[name] = max(step, self._last_step[name])
-        self._place[name] = place
-        return found
+        kept.place = place
+        if step > kept.last_step:
+            kept.last_step = step
+        return kept.window
 
     def _keep(self, name: WindowName, window: Window, step: int) -> Window:
-        self._planned[name], self._last_step[name], self._place[name] = window, step, 0
+        self._planned[name] = _Kept(window, step, window.first_place)
         if len(self._planned) > self.capacity:
-            self._drop(min(self._last_step, key=self._last_step.__getitem__))
+            del self._planned[min(self._planned, key=lambda name: self._planned[name].last_step)]
         return window
-
-    def _drop(self, name: WindowName) -> None:
-        del self._planned[name], self._last_step[name], self._place[name]
 
     def expire(self, step: int) -> None:
         """Drop the windows that no step from ``step`` on has asked for, and of the others what has been read."""
-        for name in [name for name, last in self._last_step.items() if last < step]:
-            self._drop(name)
-        for name, window in self._planned.items():
-            self._planned[name] = window.without_read(self._place[name])
+        self._planned = {name: kept for name, kept in self._planned.items() if kept.last_step >= step}
+        for kept in self._planned.values():
+            kept.window = kept.window.without_read(kept.place)
 
     def forget_steps(self) -> None:
         """The steps begin anew elsewhere: what is planned stays as long as there is room."""
         self._begun.clear()
-        self._last_step = dict.fromkeys(self._planned, -1)
+        for kept in self._planned.values():
+            kept.last_step = -1
 
     def shards_of(self, name: WindowName) -> list[int]:
         """Shards of a window, (M,)."""

@@ -72,7 +72,8 @@ def test_windows_that_were_left_are_given_up(corpus: Corpus) -> None:
     for step in range(ROWS_A_SHARD * 2):
         stream.plan([step])
     # The lanes stand at rows 99: that is all that is kept of what they have read.
-    left = [window for window in windows._planned.values() if window.first_place > 0]
+    planned = [kept.window for kept in windows._planned.values()]
+    left = [window for window in planned if window.first_place > 0]
     assert len(left) <= 2 * LANES
     assert all(len(window.first_piece) - 1 <= ROWS_A_SHARD // 2 for window in left)
 
