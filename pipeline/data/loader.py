@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
+from pipeline.base.allocator import keep_freed_memory
 from pipeline.base.errors import UserError
 from pipeline.data.rows import Rows
 from pipeline.data.stream import RowStream
@@ -125,6 +126,7 @@ def make_loader(
         raise UserError(
             f"data.workers is {workers} (at least 0) and data.prefetch_steps {prefetch_steps} (at least 1)."
         )
+    keep_freed_memory()
     steps_together = min(_MOST_STEPS_TOGETHER, max(1, prefetch_steps // 2))
     steps = _Steps(stream, transform, first_step, last_step, rank, world_size, steps_together)
     return Loader(steps, workers, prefetch_steps)
