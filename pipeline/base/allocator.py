@@ -15,7 +15,7 @@ _LARGEST_FROM_HEAP_BYTES: Final = 32 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep up to :data:`KEPT_BYTES` of freed memory for the next arrays, and take arrays of megabytes from it.
+    """Let glibc keep up to :data:`KEPT_BYTES` of freed memory and take arrays of megabytes from it.
 
     Every batch is made of arrays of megabytes that live for one step. As shipped, glibc gives such memory back to the
     kernel, which clears each page again at its next use: that can take as long as filling it with data.
@@ -28,5 +28,5 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    settings = ((_TRIM_THRESHOLD, KEPT_BYTES), (_MMAP_THRESHOLD, _LARGEST_FROM_HEAP_BYTES))
-    return all([mallopt(name, value) == 1 for name, value in settings])
+    taken = mallopt(_TRIM_THRESHOLD, KEPT_BYTES), mallopt(_MMAP_THRESHOLD, _LARGEST_FROM_HEAP_BYTES)
+    return taken == (1, 1)

@@ -1,8 +1,8 @@
 """Planning before it is needed: the windows and shards of the steps ahead, a little at a time.
 
 A lane enters a new window every few thousand steps, and at an epoch's edge all lanes do so at once. Planning a window
-takes milliseconds, so each step plans only as many shards as it takes to be ready in time. With remote corpora the same
-list tells the cache what to fetch.
+takes milliseconds, so each step plans only as many shards as it takes to be ready in time. Caches of remote corpora are
+told what to fetch: the indexes that planning reads, then the tars.
 
 Nothing here changes a row; a jump to another step only begins anew.
 """
@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.phase import Phase, PhasePlaces
 from pipeline.data.planned import window_places
 from pipeline.data.windows import WindowName
+from pipeline.shards.files import Wanted
 from pipeline.shards.layout import shard_name
 
 if TYPE_CHECKING:
@@ -54,6 +56,10 @@ class LookAhead:
         self._seen_until = 0
         self._place = (0, 1)
         self._wanted: OrderedDict[_Wanted, int] = OrderedDict()
+        """Not planned yet, with the first step that may need it."""
+        self._to_fetch: OrderedDict[_Wanted, int] = OrderedDict()
+        """Of remote sources: not read yet, planned or not."""
+        self._has_remote = any(source.files.is_remote for source in stream.sources)
         self._expired_at = 0
         self._seen: NDArray[np.int64] = np.zeros(0, np.int64)
         self._seen_phase = 0
@@ -82,6 +88,7 @@ class LookAhead:
             for windows in phase.windows:
                 windows.forget_steps()
         self._wanted.clear()
+        self._to_fetch.clear()
         self._seen = np.zeros(0, np.int64)
         self._seen_until = self._next_step or 0
 
@@ -95,17 +102,14 @@ class LookAhead:
             if phase.last_row is not None and stream.first_row(step + 1) > phase.last_row:
                 break  # the data end here; whoever asks for that step is told
             _, found = stream.slots([step], *self._place)
-            window, _ = window_places(phase, found.source, found.places.epoch, found.places.position)
             if phase.number != self._seen_phase:  # the same numbers name other windows
                 self._seen, self._seen_phase = np.zeros(0, np.int64), phase.number
-            keys = np.unique((found.source << _SOURCE_SHIFT) | (found.places.epoch << _EPOCH_SHIFT) | window)
-            for key in keys[~np.isin(keys, self._seen)].tolist():
-                source, rest = divmod(key, 1 << _SOURCE_SHIFT)
-                name = divmod(rest, 1 << _EPOCH_SHIFT)
-                if name not in phase.windows[source]:
-                    wanted = (phase.number, source, name)
-                    added |= wanted not in self._wanted
-                    self._wanted.setdefault(wanted, step - _STRIDE + 1)
+            keys = _window_keys(phase, found)
+            for wanted in _unplanned(phase, keys[~np.isin(keys, self._seen)]):
+                added |= wanted not in self._wanted
+                self._wanted.setdefault(wanted, step - _STRIDE + 1)
+                if stream.sources[wanted[1]].files.is_remote:
+                    self._to_fetch.setdefault(wanted, step - _STRIDE + 1)
             self._seen = keys
         self._seen_until = until
         if added:
@@ -133,30 +137,63 @@ class LookAhead:
             pace = max(pace, num_shards / max(step - self._next_step, 1))
         return pace
 
+    def fetch_indexes(self, phase: Phase, found: PhasePlaces) -> None:
+        """Let remote sources fetch what planning these rows will read, all at once."""
+        if self._has_remote and (windows := _unplanned(phase, _window_keys(phase, found))):
+            self._fetch(windows=[one for one in windows if self.stream.sources[one[1]].files.is_remote])
+
     def fetch_now(self, shards: Sequence[tuple[int, int]]) -> None:
         """Let remote sources fetch the (source, shard) that are about to be opened, all at once, before the others."""
+        if not self._has_remote:
+            return
         missing = [
             (source, shard)
             for source, shard in dict.fromkeys(shards)
             if self.stream.sources[source].files.is_remote and shard not in self.stream.sources[source].shard
         ]
         if missing:
-            self._fetch(missing)
+            self._fetch(shards=missing)
 
-    def _fetch(self, first: Sequence[tuple[int, int]] = ()) -> None:
-        """Tell the caches of remote sources which tars come next."""
-        wanted = [
+    def _fetch(self, windows: Sequence[_Wanted] = (), shards: Sequence[tuple[int, int]] = ()) -> None:
+        """Tell the caches of remote sources what comes next: windows that are about to be planned and (source, shard)
+        that are about to be opened, then what the steps ahead read."""
+        while self._to_fetch and next(iter(self._to_fetch.values())) + _STRIDE <= (self._next_step or 0):
+            self._to_fetch.popitem(last=False)
+        planned_now, ahead = self._shards_of(windows), self._shards_of(self._to_fetch)
+        wanted: dict[int, dict[Wanted, None]] = {}
+        for ending, of_source in (("idx", planned_now), ("tar", shards), ("idx", ahead), ("tar", planned_now + ahead)):
+            for number, shard in of_source:
+                source = self.stream.sources[number]
+                name = f"{shard_name(source.split, shard)}.{ending}"
+                file: Wanted = (name, int(source.table.bytes[shard]), source.table.sha256_of(shard))
+                if ending == "idx":
+                    file = (name, None, source.table.index_sha256_of(shard))
+                wanted.setdefault(number, {})[file] = None
+        for number, files in wanted.items():
+            self.stream.sources[number].files.fetch_ahead(list(files))
+
+    def _shards_of(self, windows: Iterable[_Wanted]) -> list[tuple[int, int]]:
+        """(source, shard) of windows, without those that are open."""
+        return [
             (source, shard)
-            for phase, source, name in self._wanted
-            if self.stream.sources[source].files.is_remote
+            for phase, source, name in windows
             for shard in self.stream.phases[phase].windows[source].shards_of(name)
+            if shard not in self.stream.sources[source].shard
         ]
-        by_source: dict[int, list[tuple[str, int, str]]] = {}
-        for number, shard in dict.fromkeys([*first, *wanted]):
-            source = self.stream.sources[number]
-            name = f"{shard_name(source.split, shard)}.tar"
-            by_source.setdefault(number, []).append(
-                (name, int(source.table.bytes[shard]), source.table.sha256_of(shard))
-            )
-        for number, files in by_source.items():
-            self.stream.sources[number].files.fetch_ahead(files)
+
+
+def _window_keys(phase: Phase, found: PhasePlaces) -> NDArray[np.int64]:
+    """The windows of rows at some places, each once, in the order in which rows are planned."""
+    window, _ = window_places(phase, found.source, found.places.epoch, found.places.position)
+    return np.unique((found.source << _SOURCE_SHIFT) | (found.places.epoch << _EPOCH_SHIFT) | window)
+
+
+def _unplanned(phase: Phase, keys: NDArray[np.int64]) -> list[_Wanted]:
+    """Those of the windows that are not planned."""
+    windows = []
+    for key in keys.tolist():
+        source, rest = divmod(key, 1 << _SOURCE_SHIFT)
+        name = divmod(rest, 1 << _EPOCH_SHIFT)
+        if name not in phase.windows[source]:
+            windows.append((phase.number, source, name))
+    return windows

@@ -208,12 +208,16 @@ class RowStream:
     def rows_numbered(self, numbers: NDArray[np.int64]) -> Rows:
         """Rows by their run-wide numbers, int64 (R,), all of one phase, in that order."""
         phase = self.phase_of(self.stages.step_of_row(int(numbers[0])))
-        return self._gather(plan_rows(numbers, phase.places(numbers), phase, step=-1), phase)
+        found = phase.places(numbers)
+        self._look_ahead.fetch_indexes(phase, found)
+        return self._gather(plan_rows(numbers, found, phase, step=-1), phase)
 
     def plan(self, steps: Sequence[int], rank: int = 0, world_size: int = 1) -> Planned:
         """The plan of a rank's rows of steps of one stage, from indexes alone."""
         numbers, found = self.slots(steps, rank, world_size)
-        planned = plan_rows(numbers, found, self.phase_of(steps[0]), steps[-1])
+        phase = self.phase_of(steps[0])
+        self._look_ahead.fetch_indexes(phase, found)
+        planned = plan_rows(numbers, found, phase, steps[-1])
         self._look_ahead.after(steps, rank, world_size)
         return planned
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.data.stream import RowStream, open_stream
 from pipeline.data.windows import Windows
-from pipeline.shards.files import LocalFiles
+from pipeline.shards.files import LocalFiles, Wanted
 from tests.corpora import Corpus, write_corpus
 
 LANES = 16
@@ -84,23 +84,64 @@ class FarFiles(LocalFiles):
     is_remote = True
     asked: list[list[str]]
 
-    def fetch_ahead(self, wanted: Sequence[tuple[str, int, str]]) -> None:
+    def fetch_ahead(self, wanted: Sequence[Wanted]) -> None:
         self.asked.append([name for name, _, _ in wanted])
 
+    def read(self, name: str, sha256: str | None = None) -> bytes:
+        assert not name.endswith(".idx") or any(name in names for names in self.asked), f"{name} was not asked for"
+        return super().read(name, sha256)
 
-def test_remote_files_are_told_what_comes_before_it_is_opened(corpus: Corpus, tmp_path: Path) -> None:
+
+@pytest.fixture
+def far(corpus: Corpus) -> FarFiles:
+    make_stream(corpus.files)  # keeps the row table, which a remote corpus must have
     files = FarFiles(corpus.directory)
     files.asked = []
-    make_stream(corpus.files)  # keeps the row table, which a remote corpus must have
-    stream = make_stream(files)
+    return files
+
+
+def names_of(shards: set[int], ending: str) -> set[str]:
+    return {f"train/{shard:05d}.{ending}" for shard in shards}
+
+
+def test_remote_files_are_told_what_comes_before_it_is_opened(far: FarFiles) -> None:
+    stream = make_stream(far)
     stream.rows(0)
-    opened = set(stream.sources[0].shard._kept)
-    assert {name for name in files.asked[0] if name.endswith(".tar")} == {f"train/{shard:05d}.tar" for shard in opened}
-    told: set[str] = set(files.asked[0])
+    told: set[str] = set()
     for step in range(1, 300):
         before = set(stream.sources[0].shard._kept)
         known = set(told)
-        told.update(name for names in files.asked for name in names)
+        told.update(name for names in far.asked for name in names)
         stream.rows(step)
-        for shard in set(stream.sources[0].shard._kept) - before:
-            assert f"train/{shard:05d}.tar" in known, step  # it was asked for in an earlier step
+        opened = set(stream.sources[0].shard._kept) - before
+        assert names_of(opened, "tar") | names_of(opened, "idx") <= known, step  # asked for in an earlier step
+
+
+@pytest.mark.parametrize("by_number", [False, True])
+def test_a_cold_start_asks_for_all_indexes_at_once_and_then_for_the_tars(far: FarFiles, by_number: bool) -> None:
+    stream = make_stream(far)
+    if by_number:
+        stream.rows_numbered(np.arange(LANES))
+    else:
+        stream.rows(0)
+    opened = set(stream.sources[0].shard._kept)
+    assert len(opened) == LANES
+    for_planning, for_rows = far.asked
+    assert set(for_planning[:LANES]) == names_of(opened, "idx")
+    assert set(for_planning[LANES:]) == set(for_rows) == names_of(opened, "tar")
+
+
+def test_what_was_planned_and_not_yet_fetched_is_asked_for_again(far: FarFiles) -> None:
+    """A list replaces the one before it; a slow server may not have come to what was asked for first."""
+    stream = make_stream(far)
+    told: set[str] = set()
+    for step in range(600):
+        open_before = set(stream.sources[0].shard._kept)
+        num_asked = len(far.asked)
+        stream.rows(step)
+        for names in far.asked[num_asked:]:
+            coming = {wanted for wanted, needed in stream._look_ahead._to_fetch.items() if needed > step + 8}
+            shards = {shard for _, _, name in coming for shard in stream.phases[0].windows[0].shards_of(name)}
+            assert names_of(shards - open_before - set(stream.sources[0].shard._kept), "tar") <= set(names)
+            told.update(names)
+    assert len({name for name in told if name.endswith(".tar")}) == 48
