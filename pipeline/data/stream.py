@@ -303,7 +303,6 @@ class RowStream:
         workers, caches, and where the corpora lie are not in it.
         """
         settings, form = self.settings, self.phases[0].row_format
-        begun = [stage for stage in self.stages.all if stage.first_step < max(step, 1)]
         return {
             "seed": settings.seed,
             "split": self.split,
@@ -315,7 +314,7 @@ class RowStream:
                 [source.manifest.fingerprint, float(share), source.epochs]
                 for source, share in zip(self.sources, self.phases[0].row_shares, strict=True)
             ],
-            "stages": [[stage.first_step, stage.global_batch_size, stage.sequence_length] for stage in begun],
+            "stages": [[stage.first_step, stage.global_batch_size, stage.sequence_length] for stage in self.stages.begun(step)],
             "exclusions": self._exclusions.fingerprint(step),
         }
 
