@@ -191,6 +191,7 @@ def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
         text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+        text = "; ".join(map(str, text)) if isinstance(text, list) else text
         print(f"{name.replace('_', ' '):<{width}}  {text}")
 
 

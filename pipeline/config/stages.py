@@ -34,6 +34,11 @@ class Stage:
     sequence_length: int
     """S."""
 
+    def __str__(self) -> str:
+        """For people, who count steps from 1."""
+        rows = f"{self.global_batch_size:,} rows of {self.sequence_length:,} tokens"
+        return f"from step {self.first_step + 1:,}: {rows}" if self.first_step else rows
+
 
 @dataclass(frozen=True)
 class Stages:
@@ -88,6 +93,14 @@ class Stages:
         stage = self.all[bisect.bisect_right(self.all, slots, key=lambda stage: stage.first_slot) - 1]
         left = max(0.0, slots - stage.first_slot)
         return stage.first_step + math.ceil(left / (stage.global_batch_size * stage.sequence_length))
+
+    def longest_row(self, steps: int) -> int:
+        """Longest sequence length of the first ``steps`` steps (of the first stage, for none)."""
+        return max(stage.sequence_length for stage in self.begun(steps))
+
+    def begun(self, steps: int) -> list[Stage]:
+        """The stages of the first ``steps`` steps; the first in any case."""
+        return [stage for stage in self.all if stage.first_step < max(steps, 1)]
 
     def phases(self) -> list[tuple[Stage, ...]]:
         """Runs of consecutive stages with one sequence length: within one, only the number of rows a step changes."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
 from pipeline.config.stages import Stages
-from pipeline.data.exclusion import NEVER, Exclusions
+from pipeline.data.exclusion import Exclusions
 from pipeline.data.gather import gather_rows, split_rows
 from pipeline.data.look_ahead import LookAhead
 from pipeline.data.order import rank_slice, slot_order
@@ -263,7 +263,7 @@ class RowStream:
         ends = np.cumsum(planned.counts)
         sources, shards, numbers = planned.source.tolist(), planned.shard.tolist(), planned.numbers.tolist()
         for row, (source, shard) in enumerate(zip(sources, shards, strict=True)):
-            first_step = self._exclusions.of_shard(self.sources[source], shard)
+            first_step = self.first_steps_without(source, shard)
             if first_step is not None:
                 own = slice(ends[row] - planned.counts[row], ends[row])
                 kept[own] = is_kept(planned.pieces[own], first_step <= self.stages.step_of_row(numbers[row]))
@@ -271,10 +271,9 @@ class RowStream:
         counts = np.bincount(row_of_piece[kept], minlength=len(ends))
         return replace(planned, pieces=planned.pieces[kept], counts=counts)
 
-    def left_out_from(self, source: int, shard: int, document: int) -> int:
-        """First step without a document, given by its number in its shard; ``exclusion.NEVER`` if it stays."""
-        first_step = self._exclusions.of_shard(self.sources[source], shard) if self._exclusions else None
-        return NEVER if first_step is None else int(first_step[document])
+    def first_steps_without(self, source: int, shard: int) -> NDArray[np.int64] | None:
+        """First step without every document of a shard, (D,), ``exclusion.NEVER`` where it stays; None if all stay."""
+        return self._exclusions.of_shard(self.sources[source], shard) if self._exclusions else None
 
     def document_ids(self, rows: Rows) -> list[str]:
         """Name of every segment's document, K of them, aligned with the segments of ``rows``."""
@@ -314,7 +313,9 @@ class RowStream:
                 [source.manifest.fingerprint, float(share), source.epochs]
                 for source, share in zip(self.sources, self.phases[0].row_shares, strict=True)
             ],
-            "stages": [[stage.first_step, stage.global_batch_size, stage.sequence_length] for stage in self.stages.begun(step)],
+            "stages": [
+                [stage.first_step, stage.global_batch_size, stage.sequence_length] for stage in self.stages.begun(step)
+            ],
             "exclusions": self._exclusions.fingerprint(step),
         }
 

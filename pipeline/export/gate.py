@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
 from pipeline.config.run import RunConfig
+from pipeline.config.stages import stages_of
 from pipeline.data.stream import open_stream
 from pipeline.export.fresh_process import FreshProcessError, run_fresh
 from pipeline.models.families import FAMILIES
@@ -48,13 +49,17 @@ class GateResult:
     mask_token: str | None
 
 
-def gate_segments(files: CorpusFiles, manifest: Manifest, config: RunConfig) -> list[NDArray[np.int64]]:
-    """Segments of two real rows of the run's own stream, for masked models with some tokens masked; each int64, 1-D."""
+def gate_segments(files: CorpusFiles, manifest: Manifest, config: RunConfig, step: int) -> list[NDArray[np.int64]]:
+    """Segments of two real rows of the run's own stream, for masked models with some tokens masked; each int64, 1-D.
+
+    Args:
+        step: of the checkpoint; its stages say how long the rows may be.
+    """
     causal = FAMILIES[config.model.family].causal
     stream = open_stream(
         files,
         kind="gpt" if causal else "bert",
-        sequence_length=config.data.sequence_length,
+        sequence_length=stages_of(config).longest_row(step),
         global_batch_size=_NUM_ROWS,
         packing=config.data.packing,
         open_shards=config.data.open_shards,

@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.base.errors import UserError
 from pipeline.base.files import directory_made_whole
 from pipeline.config.run import RunConfig
+from pipeline.config.stages import stages_of
 from pipeline.export.checkpoint_weights import load_strictly
 from pipeline.export.gate import GateResult, auto_class, compare, gate_segments
 from pipeline.export.model_card import ModelFacts, RunFacts, model_card
@@ -71,8 +72,8 @@ def export_model(
     load_strictly(trained, weights, checkpoint)
     with directory_made_whole(output) as directory:
         save_stock(weights, config, manifest, directory)
-        copy_tokenizer(files, directory, max_length=min(shape.max_positions, config.data.sequence_length))
-        result = compare(trained, directory, gate_segments(files, manifest, config), manifest)
+        copy_tokenizer(files, directory, max_length=stages_of(config).longest_row(facts.step))
+        result = compare(trained, directory, gate_segments(files, manifest, config, facts.step), manifest)
         card = model_card(config, facts, _model_facts(trained, result))
         (directory / "README.md").write_text(card, encoding="utf-8")
     return ExportReport(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.config.run import RunConfig
+from pipeline.config.stages import stages_of
 
 _FAMILY_NAMES = {"bert": "BERT", "roberta": "RoBERTa", "gpt2": "GPT-2"}
 
@@ -56,7 +57,7 @@ def model_card(config: RunConfig, run: RunFacts, model: ModelFacts) -> str:
         "## Model",
         _table(_model_rows(config, model)),
         "## Limits",
-        "\n".join(f"- {line}" for line in _limits(config, causal)),
+        "\n".join(f"- {line}" for line in _limits(config, causal, run.step)),
         "## Licence",
         "None is stated here. The author of the model chooses one, with a view to the licences of the text it was "
         "trained on, and adds it to the front matter (`license: ...`).",
@@ -89,7 +90,6 @@ def _usage(model: ModelFacts, causal: bool) -> str:
 
 def _training_rows(config: RunConfig, run: RunFacts) -> list[tuple[str, str]]:
     optimizer, schedule = config.optimizer, config.schedule
-    tokens_a_step = config.train.global_batch_size * config.data.sequence_length
     objective = "causal language modelling"
     if config.objective.name == "mlm":
         unit = {"token": "", "whole_word": " in whole words", "span": " in spans of words"}[config.objective.masking]
@@ -108,9 +108,9 @@ def _training_rows(config: RunConfig, run: RunFacts) -> list[tuple[str, str]]:
         ("Corpus", ", ".join(run.sources)),
         ("Corpus size", _size(run)),
         ("Corpus fingerprint", f"`{run.corpus_fingerprint}`" if run.corpus_fingerprint else ""),
-        ("Sequence length", f"{config.data.sequence_length} tokens, packed (`{config.data.packing}`); "
+        ("Global batch", "; ".join(map(str, stages_of(config).begun(run.step)))),
+        ("Rows", f"packed (`{config.data.packing}`); "
          f"{'' if config.data.cross_document_attention else 'no '}attention across documents"),
-        ("Global batch", f"{config.train.global_batch_size:,} rows (at most {tokens_a_step:,} tokens)"),
         ("Optimizer", f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, betas {optimizer.betas[0]:g} and "
          f"{optimizer.betas[1]:g}, epsilon {optimizer.epsilon:g}, weight decay {optimizer.weight_decay:g}"),
         ("Schedule", f"{schedule.name}, {schedule.warmup_steps:,} warmup steps, final ratio {schedule.final_ratio:g}"),
@@ -136,16 +136,17 @@ def _model_rows(config: RunConfig, model: ModelFacts) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _limits(config: RunConfig, causal: bool) -> list[str]:
+def _limits(config: RunConfig, causal: bool, step: int) -> list[str]:
     lines = [
         "It knows the text of its corpus and nothing else, with that text's errors and biases. Nobody has evaluated "
         "it beyond the losses above, neither for a task nor for safety.",
     ]
-    if config.data.sequence_length < config.model.max_positions:
+    longest = stages_of(config).longest_row(step)
+    if longest < config.model.max_positions:
         lines.append(
-            f"It was trained on rows of {config.data.sequence_length} tokens. Later positions (up to "
+            f"It was trained on rows of {longest} tokens. Later positions (up to "
             f"{config.model.max_positions}) have their random initial values; the tokenizer's `model_max_length` is "
-            f"{config.data.sequence_length}."
+            f"{longest}."
         )
     if config.data.packing == "concatenate":
         lines.append("Documents were cut at row borders, so some were seen in parts.")

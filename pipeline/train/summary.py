@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.derived import batch_plan, corpora_of
 from pipeline.config.run import RunConfig
-from pipeline.config.stages import Stage, stages_of
+from pipeline.config.stages import stages_of
 from pipeline.models.flops import num_parameters
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def derived_numbers(config: RunConfig, world_size: int) -> dict[str, Any]:
         "rows_per_rank": plan.rows_per_rank(last),
         "rows_per_micro_batch": plan.micro_rows[last],
         "gradient_accumulation": plan.accumulation,
-        "stages": [_stage_line(stage) for stage in stages.all] if len(stages.all) > 1 else None,
+        "stages": [str(stage) for stage in stages.all] if len(stages.all) > 1 else None,
         "parameters": None,
         "rows_per_epoch": None,
         "epochs": None,
@@ -55,10 +55,6 @@ def derived_numbers(config: RunConfig, world_size: int) -> dict[str, Any]:
 
 def _is_there(corpus: str) -> bool:
     return bool(corpus) and ("://" in corpus or Path(corpus).is_dir())
-
-
-def _stage_line(stage: Stage) -> str:
-    return f"from step {stage.first_step + 1:,}: {stage.global_batch_size:,} rows of {stage.sequence_length:,} tokens"
 
 
 def _mixture_lines(streams: Streams) -> list[str]:

@@ -19,7 +19,7 @@ from tests.unit.export.export_cases import make_corpus, run_config
 def test_segments_are_rows_of_the_run_with_some_masks(tmp_path: Path) -> None:
     manifest = make_corpus(tmp_path / "corpus", "bert")
     segments = gate_segments(
-        LocalFiles(tmp_path / "corpus"), manifest, run_config(tmp_path / "run", tmp_path / "corpus", "bert")
+        LocalFiles(tmp_path / "corpus"), manifest, run_config(tmp_path / "run", tmp_path / "corpus", "bert"), 1
     )
     assert len(segments) >= 2
     for segment in segments:
@@ -32,7 +32,7 @@ def test_segments_are_rows_of_the_run_with_some_masks(tmp_path: Path) -> None:
 def test_causal_segments_have_no_masks(tmp_path: Path) -> None:
     manifest = make_corpus(tmp_path / "corpus", "gpt2")
     segments = gate_segments(
-        LocalFiles(tmp_path / "corpus"), manifest, run_config(tmp_path / "run", tmp_path / "corpus", "gpt2")
+        LocalFiles(tmp_path / "corpus"), manifest, run_config(tmp_path / "run", tmp_path / "corpus", "gpt2"), 1
     )
     assert {int(token) for segment in segments for token in segment[:-1]}.isdisjoint(manifest.all_special_ids)
 
