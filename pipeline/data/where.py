@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.base.errors import UserError
 from pipeline.data.phase import Phase
-from pipeline.data.pieces import from_integers
+from pipeline.data.pieces import from_integers, is_kept
 from pipeline.data.stream import RowStream
 
 
@@ -60,7 +60,6 @@ def find_document(stream: RowStream, name: str, progress: Callable[[int, int], N
     done = 0
     for source in stream.sources:
         for shard, documents in enumerate(source.table.documents.tolist()):
-            # Read without the cache: these shards are not about to be trained on.
             names = source.names(shard, np.arange(documents))
             found += [Place(source.number, shard, number) for number, one in enumerate(names) if one == name]
             done += 1
@@ -84,12 +83,12 @@ def readings(stream: RowStream, place: Place, steps: int) -> list[Reading]:
         following = stream.phases[number + 1].first_row if number + 1 < len(stream.phases) else None
         end = stream.first_row(steps) if following is None else min(following, stream.first_row(steps))
         found += _of_phase(stream, phase, place, end)
-    left_out = stream.left_out_from(place.source, place.shard, place.document)
-    return sorted((reading for reading in found if reading.step < left_out), key=lambda reading: reading.row)
+    return sorted(found, key=lambda reading: reading.row)
 
 
 def _of_phase(stream: RowStream, phase: Phase, place: Place, end: int) -> Iterator[Reading]:
     """Readings in the rows of a phase before row ``end``."""
+    first_step_without = stream.first_steps_without(place.source, place.shard)  # (D,) or None
     windows = phase.windows[place.source]
     order = windows.order
     if phase.last_row is not None:
@@ -113,8 +112,14 @@ def _of_phase(stream: RowStream, phase: Phase, place: Place, end: int) -> Iterat
         place_of[order.window_rows(epoch, window, num_rows)] = np.arange(num_rows)
         position = windows.epoch(epoch).first_row[window] + place_of[int(order.rows_per_shard[before].sum()) + packed]
         rows = phase.mixture.row_of(place.source, order.ordinal_of(epoch, position))
-        for piece, row in zip(own.tolist(), rows.tolist(), strict=True):
+        for piece, in_shard, row in zip(own.tolist(), packed.tolist(), rows.tolist(), strict=True):
             number = row + phase.first_row
-            if row >= 0 and number < end:
-                offset, length = int(planned["offset"][piece]), int(planned["length"][piece])
-                yield Reading(stream.stages.step_of_row(number), number, epoch, offset, length)
+            if row < 0 or number >= end:
+                continue
+            step = stream.stages.step_of_row(number)
+            if first_step_without is not None:
+                # With the row's other pieces: the other part of a pair may be what is left out.
+                first, last = first_piece[in_shard : in_shard + 2].tolist()
+                if not is_kept(planned[first:last], first_step_without <= step)[piece - first]:
+                    continue
+            yield Reading(step, number, epoch, int(planned["offset"][piece]), int(planned["length"][piece]))
