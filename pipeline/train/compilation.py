@@ -13,6 +13,7 @@ from pipeline.base.errors import UserError
 from pipeline.objectives.loss import packed_loss_sum
 from pipeline.train.module import PretrainModule
 
+_SPARE_GRAPHS = 6  # of torch's own 8: it stops a run that compiles more than it is allowed
 _COMPILERS = ("g++", "c++", "clang++")
 
 
@@ -33,8 +34,10 @@ def compile_step(module: PretrainModule) -> None:
     """Compile what a step computes.
 
     ZeRO-3 gathers weights in module hooks, which a graph cannot hold: there each block is made a leaf, gathered whole
-    before it, and compiled by itself.
+    before it, and compiled by itself. Every stage has its own shapes, for training and for validation.
     """
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * len(module.plan.micro_rows) + _SPARE_GRAPHS)
     if module.config.train.strategy != "zero3":
         module.loss_function = torch.compile(packed_loss_sum, fullgraph=True, dynamic=False)
         return
