@@ -1,6 +1,6 @@
 """mosaicml streaming 0.13, in a process of its own: it needs NumPy below 2.2 and transformers 4.
 
-    python -m benchmarks.peers.mosaicml ROWS DIRECTORY CORE
+    python -m benchmarks.peers.mosaicml ROWS DIRECTORY TOKENIZER VOCABULARY
 
 answers one JSON object a line, as :class:`benchmarks.peers.other_process.OtherProcess` asks.
 

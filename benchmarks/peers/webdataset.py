@@ -50,7 +50,7 @@ class WebDatasetRows(Peer):
 
 
 class WebDatasetDocuments(Peer):
-    """One document a record, as the issue of most tutorials; concatenated and cut to rows while loading."""
+    """One document a record, as most tutorials have it; concatenated and cut to rows while loading."""
 
     name = "webdataset, a document a record"
     lacks: ClassVar[str] = "cuts documents at row ends; no exact resume, order depends on ranks and workers"
