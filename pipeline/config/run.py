@@ -65,8 +65,8 @@ class CacheConfig:
     """A download that has not come on for so long stops the run."""
 
     storage_options: dict[str, Any] = field(default_factory=dict)
-    """For the file system class of fsspec, as they are, e.g. `{endpoint_url: https://s3.example.org}`. Credentials
-    belong into the environment: this is written into the run directory."""
+    """For the file system class of fsspec, as they are, e.g. `{endpoint_url: https://s3.example.org}`. This is written
+    into the run directory; variables of the node are put in later: `{headers: {Authorization: Bearer $TOKEN}}`."""
 
 
 @dataclass(frozen=True)

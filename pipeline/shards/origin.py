@@ -61,20 +61,39 @@ class Origin:
         stall_seconds: a connection without a byte for so long is given up.
 
     Raises:
-        UserError: unknown protocol, a missing library, options it does not take, or a URL with a query.
+        UserError: unknown protocol, a missing library, options it does not take, or a URL with a password, without a
+            host or with a query.
     """
 
     def __init__(self, url: str, storage_options: Mapping[str, Any], stall_seconds: float) -> None:
-        self.url = url.rstrip("/")
+        protocol, colon, place = url.partition("://")
+        self.url = f"{protocol}{colon}{place.rstrip('/')}"
         self.storage_options = dict(storage_options)
         self.stall_seconds = stall_seconds
         self._start()
-        if self.protocol in ("http", "https") and re.search("[?#]", url):
+        self._check_url(url)
+        self._filesystem()
+
+    def _check_url(self, url: str) -> None:
+        host = re.match("[^/?#]*", url.partition("://")[2])
+        assert host is not None
+        is_web = self.protocol in ("http", "https")
+        if re.search(":.*@" if not is_web else "@", host[0]):
+            raise UserError(
+                f"data.corpus: {self.shown}: the URL holds a password, which would be written into the run directory. "
+                "Leave it out. Credentials belong into the environment of every node: for https:// into ~/.netrc, with "
+                "data.cache.storage_options {client_kwargs: {trust_env: true}}."
+            )
+        if not host[0] and (is_web or self.protocol in ("s3", "s3a")):
+            raise UserError(
+                f"data.corpus: {url} names no host or bucket. Write it as https://HOST/FOLDER or s3://BUCKET/FOLDER."
+            )
+        if is_web and re.search("[?#]", url):
             raise UserError(
                 f"data.corpus: {self.shown}: names of files are added to the URL, so it can have no `?` or `#`. Give "
-                "the address of the corpus's folder; a token can go into a header (data.cache.storage_options.headers)."
+                "the address of the corpus's folder; a token can go into a header, with data.cache.storage_options "
+                "{headers: {Authorization: Bearer $NAME_OF_A_VARIABLE}}."
             )
-        self._filesystem()
 
     def _start(self) -> None:
         self._process = os.getpid()
@@ -95,8 +114,9 @@ class Origin:
 
     @property
     def shown(self) -> str:
-        """The URL for messages: without a password."""
-        return re.sub(r"://[^/@]*@", "://", self.url)
+        """The URL for messages: without a password or what a query may hold."""
+        url = re.sub("[?#].*", "", self.url) if self.protocol in ("http", "https") else self.url
+        return re.sub("://[^/]*@", "://", url)
 
     def describe(self, name: str) -> str:
         """URL of a file, for messages."""
@@ -144,7 +164,7 @@ class Origin:
                 f"data.corpus: {self.shown} needs a library that is not installed ({error}). For s3:// it is "
                 "`pip install 'pretrain[s3]'`."
             ) from None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OSError) as error:
             raise UserError(
                 f"data.corpus: {self.shown} cannot be opened ({error}). Use https://, s3:// or another protocol of "
                 "fsspec that reads ranges, and in data.cache.storage_options only what its file system takes."
@@ -156,7 +176,8 @@ class Origin:
 
     def _translated(self, error: Exception, url: str) -> Exception:
         status = _http_status(error)
-        cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        said = re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1?...", str(error))  # servers redirect to signed addresses
+        cause = f"{type(error).__name__}: {said}" if said else type(error).__name__
         if isinstance(error, FileNotFoundError) or status == 404:
             return FileNotFoundError(f"{url} does not exist")
         if status == 416:
@@ -170,11 +191,13 @@ class Origin:
                 "also answers so for a file that does not exist in a bucket that may not be listed."
             )
         untrusted = "CERTIFICATE_VERIFY_FAILED" in str(error) or "Certificate" in type(error).__name__
+        astray = type(error).__name__ in ("TooManyRedirects", "ParamValidationError") or isinstance(error, ValueError)
         bad_request = status is not None and 400 <= status < 500 and status not in _RETRIED_STATUS
-        if untrusted or bad_request or isinstance(error, ValueError) or type(error).__name__ == "ParamValidationError":
+        if untrusted or bad_request or astray:
+            way_out = "Set SSL_CERT_FILE to the certificate of its authority." if untrusted else ""
             return UserError(
                 f"{url}: the request is refused ({cause}), and would be again. Check data.corpus and "
-                "data.cache.storage_options."
+                f"data.cache.storage_options. {way_out}".rstrip()
             )
         return Unreachable(cause)
 

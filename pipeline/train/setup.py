@@ -93,8 +93,15 @@ def start_sinks(config: RunConfig, streams: Streams, start: Start, plan: BatchPl
     append_event(run_directory, "resumed" if start.step else "started", step=start.step, **facts)
     sinks = make_sinks(run_directory, config.monitor, run_name=run_directory.name)
     for sink in sinks:
-        sink.start({"first_step": start.step, **facts}, to_plain(config))
+        sink.start({"first_step": start.step, **facts}, shown_config(config))
     return sinks
+
+
+def shown_config(config: RunConfig) -> dict[str, Any]:
+    """The config for other eyes: options of a remote corpus may hold credentials."""
+    plain = to_plain(config)
+    plain["data"]["cache"]["storage_options"] = dict.fromkeys(config.data.cache.storage_options, "...")
+    return plain
 
 
 def make_monitor(

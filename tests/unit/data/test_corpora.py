@@ -43,3 +43,14 @@ def test_variables_of_the_node_are_put_in(tmp_path: Path, monkeypatch: pytest.Mo
     assert os.listdir(tmp_path) == ["cache"]
     with pytest.raises(UserError, match=r"data\.cache\.directory: '\$NO_SUCH_DISK/x' names a variable that is not set"):
         files_at(URL, CacheConfig(directory="$NO_SUCH_DISK/x"))
+
+
+def test_variables_stand_for_secrets_in_the_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "a$b")
+    options = {"headers": {"Authorization": "Bearer ${TOKEN}"}, "n": 3}
+    files = files_at(URL, CacheConfig(directory=str(tmp_path), storage_options=options))
+    assert isinstance(files, RemoteFiles)
+    assert files._settings.storage_options == {"headers": {"Authorization": "Bearer a$b"}, "n": 3}
+    monkeypatch.delenv("TOKEN")
+    with pytest.raises(UserError, match=r"data\.cache\.storage_options\.headers\.Authorization: .*TOKEN.*not set"):
+        files_at(URL, CacheConfig(directory=str(tmp_path), storage_options=options))

@@ -54,6 +54,7 @@ def boto_error(kind: type[OSError], status: int, code: str) -> OSError:
         (botocore.exceptions.NoCredentialsError(), AccessRefused),
         (botocore.exceptions.ProfileNotFound(profile="p"), AccessRefused),
         (http_error(400), UserError),
+        (aiohttp.TooManyRedirects(http_error(301).request_info, ()), UserError),
         (http_error(410), UserError),
         (boto_error(OSError, 400, "InvalidToken"), UserError),
         (botocore.exceptions.ParamValidationError(report="bucket"), UserError),
@@ -93,6 +94,12 @@ def test_refused_access_says_where_credentials_are_looked_for(monkeypatch: pytes
         origin.read("manifest.json")
 
 
+def test_a_certificate_of_an_unknown_authority_says_where_to_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    origin = memory_origin(monkeypatch, OSError("SSL: CERTIFICATE_VERIFY_FAILED"))
+    with pytest.raises(UserError, match=r"CERTIFICATE_VERIFY_FAILED.*Set SSL_CERT_FILE"):
+        origin.read("manifest.json")
+
+
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
     with pytest.raises(UserError, match=r"s3://bucket/corpus needs a library.*pip install 'pretrain\[s3\]'"):
@@ -113,9 +120,38 @@ def test_a_url_with_a_query_is_refused() -> None:
         Origin("https://host/corpus?token=1", {}, 1.0)
 
 
-def test_a_password_in_the_url_is_not_shown() -> None:
-    origin = Origin("https://user:secret@host/corpus/", {}, 1.0)
-    assert origin.describe("a") == "https://host/corpus/a"
+@pytest.mark.parametrize(
+    "url", ["https://user:s3cret@host/c", "http://s3cret@host/c", "https://u:s3@cret@h/c", "ftp://u:s3cret@h/c"]
+)
+def test_a_url_with_a_password_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(UserError, match=r"://h(ost)?/c: the URL holds a password.*environment of every node") as raised:
+        Origin(url, {}, 1.0)
+    assert "cret" not in str(raised.value)
+
+
+def test_a_query_is_not_shown() -> None:
+    with pytest.raises(UserError, match=r"data\.corpus: https://host/corpus: names of files") as raised:
+        Origin("https://host/corpus?token=s3cret", {}, 1.0)
+    assert "s3cret" not in str(raised.value)
+
+
+def test_what_a_redirect_signed_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = aiohttp.RequestInfo(URL("http://cdn/x?Signature=s3cret"), "GET", CIMultiDictProxy(CIMultiDict()))
+    origin = memory_origin(monkeypatch, aiohttp.ClientResponseError(request, (), status=403, message="said"))
+    with pytest.raises(AccessRefused, match=r"said.*http://cdn/x\?\.\.\.") as raised:
+        origin.read("manifest.json")
+    assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["https://", "http:///corpus", "s3://"])
+def test_a_url_without_a_host_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match=rf"{url} names no host or bucket"):
+        Origin(url, {}, 1.0)
+
+
+def test_a_server_that_is_asked_at_once_and_refuses_is_one_message() -> None:
+    with pytest.raises(UserError, match=r"ftp://127\.0\.0\.1:1/c cannot be opened .*Connection refused"):
+        Origin("ftp://127.0.0.1:1/c", {}, 1.0)
 
 
 def test_ranges_and_pickled_copies_and_forked_children(tmp_path: Path) -> None:
