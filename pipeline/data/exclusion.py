@@ -56,13 +56,17 @@ class Exclusions:
         first_step: first step without a document, by its id.
     """
 
-    def __init__(self, first_step: Mapping[str, int], shards_kept: int) -> None:
+    def __init__(self, first_step: Mapping[str, int]) -> None:
         self.first_step = dict(first_step)
-        self._of_shard: Recent[tuple[int, int], NDArray[np.int64] | None] = Recent(self._find, shards_kept)
+        self._of_shard: Recent[tuple[int, int], NDArray[np.int64] | None] = Recent(self._find, 1)
         self._sources: dict[int, OpenSource] = {}
 
     def __bool__(self) -> bool:
         return bool(self.first_step)
+
+    def keep(self, num_shards: int) -> None:
+        """Remember what was found in so many shards."""
+        self._of_shard.capacity = num_shards
 
     def of_shard(self, source: OpenSource, shard: int) -> NDArray[np.int64] | None:
         """First step without every document of a shard, int64 (D,); None if none of them is ever left out."""

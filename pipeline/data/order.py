@@ -156,6 +156,11 @@ class SourceOrder:
         return 0 if self.opening is None else int(self.rows_per_shard[self.opening].sum())
 
     @property
+    def open_shards(self) -> int:
+        """Shards that the lanes are in at once, at most."""
+        return min(len(self.rows_per_shard), self.lanes * self.window_shards)
+
+    @property
     def _first_full_epoch(self) -> int:
         return self.first_epoch + (self.opening is not None)
 

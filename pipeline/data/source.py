@@ -41,6 +41,9 @@ class Recent(Generic[K, V]):
         self.keep(name, value)
         return value
 
+    def __len__(self) -> int:
+        return len(self._kept)
+
     def __contains__(self, name: K) -> bool:
         return name in self._kept
 
@@ -69,7 +72,8 @@ class OpenSource:
 
     Args:
         number: of the source in the mixture; part of every key.
-        capacity: shards kept open. An open shard costs a file descriptor, of which 1,024 is a usual limit.
+        capacity: shards kept open, until another ``shard.capacity`` is set. An open shard costs a file descriptor, of
+            which 1,024 is a usual limit.
 
     Raises:
         UserError: the corpus has no such split, or nothing in it.

@@ -33,6 +33,7 @@ from pipeline.shards.files import CorpusFiles, corpus_files
 from pipeline.shards.manifest import read_manifest
 
 _SPARE_SHARDS = 32
+"""Open beside those that lanes are in: some have just been left."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,11 @@ class RowStream:
         self.split = split
         self.words = words
         self.packing = find_packing(settings.packing)
-        capacity = settings.open_shards + _SPARE_SHARDS
-        self.sources = [OpenSource(source, number, split, capacity) for number, source in enumerate(sources)]
+        self.sources = [OpenSource(source, number, split, _SPARE_SHARDS) for number, source in enumerate(sources)]
         if words:
             _check_words(self.sources)
         self._first_documents = np.cumsum([0, *(int(source.table.documents.sum()) for source in self.sources)])
-        self._exclusions = exclusions or Exclusions({}, capacity)
+        self._exclusions = exclusions or Exclusions({})
         self._open()
 
     def _open(self) -> None:
@@ -119,7 +119,15 @@ class RowStream:
                 before=self.phases[-1] if self.phases else None,
             )
             self.phases.append(phase)
+        self._share_open_shards()
         self._look_ahead = LookAhead(self)
+
+    def _share_open_shards(self) -> None:
+        """Let every source keep the shards open that its lanes are in: together, not each, some ``open_shards``."""
+        for number, source in enumerate(self.sources):
+            own = max(phase.windows[number].order.open_shards for phase in self.phases)
+            source.shard.capacity = own + max(2, _SPARE_SHARDS // len(self.sources))
+        self._exclusions.keep(sum(source.shard.capacity for source in self.sources))
 
     def __getstate__(self) -> dict[str, Any]:
         """Loader processes start with empty caches."""

@@ -125,7 +125,7 @@ class Streams:
             exponent=data.mixture_exponent,
         )
         words = self.objective(seed, stages.all[0].sequence_length).needs_words
-        exclusions = Exclusions(self.exclusions, data.open_shards) if split == "train" else None
+        exclusions = Exclusions(self.exclusions) if split == "train" else None
         return RowStream(sources, split, settings, words=words, exclusions=exclusions)
 
     def objective(self, seed: int, sequence_length: int) -> Objective:

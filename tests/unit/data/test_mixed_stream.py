@@ -44,7 +44,7 @@ def open_stream(
     settings = StreamSettings(
         **({"packing": "best_fit", "kind": "bert", "seed": 3, "open_shards": 6} | changes), stages=stages
     )
-    return RowStream(sources, "train", settings, exclusions=None if exclusions is None else Exclusions(exclusions, 64))
+    return RowStream(sources, "train", settings, exclusions=None if exclusions is None else Exclusions(exclusions))
 
 
 def facts(rows: Rows) -> list[tuple]:
@@ -232,6 +232,15 @@ def test_settings_count_up_to_the_step(corpora: list[Corpus]) -> None:
     assert open_stream(corpora, weights=[1.0, 2.0, 3.0]).settings_before(0) != plain.settings_before(0)
     assert open_stream(corpora, epochs=[1, None, None]).settings_before(0) != plain.settings_before(0)
     assert plain.settings_fingerprint(5) != plain.settings_fingerprint(8)
+
+
+def test_sources_share_the_shards_kept_open(tmp_path: Path) -> None:
+    corpora = [write_corpus(tmp_path / str(number), [[30] * 3] * 60, seed=number) for number in range(4)]
+    stream = open_stream(corpora, Stages.single(32, 32), open_shards=32)
+    stream.rows_of_steps(range(60))
+    assert all(len(source.shard) >= 8 for source in stream.sources)
+    # 32 of them and a few spare ones; each keeping as many would soon be more files than a process may open.
+    assert sum(len(source.shard) for source in stream.sources) <= 64
 
 
 def test_corpora_of_several_tokenizers_are_refused(corpora: list[Corpus]) -> None:
