@@ -87,7 +87,7 @@ def _required(config: RunConfig) -> Iterator[str]:
 
 
 def _model_problems(config: RunConfig) -> Iterator[str]:
-    model, data = config.model, config.data
+    model = config.model
     yield from _at_least(
         1,
         model__hidden_size=model.hidden_size,
@@ -96,10 +96,7 @@ def _model_problems(config: RunConfig) -> Iterator[str]:
         model__intermediate_size=model.intermediate_size,
         model__max_positions=model.max_positions,
         model__vocab_size=model.vocab_size,
-        data__open_shards=data.open_shards,
-        data__prefetch_steps=data.prefetch_steps,
     )
-    yield from _at_least(0, data__workers=data.workers)
     yield from _share(
         one=False, model__hidden_dropout=model.hidden_dropout, model__attention_dropout=model.attention_dropout
     )

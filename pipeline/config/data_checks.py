@@ -6,11 +6,19 @@ import math
 from collections.abc import Iterator
 
 from pipeline.config.run import CacheConfig, ExclusionConfig, MixtureSourceConfig, RunConfig, StageConfig
-from pipeline.config.stages import warmup_sizes
+from pipeline.config.stages import full_steps, stage_shape, stages_of, warmup_sizes
 
 MIN_SEQUENCE_LENGTH = 8
 MAX_SEQUENCE_LENGTH = 65_535
 """Offsets inside a row are kept in 16 bits."""
+
+MAX_GLOBAL_BATCH_SIZE = 2**24
+MAX_ROWS = 2**47
+"""Of a run: masks are keyed by the number of a row and 16 bits for a place in it, together in 63."""
+
+MAX_WARMUP_SIZES = 1000
+MAX_WORKERS = 1000
+MAX_PREFETCH_STEPS = 10_000
 
 
 def data_problems(config: RunConfig) -> Iterator[str]:
@@ -23,21 +31,20 @@ def data_problems(config: RunConfig) -> Iterator[str]:
         yield from _exclusion_problems(f"data.exclude.{number}", exclusion)
     if not (math.isfinite(config.data.mixture_exponent) and config.data.mixture_exponent >= 0):
         yield f"data.mixture_exponent: {config.data.mixture_exponent} must be a finite number, 0 or more."
-    yield from _length_problems("data.sequence_length", config.data.sequence_length, config)
+    yield from _within("data.open_shards", config.data.open_shards, 1)
+    yield from _within("data.workers", config.data.workers, 0, MAX_WORKERS)
+    yield from _within("data.prefetch_steps", config.data.prefetch_steps, 1, MAX_PREFETCH_STEPS)
     if config.data.packing.startswith("pairs") and config.objective.name == "clm":
         yield f"data.packing: `{config.data.packing}` makes rows of the BERT kind; choose another for objective `clm`."
-    stages = config.train.stages
-    problems = [
-        problem
-        for number, stage in enumerate(stages)
-        for problem in _stage_problems(f"train.stages.{number}", stage, number == len(stages) - 1, config)
-    ]
-    yield from problems
-    if config.train.global_batch_size < 1:
-        problems.append(f"train.global_batch_size: {config.train.global_batch_size} is below 1.")
-        yield problems[-1]
-    if not problems:
-        yield from _warmup_problems(config)
+    # Each of these counts on the shapes that the one before has checked.
+    yield from list(_batch_problems(config)) or list(_warmup_problems(config)) or list(_row_problems(config))
+
+
+def _within(where: str, value: int, least: int, most: int | None = None) -> Iterator[str]:
+    if value < least:
+        yield f"{where}: {value} is below {least}."
+    if most is not None and value > most:
+        yield f"{where}: {value} is above {most}."
 
 
 def _corpus_problems(config: RunConfig) -> Iterator[str]:
@@ -80,6 +87,14 @@ def _exclusion_problems(where: str, exclusion: ExclusionConfig) -> Iterator[str]
         yield f"{where}.from_step: {exclusion.from_step} is below 1, the first step."
 
 
+def _batch_problems(config: RunConfig) -> Iterator[str]:
+    yield from _length_problems("data.sequence_length", config.data.sequence_length, config)
+    stages = config.train.stages
+    for number, stage in enumerate(stages):
+        yield from _stage_problems(f"train.stages.{number}", stage, number == len(stages) - 1, config)
+    yield from _within("train.global_batch_size", config.train.global_batch_size, 1, MAX_GLOBAL_BATCH_SIZE)
+
+
 def _stage_problems(where: str, stage: StageConfig, is_last: bool, config: RunConfig) -> Iterator[str]:
     given = [name for name in ("steps", "tokens") if getattr(stage, name) is not None]
     if is_last and given:
@@ -90,17 +105,14 @@ def _stage_problems(where: str, stage: StageConfig, is_last: bool, config: RunCo
         yield f"{where}.steps: {stage.steps} is below 1."
     if stage.tokens is not None and not (stage.tokens > 0 and math.isfinite(stage.tokens)):
         yield f"{where}.tokens: {stage.tokens} must be a finite number above 0."
-    if stage.global_batch_size is not None and stage.global_batch_size < 1:
-        yield f"{where}.global_batch_size: {stage.global_batch_size} is below 1."
+    if stage.global_batch_size is not None:
+        yield from _within(f"{where}.global_batch_size", stage.global_batch_size, 1, MAX_GLOBAL_BATCH_SIZE)
     if stage.sequence_length is not None:
         yield from _length_problems(f"{where}.sequence_length", stage.sequence_length, config)
 
 
 def _length_problems(where: str, length: int, config: RunConfig) -> Iterator[str]:
-    if length < MIN_SEQUENCE_LENGTH:
-        yield f"{where}: {length} is below {MIN_SEQUENCE_LENGTH}."
-    if length > MAX_SEQUENCE_LENGTH:
-        yield f"{where}: {length} is above {MAX_SEQUENCE_LENGTH}."
+    yield from _within(where, length, MIN_SEQUENCE_LENGTH, MAX_SEQUENCE_LENGTH)
     if length > config.model.max_positions:
         yield (
             f"{where}: {length} is longer than the model's positions (model.max_positions: "
@@ -111,11 +123,11 @@ def _length_problems(where: str, length: int, config: RunConfig) -> Iterator[str
 def _warmup_problems(config: RunConfig) -> Iterator[str]:
     warmup, train = config.train.batch_warmup, config.train
     first = train.stages[0] if train.stages else StageConfig()
-    rows = first.global_batch_size or train.global_batch_size
-    slots = first.sequence_length or config.data.sequence_length
+    rows, slots = stage_shape(first, config)
     if not (warmup.tokens >= 0 and math.isfinite(warmup.tokens)):
         yield f"train.batch_warmup.tokens: {warmup.tokens} must be a finite number, 0 or more."
-    if warmup.tokens <= 0:
+        return
+    if warmup.tokens == 0:
         return
     if warmup.start < 1 or warmup.increment < 1:
         yield (
@@ -125,8 +137,25 @@ def _warmup_problems(config: RunConfig) -> Iterator[str]:
     if warmup.start >= rows:
         yield f"train.batch_warmup.start: {warmup.start} is not below the global batch it grows to ({rows})."
         return
-    steps = sum(steps for steps, _ in warmup_sizes(warmup, rows, slots))
-    if len(train.stages) > 1:
-        length = math.ceil((first.tokens or 0) / (rows * slots)) if first.steps is None else first.steps
-        if steps > length:
-            yield f"train.batch_warmup: takes {steps} steps, more than the first stage's {length}; shorten it."
+    if (num_sizes := len(range(warmup.start, rows, warmup.increment))) > MAX_WARMUP_SIZES:
+        yield (
+            f"train.batch_warmup.increment: {warmup.increment} makes {num_sizes} sizes on the way to {rows} rows, more "
+            f"than {MAX_WARMUP_SIZES}; raise it."
+        )
+        return
+    sizes = list(warmup_sizes(warmup, rows, slots))
+    steps = sum(steps for steps, _ in sizes)
+    if len(train.stages) > 1 and (full := full_steps(first, sizes, rows, slots)) < 0:
+        yield f"train.batch_warmup: takes {steps} steps, {-full} more than the first stage has; shorten it."
+    elif 1 <= train.steps < steps:
+        yield f"train.batch_warmup: takes {steps} steps, more than the run has (train.steps: {train.steps}); shorten it."
+
+
+def _row_problems(config: RunConfig) -> Iterator[str]:
+    stages = stages_of(config)
+    rows = stages.first_row(max(config.train.steps, stages.all[-1].first_step))
+    if rows > MAX_ROWS:
+        yield (
+            f"train.steps: the run and its stages have {rows:.1e} rows; at most {MAX_ROWS:.1e} can be numbered. Lower "
+            "train.steps, train.global_batch_size, or the length of a stage."
+        )

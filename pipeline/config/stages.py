@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from pipeline.config.run import BatchWarmupConfig, RunConfig, ScheduleConfig
+from pipeline.config.run import BatchWarmupConfig, RunConfig, ScheduleConfig, StageConfig
 
 
 @dataclass(frozen=True)
@@ -119,17 +119,29 @@ def stages_of(config: RunConfig) -> Stages:
 
 
 def _lengths(config: RunConfig) -> Iterator[tuple[int | None, int, int]]:
-    size, length = config.train.global_batch_size, config.data.sequence_length
-    for number, stage in enumerate(config.train.stages or [None]):
-        rows = size if stage is None else stage.global_batch_size or size
-        slots = length if stage is None else stage.sequence_length or length
-        steps = None
-        if stage is not None and number < len(config.train.stages) - 1:
-            steps = math.ceil((stage.tokens or 0) / (rows * slots)) if stage.steps is None else stage.steps
+    stages = config.train.stages or [StageConfig()]
+    for number, stage in enumerate(stages):
+        rows, slots = stage_shape(stage, config)
         warmup = list(warmup_sizes(config.train.batch_warmup, rows, slots)) if number == 0 else []
         for warmup_steps, warmup_rows in warmup:
             yield warmup_steps, warmup_rows, slots
-        yield (None if steps is None else steps - sum(steps for steps, _ in warmup)), rows, slots
+        is_last = number == len(stages) - 1
+        yield None if is_last else full_steps(stage, warmup, rows, slots), rows, slots
+
+
+def stage_shape(stage: StageConfig, config: RunConfig) -> tuple[int, int]:
+    """Rows of a step of a stage, and slots of a row."""
+    rows, slots = stage.global_batch_size, stage.sequence_length
+    return rows or config.train.global_batch_size, slots or config.data.sequence_length
+
+
+def full_steps(stage: StageConfig, warmup: Sequence[tuple[int, int]], rows: int, slots: int) -> int:
+    """Steps of the full batch that a stage with an end has after these (steps, rows) of a warmup; below 0 where the
+    warmup is the longer one."""
+    if stage.steps is not None:
+        return stage.steps - sum(steps for steps, _ in warmup)
+    warmup_slots = sum(steps * size for steps, size in warmup) * slots
+    return math.ceil(((stage.tokens or 0) - warmup_slots) / (rows * slots))
 
 
 def schedule_in_steps(config: RunConfig) -> ScheduleConfig:

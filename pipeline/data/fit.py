@@ -51,33 +51,48 @@ class _Rows:
 
     def add_best_fit(self, size: int, num_items: int) -> None:
         """Place items of one size, each into the tightest row; among equals, the row changed last."""
-        put, most = self.put, self.max_segments
+        # The hot loop of planning: `put` and `take` stand in it as they are, since calls would double its time.
+        by_room, rooms, most, num_slots = self.by_room, self.rooms, self.max_segments, self.num_slots
         while num_items:
-            wide_enough = self.rooms >> size
+            wide_enough = rooms >> size
             if wide_enough:
                 room = size + (wide_enough & -wide_enough).bit_length() - 1
-                num_rows, num_segments, content = self.take(room)
+                runs = by_room[room]
+                num_rows, num_segments, content = runs.pop()
+                if not runs:
+                    rooms ^= 1 << room
             else:
-                room, num_segments, content = self.num_slots, 0, None
+                room, num_segments, content = num_slots, 0, None
                 num_rows = -(-num_items // min(room // size, most))
             # A row that took one item is now the tightest, so it takes the next ones too, until full.
             fit = room // size
             if fit > most - num_segments:
                 fit = most - num_segments
             filled = num_items // fit
+            rest = left = 0
             if filled >= num_rows:
-                put(room - fit * size, (num_rows, num_segments + fit, (content, size, fit)))
-                num_items -= num_rows * fit
-                continue
-            rest = num_items - filled * fit  # fewer than `fit`: the run was long enough for all items
-            left = num_rows - filled - (rest > 0)
+                filled = num_rows
+                num_items -= filled * fit
+            else:
+                rest = num_items - filled * fit  # fewer than `fit`: the run was long enough for all items
+                left = num_rows - filled - (rest > 0)
+                num_items = 0
             if left:
-                put(room, (left, num_segments, content))
+                by_room[room].append((left, num_segments, content))
+                rooms |= 1 << room
             if filled:
-                put(room - fit * size, (filled, num_segments + fit, (content, size, fit)))
-            if rest:
-                put(room - rest * size, (1, num_segments + rest, (content, size, rest)))
-            return
+                now, segments = room - fit * size, num_segments + fit
+                if now and segments < most:
+                    by_room[now].append((filled, segments, (content, size, fit)))
+                    rooms |= 1 << now
+                else:
+                    self.closed.append((filled, segments, (content, size, fit)))
+                    self.bound_met |= now > 0
+            if rest:  # of fewer items than fit: there is room and the bound is not met
+                now = room - rest * size
+                by_room[now].append((1, num_segments + rest, (content, size, rest)))
+                rooms |= 1 << now
+        self.rooms = rooms
 
     def add_roomiest(self, size: int, num_items: int) -> int:
         """Place items of one size, one a row, into the roomiest rows; return how many fitted nowhere."""

@@ -80,6 +80,14 @@ def test_the_batch_grows_over_the_warmup_tokens() -> None:
     assert [stage.first_step for stage in staged.all] == [0, 5, 8, 10, 40]
 
 
+def test_a_stage_in_tokens_has_them_with_its_warmup() -> None:
+    warmup = BatchWarmupConfig(tokens=30_000.0, start=16, increment=16)
+    staged = stages_of(config(warmup, StageConfig(tokens=200_000.0), StageConfig(sequence_length=64)))
+    assert [stage.global_batch_size for stage in staged.all] == [16, 32, 48, 64, 64]
+    last = staged.all[-1].first_step
+    assert staged.slots_before(last - 1) < 200_000 <= staged.slots_before(last)
+
+
 def test_a_warmup_in_tokens_becomes_steps() -> None:
     assert schedule_in_steps(config(warmup_tokens=10 * 64 * 128.0)).warmup_steps == 10
     assert schedule_in_steps(config(warmup_tokens=10 * 64 * 128.0 + 1)).warmup_steps == 11
