@@ -31,7 +31,10 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from benchmarks import batches, corpus, masking, resume, waiting
+    from benchmarks import batches, corpus, masking, packing, resume, waiting
+    from pipeline.base.allocator import keep_freed_memory
+
+    keep_freed_memory()  # as our loader does; it serves the peers in this process too
 
     prose = corpus.prepare("prose", options.quick)
     dictionaries = corpus.prepare("dictionaries", options.quick)
@@ -55,6 +58,7 @@ def main() -> None:
             batches.measure_short_documents(dictionaries, short_rows, repetitions),
             masked,
             batches.measure_raw(prose, peers, repetitions, many),
+            *packing.measure_packing(repetitions),
             *resume.measure_resume(prose, rows, peers, directory, 3),
             *waiting.measure_wait_share(1 if options.quick else 3, cores),
             *waiting.measure_workers(prose, min(3, repetitions), many, cores),
