@@ -163,7 +163,6 @@ def _train_problems(config: RunConfig) -> Iterator[str]:
     train = config.train
     yield from _at_least(
         1,
-        train__steps=train.steps,
         train__micro_batch_size=train.micro_batch_size,
         train__threads_per_rank=train.threads_per_rank,
     )

@@ -89,6 +89,7 @@ def _exclusion_problems(where: str, exclusion: ExclusionConfig) -> Iterator[str]
 
 def _batch_problems(config: RunConfig) -> Iterator[str]:
     yield from _length_problems("data.sequence_length", config.data.sequence_length, config)
+    yield from _within("train.steps", config.train.steps, 1, MAX_ROWS)
     stages = config.train.stages
     for number, stage in enumerate(stages):
         yield from _stage_problems(f"train.stages.{number}", stage, number == len(stages) - 1, config)
@@ -101,8 +102,8 @@ def _stage_problems(where: str, stage: StageConfig, is_last: bool, config: RunCo
         yield f"{where}.{given[0]}: the last stage goes on to the end of the run (train.steps); leave its length out."
     if not is_last and len(given) != 1:
         yield f"{where}: give either `steps` or `tokens`, the length of the stage."
-    if stage.steps is not None and stage.steps < 1:
-        yield f"{where}.steps: {stage.steps} is below 1."
+    if stage.steps is not None:
+        yield from _within(f"{where}.steps", stage.steps, 1, MAX_ROWS)
     if stage.tokens is not None and not (stage.tokens > 0 and math.isfinite(stage.tokens)):
         yield f"{where}.tokens: {stage.tokens} must be a finite number above 0."
     if stage.global_batch_size is not None:
@@ -147,8 +148,8 @@ def _warmup_problems(config: RunConfig) -> Iterator[str]:
     steps = sum(steps for steps, _ in sizes)
     if len(train.stages) > 1 and (full := full_steps(first, sizes, rows, slots)) < 0:
         yield f"train.batch_warmup: takes {steps} steps, {-full} more than the first stage has; shorten it."
-    elif 1 <= train.steps < steps:
-        yield f"train.batch_warmup: takes {steps} steps, more than the run has (train.steps: {train.steps}); shorten it."
+    elif steps > train.steps:
+        yield f"train.batch_warmup: takes {steps} steps, more than the run (train.steps: {train.steps}); shorten it."
 
 
 def _row_problems(config: RunConfig) -> Iterator[str]:
