@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.base.errors import UserError
 from pipeline.shards.files import CorpusFiles, corpus_files
 from pipeline.shards.manifest import Manifest, read_manifest
 from pipeline.shards.reader import read_index
@@ -68,7 +69,11 @@ def _split_stats(files: CorpusFiles, split: str, manifest: Manifest) -> dict[str
 
 
 def stats_lines(stats: dict[str, Any]) -> list[str]:
-    """The facts of :func:`corpus_stats` for people."""
+    """The facts of :func:`corpus_stats` for people.
+
+    Raises:
+        UserError: the provenance in the manifest, which no checksum covers, was edited.
+    """
     lines = [
         f"{stats['directory']}: {stats['vocab_size']:,} ids ({stats['dtype']}), "
         f"fingerprint {stats['fingerprint'][:16]}",
@@ -85,6 +90,18 @@ def stats_lines(stats: dict[str, Any]) -> list[str]:
                 f"    tokens a document: mean {length['mean']:,}, {length['shortest']:,} to {length['longest']:,} "
                 f"({percentiles})"
             )
+    try:
+        return lines + _provenance_lines(stats)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{stats['directory']}: `sources` or `extra` of the manifest are not what a build or import writes "
+            f"({type(error).__name__}: {error}). Restore the manifest; training does not read them, and --json prints "
+            "them as they are."
+        ) from error
+
+
+def _provenance_lines(stats: dict[str, Any]) -> list[str]:
+    lines = []
     for source in stats["sources"]:
         drops = ", ".join(f"{count:,} {reason}" for reason, count in source["drops"].items()) or "none"
         # An import sees no text.

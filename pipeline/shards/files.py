@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -96,19 +97,19 @@ class LocalFiles(CorpusFiles):
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.location = str(directory)
-        self._root = directory.resolve()
+        self._root = os.path.realpath(directory)
         self._folders_inside: set[str] = set()
 
     def describe(self, name: str) -> str:
         return os.path.join(self.location, name)
 
     def read(self, name: str, sha256: str | None = None) -> bytes:
-        with _reading(path := self._inside(name)), open(path, "rb") as file:
+        with _reading(path := self._inside(name)), _opened(path) as file:
             return file.read()
 
     def open(self, name: str, num_bytes: int | None = None, sha256: str | None = None) -> BinaryIO:
         with _reading(path := self._inside(name)):
-            return open(path, "rb")
+            return _opened(path)
 
     def fetch_ahead(self, wanted: Sequence[Wanted]) -> None:
         pass
@@ -154,12 +155,21 @@ class LocalFiles(CorpusFiles):
         return path
 
     def _check_inside(self, path: str) -> None:
-        resolved = Path(path).resolve()
-        if not resolved.is_relative_to(self._root):
+        resolved = os.path.realpath(path)  # unlike Path.resolve, it leaves links in a circle to whoever opens them
+        if not Path(resolved).is_relative_to(self._root):
             raise UserError(
                 f"{path} leads outside the corpus directory {self.directory} (to {resolved}): a corpus holds its "
                 "own files. Copy the file in place of the link, or build the corpus again."
             )
+
+
+def _opened(path: str) -> BinaryIO:
+    """Open a file without waiting: a pipe would wait for its writer, for ever."""
+    file = open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))  # noqa: SIM115 - returned
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UserError(f"{path} is not a plain file. Restore the file or build the corpus again.")
+    return file
 
 
 @contextmanager

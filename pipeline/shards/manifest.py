@@ -197,7 +197,13 @@ def read_manifest(files: CorpusFiles) -> Manifest:
             f"No corpus at {files.location}: {MANIFEST_NAME} does not exist there. "
             "Give the directory that `pretrain corpus build` wrote; if that build was interrupted, run it again."
         ) from None
-    value = parse_json(content, path, "corpus manifest")
+    try:
+        value = parse_json(content, path, "corpus manifest")
+    except UserError as error:
+        raise UserError(
+            f"{error} It begins with {content[:20]!r}. Give the folder of a corpus (a web server may answer with a "
+            "page of its own), or restore the file."
+        ) from None
     if not isinstance(value, dict) or value.get("format") != FORMAT_NAME:
         raise UserError(f"{path} is not a corpus manifest: `format` is not {FORMAT_NAME!r}. Build the corpus again.")
     version = value.get("format_version")
@@ -219,13 +225,16 @@ def _parse(value: dict[str, Any], path: str) -> Manifest:
     try:
         manifest = Manifest(
             tokenizer_fingerprint=str(value["tokenizer_fingerprint"]),
-            vocab_size=int(value["vocab_size"]),
-            special_ids={name: value["special_ids"].get(name) for name in SPECIAL_TOKENS},
-            all_special_ids=[int(token) for token in value["all_special_ids"]],
+            vocab_size=(vocab_size := _integer("vocab_size", value["vocab_size"], 1 << 32)),
+            special_ids={
+                name: None if (one := value["special_ids"].get(name)) is None else _integer(name, one, vocab_size)
+                for name in SPECIAL_TOKENS
+            },
+            all_special_ids=[_integer("all_special_ids", one, vocab_size) for one in value["all_special_ids"]],
             splits={str(split): _parse_table(str(split), columns) for split, columns in value["splits"].items()},
             has_sentences=_flag(value["has_sentences"]),
             has_words=_flag(value["has_words"]),
-            sources=list(value["sources"]),
+            sources=[dict(source) for source in value["sources"]],
             drops=dict(value["drops"]),
             extra=dict(value["extra"]),
         )
@@ -268,6 +277,12 @@ def _are_digests(joined: str) -> bool:
         return len(joined) % 64 == 0 and bytes.fromhex(joined).hex() == joined
     except ValueError:
         return False
+
+
+def _integer(name: str, value: Any, end: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < end:
+        raise ValueError(f"{name}: {value!r} is not a whole number from 0 to {end - 1}")
+    return value
 
 
 def _flag(value: Any) -> bool:

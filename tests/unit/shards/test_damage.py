@@ -201,3 +201,16 @@ def test_what_cannot_be_read_is_named(corpus: Corpus) -> None:
     path.mkdir()
     with pytest.raises(UserError, match=r"00000\.idx cannot be read \(Is a directory\)\. Check its owner, its mode"):
         read_index(corpus.files, "train", 0, corpus.manifest)
+
+
+@pytest.mark.parametrize("name", ["train/00000.idx", "train/00000.tar", "manifest.json"])
+def test_links_in_a_circle_and_pipes_are_named(corpus: Corpus, name: str) -> None:
+    path = corpus.directory / name
+    path.unlink()
+    path.symlink_to(path.name)
+    with pytest.raises(UserError, match=rf"{name} cannot be read \(Too many levels of symbolic links\)"):
+        read_all(corpus)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=rf"{name} is not a plain file\. Restore the file"):
+        read_all(corpus)

@@ -100,7 +100,12 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda value: value.update(format_version=3), r"format version 3; this program reads version 2\. Update pretrain"),
     (lambda value: value.pop("vocab_size"), "the key 'vocab_size' is missing"),
     (lambda value: value.update(vocab_size="many"), "is not valid: .*many"),
+    (lambda value: value.update(vocab_size=1000.0), r"vocab_size: 1000\.0 is not a whole number from 0"),
     (lambda value: value.update(special_ids=None), "is not valid: "),
+    (lambda value: value["special_ids"].update(pad="x"), "pad: 'x' is not a whole number from 0 to 999"),
+    (lambda value: value["special_ids"].update(eos=1000), "eos: 1000 is not a whole number from 0 to 999"),
+    (lambda value: value.update(all_special_ids=[-1]), "all_special_ids: -1 is not a whole number from 0 to 999"),
+    (lambda value: value.update(sources=[None]), "is not valid: "),
     (lambda value: value.update(dtype="uint32"), "dtype is 'uint32', but 1000 ids are stored as uint16"),
     (lambda value: value["splits"].update({"../other": value["splits"]["train"]}), r"'\.\./other'.*outside the corpus"),
     (lambda value: value["splits"].update({"a/b": value["splits"]["train"]}), "'a/b'.*outside the corpus"),
@@ -127,8 +132,8 @@ def test_invalid_manifest_is_refused(corpus: Corpus, change: Callable[[dict[str,
 
 
 def test_manifest_that_is_no_json_is_refused(corpus: Corpus) -> None:
-    (corpus.directory / "manifest.json").write_text('{"format": ')
-    with pytest.raises(UserError, match=r"manifest\.json is not valid JSON"):
+    (corpus.directory / "manifest.json").write_text("<html><body>Sign in")
+    with pytest.raises(UserError, match=r"manifest\.json is not valid JSON .*begins with b'<html>.*Give the folder"):
         read_manifest(corpus.files)
 
 
