@@ -9,6 +9,8 @@ from pipeline.config.run import CacheConfig, ExclusionConfig, MixtureSourceConfi
 from pipeline.config.stages import full_steps, stage_shape, stages_of, warmup_sizes
 
 MIN_SEQUENCE_LENGTH = 8
+"""So that a row always holds more than one separator, and S // 8 segments are at least one."""
+
 MAX_SEQUENCE_LENGTH = 65_535
 """Offsets inside a row are kept in 16 bits."""
 

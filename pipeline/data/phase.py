@@ -50,7 +50,7 @@ class Phase:
         before: the phase before this one; where it stops, its sources' epochs go on here.
 
     Raises:
-        UserError: a damaged index, a window too large, or no source left.
+        UserError: a damaged index, a window too large, a source that would never be read, or none left.
     """
 
     def __init__(
@@ -72,8 +72,9 @@ class Phase:
         self.row_format = row_format
         self.sources = sources
         tables = [rows_per_shard(source, packing, row_format) for source in sources]
-        weights = np.array([source.weight for source in sources]) ** exponent
-        self.token_shares = weights / weights.sum()
+        weights = np.array([source.weight for source in sources])
+        powers = (weights / weights.max()) ** exponent
+        self.token_shares = powers / powers.sum()
         # A row of a source that fills its rows badly has fewer tokens, so the source gets more rows.
         tokens_a_row = np.array(
             [source.num_tokens / int(table.sum()) for source, table in zip(sources, tables, strict=True)]
@@ -81,10 +82,12 @@ class Phase:
         row_shares = self.token_shares / tokens_a_row
         # Rounded: the last bit of a power may differ between machines, and the stream must not.
         self.row_shares = np.round(row_shares / row_shares.sum(), 12)
+        _check_shares(sources, self.row_shares)
         rests = before.rests(self.first_row) if before is not None else [(0, None)] * len(sources)
         self.windows: list[Windows] = []
         for source, table, share, (epoch, opening) in zip(sources, tables, self.row_shares, rests, strict=True):
             lanes, window_shards = _shape(float(share), stages[0].global_batch_size, open_shards)
+            window_shards = min(window_shards, len(table))
             check_window(table, window_shards, open_shards)
             order = SourceOrder(seed, source.number, table, lanes, window_shards, epoch, opening)
             self.windows.append(Windows(source, packing, row_format, order))
@@ -138,6 +141,15 @@ def raise_end(last_row: int, row: int) -> None:
         f"The data end at row {last_row}, before row {row}: every source of data.mixture has dropped out. Lower "
         "train.steps, or raise `epochs` of a source or leave it out."
     )
+
+
+def _check_shares(sources: Sequence[OpenSource], shares: NDArray[np.float64]) -> None:
+    for source, share in zip(sources, shares.tolist(), strict=True):
+        if not share:
+            raise UserError(
+                f"data.mixture: {source.files.location} would give less than one row in 10^12. Raise its weight, bring "
+                "data.mixture_exponent nearer to 0, or leave the source out."
+            )
 
 
 def _shape(share: float, global_batch_size: int, open_shards: int) -> tuple[int, int]:

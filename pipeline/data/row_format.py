@@ -5,15 +5,14 @@ Letters: S sequence length.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Literal
 
 from pipeline.base.errors import UserError
+from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, MIN_SEQUENCE_LENGTH
 from pipeline.data.rows import RowFormat
 from pipeline.shards.manifest import Manifest
 
 RowKind = Literal["bert", "gpt"]
-MIN_SEQUENCE_LENGTH: Final = 8
-"""So that a row always holds more than one separator, and S // 8 segments are at least one."""
 
 
 def row_format(manifest: Manifest, kind: RowKind, sequence_length: int, pairs: bool = False) -> RowFormat:
@@ -24,11 +23,13 @@ def row_format(manifest: Manifest, kind: RowKind, sequence_length: int, pairs: b
     A tokenizer without a padding token pads with its end-of-text token; padded slots are in no segment and no loss.
 
     Raises:
-        UserError: ``sequence_length`` is too short, the tokenizer lacks cls, sep, pad (BERT) or eos (GPT), or pairs of
-            the GPT kind.
+        UserError: ``sequence_length`` is out of range, the tokenizer lacks cls, sep, pad (BERT) or eos (GPT), or pairs
+            of the GPT kind.
     """
-    if sequence_length < MIN_SEQUENCE_LENGTH:
-        raise UserError(f"data.sequence_length is {sequence_length}; it must be at least {MIN_SEQUENCE_LENGTH}.")
+    if not MIN_SEQUENCE_LENGTH <= sequence_length <= MAX_SEQUENCE_LENGTH:
+        raise UserError(
+            f"data.sequence_length is {sequence_length}; it must be {MIN_SEQUENCE_LENGTH} to {MAX_SEQUENCE_LENGTH}."
+        )
     if kind == "gpt" and pairs:
         raise UserError("data.packing: pairs of sentences are rows of the BERT kind; choose another packing for clm.")
     if kind == "gpt":

@@ -6,6 +6,7 @@ Letters: R rows, S sequence length, K segments.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Replayed:
     input_ids: NDArray[np.int64]  # (R, S)
     labels: NDArray[np.int64]  # (R, S)
     document_ids: list[str]  # (K,)
+    second_document_ids: list[str] | None  # pairs: (K,), empty where a segment has no second part
     corpora: list[str]  # (C,)
     tokenizer_file: Path
 
@@ -56,6 +58,8 @@ class Replayed:
                 rows.segment_row, self.document_ids, rows.offset, rows.segment_start, rows.segment_length, strict=True
             )
         ]
+        for number, second in self._second_parts():
+            segments[number]["second_part"] = second
         return {
             "step": self.step,
             "world_size": self.world_size,
@@ -64,9 +68,19 @@ class Replayed:
             "first_row": numbers[0],
             "real_tokens": int(rows.segment_length.sum()),
             "predictions": int((self.labels != IGNORED).sum()),
-            "documents": sorted(set(self.document_ids)),
+            "documents": sorted({*self.document_ids, *(self.second_document_ids or ())} - {""}),
             "segments": segments,
         }
+
+    def _second_parts(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Pairs: number of a segment and what its second part is."""
+        rows = self.rows
+        if self.second_document_ids is None or rows.second_offset is None or rows.second_start is None:
+            return
+        columns = (self.second_document_ids, rows.second_offset.tolist(), rows.second_start.tolist())
+        for number, (name, offset, start) in enumerate(zip(*columns, strict=True)):
+            if name:
+                yield number, {"document": name, "offset": offset, "start": start}
 
 
 def replay_batch(config: RunConfig, step: int, world_size: int = 1) -> Replayed:
@@ -98,6 +112,7 @@ def replay_batch(config: RunConfig, step: int, world_size: int = 1) -> Replayed:
         input_ids=np.concatenate([ids for ids, _ in labelled])[order],
         labels=np.concatenate([labels for _, labels in labelled])[order],
         document_ids=streams.train.document_ids(rows),
+        second_document_ids=None if rows.second_document is None else streams.train.second_document_ids(rows),
         corpora=[source.files.location for source in streams.sources],
         tokenizer_file=streams.sources[0].files.tokenizer_directory() / "tokenizer.json",
     )
@@ -112,12 +127,16 @@ def print_batch(replayed: Replayed, num_rows: int) -> None:
     print(f"step {facts['step']}: {facts['rows']} rows from row {facts['first_row']}, digest {facts['digest']}")
     print(f"{facts['real_tokens']} tokens, {facts['predictions']} predicted, {len(facts['documents'])} documents")
     rows = replayed.rows
+    second_parts = dict(replayed._second_parts())
     for row in range(min(num_rows, facts["rows"])):
-        print(f"\nrow {rows.row_numbers[row]} (epoch {rows.epoch[row]}, shard {rows.shard[row]})")
+        corpus = f" of {replayed.corpora[rows.source[row]]}" if len(replayed.corpora) > 1 else ""
+        print(f"\nrow {rows.row_numbers[row]} (epoch {rows.epoch[row]}, shard {rows.shard[row]}{corpus})")
         for segment in np.flatnonzero(rows.segment_row == row):
             begin = int(rows.segment_start[segment])
             end = begin + int(rows.segment_length[segment])
-            print(f"  {replayed.document_ids[segment]} from token {rows.offset[segment]}:")
+            second = second_parts.get(int(segment))
+            then = "" if second is None else f", then {second['document']} from token {second['offset']}"
+            print(f"  {replayed.document_ids[segment]} from token {rows.offset[segment]}{then}:")
             text = shown_text(tokenizer, replayed.input_ids[row, begin:end], replayed.labels[row, begin:end])
             print(f"    {text}")
     if num_rows < facts["rows"]:

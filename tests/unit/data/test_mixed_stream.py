@@ -243,6 +243,25 @@ def test_sources_share_the_shards_kept_open(tmp_path: Path) -> None:
     assert sum(len(source.shard) for source in stream.sources) <= 64
 
 
+def test_a_source_that_would_never_be_read_is_refused(corpora: list[Corpus]) -> None:
+    with pytest.raises(
+        UserError, match=r"data\.mixture: .*1 would give less than one row in 10\^12\. Raise its"
+    ):
+        open_stream(corpora, weights=[1.0, 1e-15, 1.0])
+    with pytest.raises(UserError, match=r"bring data\.mixture_exponent nearer to 0"):
+        open_stream(corpora, exponent=1e300)
+    shares = open_stream(corpora, weights=[1e308, 1e308, 1e308]).phases[0].token_shares
+    np.testing.assert_allclose(shares, 1 / 3)
+
+
+def test_more_open_shards_than_there_are_read_the_corpus_as_one_window(corpora: list[Corpus]) -> None:
+    orders = [windows.order for windows in open_stream(corpora, open_shards=10**15).phases[0].windows]
+    assert [order.window_shards for order in orders] == [3, 5, 1]
+    enough = open_stream(corpora, open_shards=10**3).rows_of_steps(range(40))
+    many = open_stream(corpora, open_shards=10**15).rows_of_steps(range(40))
+    assert [facts(rows) for rows in many] == [facts(rows) for rows in enough]
+
+
 def test_corpora_of_several_tokenizers_are_refused(corpora: list[Corpus]) -> None:
     other = replace(corpora[1].manifest, tokenizer_fingerprint="ab" * 32)
     sources = [Source(corpora[0].files, corpora[0].manifest), Source(corpora[1].files, other)]

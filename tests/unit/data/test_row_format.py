@@ -41,7 +41,10 @@ def test_missing_special_tokens_are_named(manifest: Manifest, kind, name: str) -
         row_format(without(manifest, name), kind, 64)
 
 
-def test_short_sequences_are_refused(manifest: Manifest) -> None:
+def test_sequences_out_of_range_are_refused(manifest: Manifest) -> None:
     assert row_format(manifest, "bert", 8).sequence_length == 8
-    with pytest.raises(UserError, match=r"data\.sequence_length is 7; it must be at least 8"):
+    with pytest.raises(UserError, match=r"data\.sequence_length is 7; it must be 8 to 65535"):
         row_format(manifest, "bert", 7)
+    assert row_format(manifest, "bert", 65_535).sequence_length == 65_535
+    with pytest.raises(UserError, match=r"data\.sequence_length is 65536; it must be 8 to 65535"):
+        row_format(manifest, "bert", 65_536)  # offsets in a row have 16 bits

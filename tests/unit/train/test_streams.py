@@ -123,19 +123,24 @@ def test_stages_ahead_may_be_changed_and_those_behind_not(config_path: Path) -> 
         check_identity(plain.identity(9), excluding.identity(9), "checkpoint")
 
 
-def test_where_agrees_with_the_replay_of_every_step(config_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = load(config_path)
+@pytest.mark.parametrize("packing", ["best_fit", "pairs_nsp"])
+def test_where_agrees_with_the_replay_of_every_step(
+    config_path: Path, packing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config", str(config_path), "--data.packing", packing]
+    config = load(config_path, *arguments[2:])
     seen: dict[str, set[tuple[int, int]]] = {}
     for step in range(1, STEPS + 1):
         for segment in replay_batch(config, step).facts()["segments"]:
-            seen.setdefault(segment["document"], set()).add((step, segment["row"]))
+            for part in (segment, segment.get("second_part", segment)):
+                seen.setdefault(part["document"], set()).add((step, segment["row"]))
     for document in ("train-0/3 é", "train-1/2 é", "train-3/15 é"):
         facts = document_steps(config, document)
         found = {(one["step"], one["row"]) for place in facts["places"] for one in place["readings"]}
         assert found == seen.get(document, set())
-    assert main(["corpus", "where", "--document", "train-0/3 é", "--config", str(config_path), "--json"]) == 0
+    assert main(["corpus", "where", "--document", "train-0/3 é", *arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == document_steps(config, "train-0/3 é")
-    assert main(["corpus", "where", "--document", "train-0/3 é", "--config", str(config_path)]) == 0
+    assert main(["corpus", "where", "--document", "train-0/3 é", *arguments]) == 0
     assert "  step 1: tokens " in capsys.readouterr().out or seen["train-0/3 é"]
 
 
