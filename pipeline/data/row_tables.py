@@ -66,8 +66,8 @@ def rows_per_shard(source: OpenSource, packing: Packing, row_format: RowFormat) 
     if source.files.is_remote:
         kind = "gpt" if row_format.end_only_at_document_end else "bert"
         raise UserError(
-            f"{source.files.describe(name)} does not exist: the rows of every shard under packing {packing.name} at "
-            f"{row_format.sequence_length} tokens, which would have to be counted from all {len(table)} indexes. Run "
+            f"{source.files.describe(name)} does not exist, or is no such table: the rows of every shard under packing "
+            f"{packing.name} at {row_format.sequence_length} tokens, which would have to be counted from all {len(table)} indexes. Run "
             f"`pretrain corpus count-rows DIRECTORY --packing {packing.name} --kind {kind} --sequence-length "
             f"{row_format.sequence_length}` on the corpus where it is local and upload its `rows` folder, or set "
             "data.packing to concatenate, which needs no table."
@@ -87,17 +87,24 @@ def count_rows(directory: Path, packing: str, kind: RowKind, sequence_length: in
         rows of every split.
 
     Raises:
-        UserError: no corpus, no such packing, or a tokenizer that lacks what the rows need.
+        UserError: no corpus, no such packing, a tokenizer that lacks what the rows need, or tables that cannot be kept.
     """
     files = LocalFiles(directory)
     manifest = read_manifest(files)
     found = find_packing(packing)
     form = row_format(manifest, kind, sequence_length, pairs=found.needs_sentences)
-    return {
-        f"rows_{split}": int(rows_per_shard(OpenSource(Source(files, manifest), 0, split, 1), found, form).sum())
-        for split, table in manifest.splits.items()
-        if int(table.documents.sum())
-    }
+    rows = {}
+    for split, table in manifest.splits.items():
+        if int(table.documents.sum()):
+            source = OpenSource(Source(files, manifest), 0, split, 1)
+            rows[f"rows_{split}"] = int(rows_per_shard(source, found, form).sum())
+            name = table_name(split, table, found, form)
+            if found.closed_form is None and _read_table(files, name, len(table)) is None:
+                raise UserError(
+                    f"The rows were counted, but {files.describe(name)} could not be written. Check the owner, the "
+                    "mode and the free space of the corpus directory."
+                )
+    return rows
 
 
 def table_name(split: str, table: ShardTable, packing: Packing, row_format: RowFormat) -> str:
@@ -145,10 +152,16 @@ def _count_shards(task: _Task) -> list[int]:
 
 
 def _read_table(files: CorpusFiles, name: str, num_shards: int) -> NDArray[np.int64] | None:
-    """A kept table, or None if there is none that fits: it can always be counted again."""
+    """A kept table, or None if there is none that fits: where the corpus is local it can always be counted again."""
     try:
-        kept = np.load(io.BytesIO(files.read(name)), allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        content = files.read(name)
+    except (OSError, UserError) as error:
+        if files.is_remote and not isinstance(error, FileNotFoundError):
+            raise
+        return None
+    try:
+        kept = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError):
         return None
     return kept.astype(np.int64) if kept.dtype == np.int32 and kept.shape == (num_shards,) else None
 

@@ -104,11 +104,11 @@ class LocalFiles(CorpusFiles):
         return os.path.join(self.location, name)
 
     def read(self, name: str, sha256: str | None = None) -> bytes:
-        with _reading(path := self._inside(name)), _opened(path) as file:
+        with reading(path := self._inside(name)), _opened(path) as file:
             return file.read()
 
     def open(self, name: str, num_bytes: int | None = None, sha256: str | None = None) -> BinaryIO:
-        with _reading(path := self._inside(name)):
+        with reading(path := self._inside(name)):
             return _opened(path)
 
     def fetch_ahead(self, wanted: Sequence[Wanted]) -> None:
@@ -173,7 +173,7 @@ def _opened(path: str) -> BinaryIO:
 
 
 @contextmanager
-def _reading(path: str) -> Iterator[None]:
+def reading(path: str) -> Iterator[None]:
     """Name the file that cannot be read. Absence and too many open files mean something to whoever asks."""
     try:
         yield

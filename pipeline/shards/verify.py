@@ -21,7 +21,7 @@ from xxhash import xxh3_64_intdigest
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256_of_file
-from pipeline.shards.files import LocalFiles
+from pipeline.shards.files import LocalFiles, reading
 from pipeline.shards.layout import (
     BLOCK_ENTRY,
     NPY_HEADER_BYTES,
@@ -112,7 +112,8 @@ def verify_shard(files: LocalFiles, split: str, number: int, manifest: Manifest)
     num_bytes = path.stat().st_size
     if num_bytes != table.bytes[number]:
         raise UserError(f"{path} has {num_bytes} bytes; the manifest says {table.bytes[number]}. {WAY_OUT}")
-    found, expected = sha256_of_file(path), table.sha256_of(number)
+    with reading(str(path)):
+        found, expected = sha256_of_file(path), table.sha256_of(number)
     if found != expected:
         raise UserError(f"{path} has sha256 {found}; the manifest says {expected}: its bytes have changed. {WAY_OUT}")
     rebuilt = rebuild_index(path, manifest.vocab_size, sentences=manifest.has_sentences, words=manifest.has_words)

@@ -12,9 +12,10 @@ from pipeline.base.errors import UserError
 from pipeline.data.packing import PACKINGS, Packing
 from pipeline.data.pieces import ShardLengths
 from pipeline.data.row_format import row_format
-from pipeline.data.row_tables import rows_per_shard, table_name
+from pipeline.data.row_tables import count_rows, rows_per_shard, table_name
 from pipeline.data.rows import RowFormat
 from pipeline.data.source import OpenSource, Source
+from pipeline.shards.files import LocalFiles
 from tests.corpora import Corpus, random_lengths, write_corpus
 
 
@@ -74,6 +75,25 @@ def test_a_corpus_that_cannot_be_written_is_counted_at_every_opening(
     counted = count(corpus, packing, form)
     assert (counted > 0).all()
     assert not list((corpus.directory / "rows").glob("*.npy"))
+    with pytest.raises(UserError, match=r"counted, but .*rows/best_fit.*npy could not be written\. Check the owner"):
+        count_rows(corpus.directory, "best_fit", "bert", 32)
+    assert count_rows(corpus.directory, "concatenate", "bert", 32)["rows_train"] > 0  # which needs no table
+
+
+class FarFiles(LocalFiles):
+    """A remote corpus whose server is down."""
+
+    is_remote = True
+
+    def read(self, name: str, sha256: str | None = None) -> bytes:
+        raise UserError(f"{name} could not be fetched")
+
+
+def test_a_table_that_cannot_be_had_is_not_called_missing(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 2, 30))
+    far = OpenSource(Source(FarFiles(corpus.directory), corpus.manifest), 0, "train", 4)
+    with pytest.raises(UserError, match=r"^rows/best_fit.*could not be fetched$"):
+        rows_per_shard(far, PACKINGS["best_fit"], row_format(corpus.manifest, "bert", 32))
 
 
 @pytest.mark.parametrize(

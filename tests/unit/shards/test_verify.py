@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,15 @@ def test_of_several_damaged_shards_the_first_is_named(corpus: Corpus) -> None:
         path = corpus.directory / name
         path.write_bytes(path.read_bytes()[::-1])
     with pytest.raises(UserError, match=r"train/00001\.tar has sha256"):
+        verify_corpus(corpus.directory)
+
+
+def test_a_tar_that_cannot_be_read_is_named(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("pipeline.shards.verify.sha256_of_file", refuse)
+    with pytest.raises(UserError, match=r"00000\.tar cannot be read \(Permission denied\)\. Check its owner, its mode"):
         verify_corpus(corpus.directory)
 
 
