@@ -67,8 +67,8 @@ def rows_per_shard(source: OpenSource, packing: Packing, row_format: RowFormat) 
         kind = "gpt" if row_format.end_only_at_document_end else "bert"
         raise UserError(
             f"{source.files.describe(name)} does not exist, or is no such table: the rows of every shard under packing "
-            f"{packing.name} at {row_format.sequence_length} tokens, which would have to be counted from all {len(table)} indexes. Run "
-            f"`pretrain corpus count-rows DIRECTORY --packing {packing.name} --kind {kind} --sequence-length "
+            f"{packing.name} at {row_format.sequence_length} tokens, which would have to be counted from all {len(table)} "
+            f"indexes. Run `pretrain corpus count-rows DIRECTORY --packing {packing.name} --kind {kind} --sequence-length "
             f"{row_format.sequence_length}` on the corpus where it is local and upload its `rows` folder, or set "
             "data.packing to concatenate, which needs no table."
         )
