@@ -25,6 +25,10 @@ Transform = Callable[[Rows, Sequence[int]], Sequence[Sequence[BatchT]]]
 micro-batches of every step."""
 
 _MOST_STEPS_TOGETHER: Final = 8
+_TOKENS_TOGETHER: Final = 1 << 18
+"""Small steps are planned, gathered and masked together, up to so many: each call of NumPy costs as much as the work on
+thousands of tokens."""
+
 _POLL_SECONDS: Final = 0.1
 _END: Final = object()
 
@@ -60,15 +64,23 @@ class _Steps(Generic[BatchT]):
         """Groups of steps that are planned and gathered together."""
         return -(-max(0, self.last_step - self.first_step) // self.steps_together)
 
-    def group(self, number: int) -> list[list[BatchT]]:
-        """Micro-batches of every step of a group."""
+    def group(self, number: int) -> Iterator[list[BatchT]]:
+        """Micro-batches of every step of a group; those before a step that fails are given all the same."""
         first = self.first_step + number * self.steps_together
         steps = range(first, min(first + self.steps_together, self.last_step))
-        made: list[list[BatchT]] = []
-        for alike in self.stream.alike(steps):
-            rows = self.stream.joined_rows(alike, self.rank, self.world_size)
-            made += map(list, self.transform(rows, alike))
-        return made
+        try:
+            made = [batches for alike in self.stream.alike(steps) for batches in self._made(alike)]
+        except Exception:
+            if len(steps) == 1:
+                raise
+            for step in steps:
+                yield from self._made([step])
+        else:
+            yield from made
+
+    def _made(self, steps: Sequence[int]) -> list[list[BatchT]]:
+        rows = self.stream.joined_rows(steps, self.rank, self.world_size)
+        return [list(batches) for batches in self.transform(rows, steps)]
 
 
 class Loader(Generic[BatchT]):
@@ -127,7 +139,9 @@ def make_loader(
             f"data.workers is {workers} (at least 0) and data.prefetch_steps {prefetch_steps} (at least 1)."
         )
     keep_freed_memory()
-    steps_together = min(_MOST_STEPS_TOGETHER, max(1, prefetch_steps // 2))
+    stage = stream.stages.of_step(first_step)
+    tokens_a_step = -(-stage.global_batch_size // world_size) * stage.sequence_length
+    steps_together = min(_MOST_STEPS_TOGETHER, max(1, _TOKENS_TOGETHER // tokens_a_step))
     steps = _Steps(stream, transform, first_step, last_step, rank, world_size, steps_together)
     return Loader(steps, workers, prefetch_steps)
 
@@ -210,10 +224,12 @@ class _Groups:
         return self.steps.num_groups
 
     def __getitem__(self, group: int) -> list[Any]:
+        made: list[Any] = []
         try:
-            return self.steps.group(group)
+            made.extend(self.steps.group(group))
         except Exception as error:
-            return [_Failure(_that_travels(error), traceback.format_exc())]
+            made.append(_Failure(_that_travels(error), traceback.format_exc()))
+        return made
 
 
 def _that_travels(error: Exception) -> Exception:
