@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from pipeline.config.corpus import CorpusConfig
-from pipeline.config.data_checks import data_problems
+from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import schedule_in_steps
 
@@ -130,6 +130,7 @@ def _objective_problems(config: RunConfig) -> Iterator[str]:
         )
     yield from _share(zero=False, one=False, objective__span_geometric_p=objective.span_geometric_p)
     yield from _at_least(1, objective__span_max_words=objective.span_max_words)
+    yield from _at_most(MAX_SEQUENCE_LENGTH, objective__span_max_words=objective.span_max_words)
     if objective.name != "mlm" and objective.masking != "token":
         yield f"objective.masking: `{objective.name}` masks nothing, so `{objective.masking}` has no use; leave it out."
 

@@ -27,7 +27,7 @@ def read_exclusions(entries: Sequence[ExclusionConfig]) -> dict[str, int]:
     """First step (counted from 0) without each document, by its id; of several entries the earliest counts.
 
     Raises:
-        UserError: a file that cannot be read as text.
+        UserError: a file that cannot be read as text, or without an id.
     """
     first_step: dict[str, int] = {}
     for number, entry in enumerate(entries):
@@ -40,13 +40,17 @@ def _lines(file: str | None, number: int) -> list[str]:
     if file is None:
         return []
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        # An editor may have put a byte order mark before the first id.
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
         raise UserError(
             f"data.exclude.{number}.file: {file} cannot be read ({error}). Give a UTF-8 text file with one document "
             "id a line."
         ) from None
-    return [line.strip() for line in lines if line.strip()]
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise UserError(f"data.exclude.{number}.file: {file} names no document. Write one id a line, or leave it out.")
+    return names
 
 
 class Exclusions:

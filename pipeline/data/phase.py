@@ -139,7 +139,7 @@ def raise_end(last_row: int, row: int) -> None:
     """Raise the error of a mixture that has come to its end."""
     raise UserError(
         f"The data end at row {last_row}, before row {row}: every source of data.mixture has dropped out. Lower "
-        "train.steps, or raise `epochs` of a source or leave it out."
+        "train.steps or the length of a stage, or raise `epochs` of a source or leave it out."
     )
 
 

@@ -41,6 +41,14 @@ FREE_KEYS = (
 ``train.steps`` may be raised to train on; a decaying schedule then follows the new length from the resumed step."""
 
 
+_MEANING = {
+    "stream.exclusions": "digest of data.exclude as far as it counts by then; entries added now need a later from_step",
+    "stream.sources": "fingerprint, share of the rows and epochs of every corpus",
+    "stream.stages": "of every stage begun by then: steps before it, rows a step, tokens a row",
+}
+"""What values are that do not speak for themselves."""
+
+
 def run_identity(config: RunConfig, corpus_fingerprint: str, stream_settings: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that must be equal for a resume, as flat JSON values.
 
@@ -70,6 +78,7 @@ def check_identity(saved: dict[str, Any], present: dict[str, Any], checkpoint: s
         return
     lines = [
         f"  - {key}: checkpoint {saved.get(key, '(absent)')!r}, now {present.get(key, '(absent)')!r}"
+        + (f" ({_MEANING[key]})" if key in _MEANING else "")
         for key in [*present, *(key for key in saved if key not in present)]
         if saved.get(key, "(absent)") != present.get(key, "(absent)")
     ]

@@ -198,9 +198,9 @@ def open_sources(config: RunConfig) -> list[Source]:
     """The corpora of a run, checked against its model.
 
     Raises:
-        UserError: no corpus there, damaged, or a tokenizer that does not fit the model.
+        UserError: no corpus there, damaged, named twice, or a tokenizer that does not fit the model.
     """
-    sources = []
+    sources: list[Source] = []
     for entry in corpora_of(config):
         files = files_at(entry.corpus, config.data.cache)
         manifest = read_manifest(files)
@@ -210,6 +210,12 @@ def open_sources(config: RunConfig) -> list[Source]:
                 f"model.vocab_size: {config.model.vocab_size} is smaller than the tokenizer of corpus {entry.corpus} "
                 f"({manifest.vocab_size} ids); leave it out or set it to at least {manifest.vocab_size}."
             )
+        for other in sources:
+            if other.manifest.fingerprint == manifest.fingerprint:
+                raise UserError(
+                    f"data.mixture: {entry.corpus} and {other.files.location} are the same corpus: each document would "
+                    "be read twice an epoch. Name it once, with one weight."
+                )
         sources.append(Source(files, manifest, entry.weight, entry.epochs))
     return sources
 

@@ -67,6 +67,7 @@ def test_each_problem_of_the_cache_is_named(values: dict[str, Any], message: str
         ({"objective__mask_token_share": 0.95}, "0.95 + 0.1 is above 1"),
         ({"objective__span_geometric_p": 1.0}, "objective.span_geometric_p: 1.0 is outside (0, 1)"),
         ({"objective__span_max_words": 0}, "objective.span_max_words: 0 is below 1"),
+        ({"objective__span_max_words": 10**12}, "objective.span_max_words: 1000000000000 is above 65535"),
         (
             {"model__family": "gpt2", "objective__name": "clm", "objective__masking": "span"},
             "objective.masking: `clm` masks nothing, so `span` has no use",

@@ -244,9 +244,7 @@ def test_sources_share_the_shards_kept_open(tmp_path: Path) -> None:
 
 
 def test_a_source_that_would_never_be_read_is_refused(corpora: list[Corpus]) -> None:
-    with pytest.raises(
-        UserError, match=r"data\.mixture: .*1 would give less than one row in 10\^12\. Raise its"
-    ):
+    with pytest.raises(UserError, match=r"data\.mixture: .*1 would give less than one row in 10\^12\. Raise its"):
         open_stream(corpora, weights=[1.0, 1e-15, 1.0])
     with pytest.raises(UserError, match=r"bring data\.mixture_exponent nearer to 0"):
         open_stream(corpora, exponent=1e300)
@@ -277,5 +275,15 @@ def test_exclusion_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     listed.write_text("a/1\n\n b/2 \n")
     entries = [ExclusionConfig(["c"], None, 5), ExclusionConfig([], str(listed), 9), ExclusionConfig(["b/2"], None, 3)]
     assert read_exclusions(entries) == {"c": 4, "a/1": 8, "b/2": 2}
+    listed.write_bytes(b"\xef\xbb\xbfa/1\r\nb/2\r\n")
+    assert read_exclusions([ExclusionConfig([], str(listed))]) == {"a/1": 0, "b/2": 0}
+    listed.write_text(" \n")
+    with pytest.raises(UserError, match=r"data\.exclude\.0\.file: .*ids\.txt names no document\. Write one id a line"):
+        read_exclusions([ExclusionConfig([], str(listed))])
+    listed.write_bytes(b"a/1\xff")
+    with pytest.raises(UserError, match=r"ids\.txt cannot be read \('utf-8' codec .* Give a UTF-8 text file"):
+        read_exclusions([ExclusionConfig([], str(listed))])
+    with pytest.raises(UserError, match=r"cannot be read \(embedded null byte\)"):
+        read_exclusions([ExclusionConfig([], "a\0b")])
     with pytest.raises(UserError, match=r"data\.exclude\.0\.file: .*missing\.txt cannot be read .*document id a line"):
         read_exclusions([ExclusionConfig([], str(tmp_path / "missing.txt"))])

@@ -119,7 +119,7 @@ def test_stages_ahead_may_be_changed_and_those_behind_not(config_path: Path) -> 
         check_identity(plain.identity(20), later.identity(20), "checkpoint")
     excluding = open_streams(load(config_path, "--data.exclude", '[{"documents": ["train-0/3 é"], "from_step": 20}]'))
     check_identity(plain.identity(8), excluding.identity(8), "checkpoint")
-    with pytest.raises(UserError, match=r"stream\.exclusions: checkpoint '[0-9a-f]{64}', now ''"):
+    with pytest.raises(UserError, match=r"stream\.exclusions: checkpoint '[0-9a-f]{64}', now '' .*a later from_step"):
         check_identity(plain.identity(9), excluding.identity(9), "checkpoint")
 
 
@@ -142,6 +142,13 @@ def test_where_agrees_with_the_replay_of_every_step(
     assert json.loads(capsys.readouterr().out) == document_steps(config, "train-0/3 é")
     assert main(["corpus", "where", "--document", "train-0/3 é", *arguments]) == 0
     assert "  step 1: tokens " in capsys.readouterr().out or seen["train-0/3 é"]
+
+
+def test_a_corpus_named_twice_is_refused(config_path: Path) -> None:
+    corpus = f"{config_path.parent}/0"
+    named = ["--data.mixture", json.dumps([{"corpus": corpus}, {"corpus": f"{corpus}/../0"}])]
+    with pytest.raises(UserError, match=r"data\.mixture: .*/\.\./0 and .*/0 are the same corpus: .* Name it once"):
+        open_streams(load(config_path, *named))
 
 
 def test_more_steps_than_a_mixture_has_rows_are_refused(config_path: Path) -> None:
