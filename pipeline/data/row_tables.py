@@ -36,8 +36,8 @@ _SHARDS_A_TASK: Final = 256
 def rows_per_shard(source: OpenSource, packing: Packing, row_format: RowFormat) -> NDArray[np.int64]:
     """R_s of every shard of a source, int64 (N,).
 
-    A counted table is kept under ``rows/``, named by packing, version, S, overhead, split and the shards it was made
-    from. Where the corpus is not writable it is counted at every opening.
+    A counted table is kept under ``rows/`` as npy and sha256, named by packing, version, S, overhead, split and the
+    shards it was made from. Where the corpus is not writable it is counted at every opening.
 
     Raises:
         UserError: a damaged index, a shard with more documents or bytes than a plan can number, or a remote corpus
@@ -67,8 +67,8 @@ def rows_per_shard(source: OpenSource, packing: Packing, row_format: RowFormat) 
         kind = "gpt" if row_format.end_only_at_document_end else "bert"
         raise UserError(
             f"{source.files.describe(name)} does not exist, or is no such table: the rows of every shard under packing "
-            f"{packing.name} at {row_format.sequence_length} tokens, which would have to be counted from all {len(table)} "
-            f"indexes. Run `pretrain corpus count-rows DIRECTORY --packing {packing.name} --kind {kind} --sequence-length "
+            f"{packing.name} at {row_format.sequence_length} tokens, to be counted from all {len(table)} indexes. Run "
+            f"`pretrain corpus count-rows DIRECTORY --packing {packing.name} --kind {kind} --sequence-length "
             f"{row_format.sequence_length}` on the corpus where it is local and upload its `rows` folder, or set "
             "data.packing to concatenate, which needs no table."
         )
@@ -160,8 +160,11 @@ def _read_table(files: CorpusFiles, name: str, num_shards: int) -> NDArray[np.in
             raise
         return None
     try:
-        kept = np.load(io.BytesIO(content), allow_pickle=False)
+        kept = np.load(buffer := io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError):
+        return None
+    size = buffer.tell()
+    if content[size:] not in (b"", _digest(name, content[:size])):  # other makers of tables need not write one
         return None
     return kept.astype(np.int64) if kept.dtype == np.int32 and kept.shape == (num_shards,) else None
 
@@ -169,7 +172,13 @@ def _read_table(files: CorpusFiles, name: str, num_shards: int) -> NDArray[np.in
 def _keep_table(files: CorpusFiles, name: str, counted: NDArray[np.int64]) -> None:
     buffer = io.BytesIO()
     np.save(buffer, counted.astype(np.int32))
+    table = buffer.getvalue()
     try:
-        files.keep_derived(name, buffer.getvalue())
+        files.keep_derived(name, table + _digest(name, table))
     except OSError as error:
         get_logger("data").debug("row table not kept: %s", error)
+
+
+def _digest(name: str, table: bytes) -> bytes:
+    """Ends a kept table: one that is damaged, or was renamed, would give other batches without a word."""
+    return hashlib.sha256(name.encode() + table).digest()

@@ -172,10 +172,12 @@ class Windows:
         )
         expected = int(self.order.rows_per_shard[shard])
         if plan.num_rows != expected:
+            files = self.source.files
+            anew = "make it with `pretrain corpus count-rows` and upload it" if files.is_remote else "it is made again"
             raise UserError(
                 f"Shard {shard_name(self.source.split, shard)} packs into {plan.num_rows} rows, but the row table says "
-                f"{expected}: the table under {self.source.files.describe('rows')} is of another corpus or damaged. "
-                "Delete that folder; it is made again."
+                f"{expected}: the table under {files.describe('rows')} is of another corpus or damaged. "
+                f"Delete that folder; {anew}."
             )
         locate(plan.pieces, index.starts)
         return as_integers(plan.pieces), plan.first_piece

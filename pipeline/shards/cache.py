@@ -106,22 +106,22 @@ class Cache:
         As long as it (or a map of it) is open, other files are evicted before it. If it is, it stays readable.
         """
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            # Without waiting: a pipe would wait for its writer.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
-        file = os.fdopen(descriptor, "rb")
         try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or num_bytes not in (None, found.st_size):
-                file.close()
                 self.drop(path)
+                os.close(descriptor)
                 return None
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             os.utime(descriptor)
+            return os.fdopen(descriptor, "rb")
         except BaseException:
-            file.close()
+            os.close(descriptor)
             raise
-        return file
 
     def drop(self, path: Path) -> None:
         """Delete a file that is not to be trusted; whoever has it open goes on reading it."""

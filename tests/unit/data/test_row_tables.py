@@ -48,6 +48,25 @@ def test_counted_table_is_kept_and_read_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(count(corpus, packing, form), counted)
 
 
+def test_a_damaged_or_renamed_table_is_counted_again(tmp_path: Path) -> None:
+    """One shard's rows shift those of all others: nobody would notice until that shard is read."""
+    corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 4, 30))
+    form, packing = row_format(corpus.manifest, "bert", 32), PACKINGS["best_fit"]
+    counted = count(corpus, packing, form)
+    path = corpus.directory / table_name("train", corpus.manifest.splits["train"], packing, form)
+    content = path.read_bytes()
+    for place in (0, 100, 128, 128 + 4 * 4 - 1, len(content) - 1):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        np.testing.assert_array_equal(count(corpus, packing, form), counted)
+    longer = row_format(corpus.manifest, "bert", 64)
+    expected = count(corpus, packing, longer)
+    path.rename(corpus.directory / table_name("train", corpus.manifest.splits["train"], packing, longer))
+    np.testing.assert_array_equal(count(corpus, packing, longer), expected)
+    assert expected.sum() < counted.sum()
+
+
 @pytest.mark.parametrize("content", [b"", b"not a table", None])
 def test_a_kept_table_that_does_not_fit_is_counted_again(tmp_path: Path, content: bytes | None) -> None:
     corpus = write_corpus(tmp_path / "corpus", random_lengths(1, 4, 30))

@@ -126,6 +126,19 @@ def test_a_link_in_the_cache_is_not_followed(tmp_path: Path) -> None:
         cache.open(path, 6)
 
 
+def test_a_pipe_and_a_folder_in_place_of_a_file_do_not_hold_the_reader(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "cache")
+    path = cache.path("a.tar", "ab" * 32)
+    os.mkfifo(path)
+    assert cache.open(path, 6) is None
+    assert not path.exists()
+    path.mkdir()
+    num_open = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(UserError, match=rf"cannot be used .*{path.name}"), cache.disk_errors():
+        cache.open(path, 6)
+    assert len(os.listdir("/proc/self/fd")) <= num_open
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_bound_holds_through_any_sequence(tmp_path: Path, seed: int) -> None:
     generator = np.random.default_rng(seed)
