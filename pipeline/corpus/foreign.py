@@ -11,7 +11,7 @@ from typing import Final
 from pipeline.base.errors import UserError
 from pipeline.corpus.megatron import MegatronSource, megatron_prefix, open_megatron, with_ending
 from pipeline.corpus.token_source import TokenSource
-from pipeline.corpus.tokenized_datasets import is_dataset_folder, open_dataset_folder
+from pipeline.corpus.tokenized_datasets import check_encodable, is_dataset_folder, open_dataset_folder
 
 FORMS: Final = ("megatron", "datasets")
 _OUR_SPLITS: Final = ("train", "validation")
@@ -47,9 +47,10 @@ def open_foreign(location: Path, form: str | None, splits: Sequence[str], name: 
         splits: those wanted; none: the only one, or ``train`` and ``validation`` as far as they are there.
 
     Raises:
-        UserError: nothing of that form is there, no such split, more splits than one chosen that are not ours, or
-            what the form's reader refuses.
+        UserError: the path is not UTF-8, nothing of that form is there, no such split, more splits than one chosen that
+            are not ours, or what the form's reader refuses.
     """
+    check_encodable(location)
     form = form or _form_of(location)
     name = name or megatron_prefix(location.absolute()).name
     found = _megatron_splits(location) if form == "megatron" else _dataset_splits(location)

@@ -60,9 +60,23 @@ def open_dataset_folder(path: Path) -> dict[str, Callable[[str], TokenSource]]:
     return {str(split): _saved_split(path, dataset) for split, dataset in splits.items()}
 
 
+def check_encodable(path: Path) -> None:
+    """Refuse a name that neither Arrow nor a manifest can hold.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"The name {ascii(str(path))} is not UTF-8. Rename it.") from None
+
+
 def _parquet_files(path: Path) -> dict[str, list[Path]]:
     by_split: dict[str, list[Path]] = {}
-    for file in sorted(path.rglob("*.parquet")):
+    # Some programs write a folder called `x.parquet`.
+    for file in sorted(file for file in path.rglob("*.parquet") if file.is_file()):
+        check_encodable(file)
         parts = file.relative_to(path).parts
         split = parts[0] if len(parts) > 1 else (file.stem.split("-")[0] if "-" in file.stem else "train")
         by_split.setdefault(split, []).append(file)

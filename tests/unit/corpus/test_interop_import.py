@@ -202,6 +202,7 @@ def test_a_data_set_of_splits_and_chosen_rows(tmp_path: Path, gpt2: tuple[Path, 
         ("train-0.parquet train-1.parquet", pyarrow.list_(pyarrow.int32())),
         ("train/a.parquet train/b.parquet", pyarrow.large_list(pyarrow.int64())),
         ("a.parquet b.parquet", pyarrow.list_(pyarrow.uint16())),
+        ("train.parquet/a.parquet train.parquet/b.parquet", pyarrow.list_(pyarrow.int32())),
     ],
 )
 def test_a_folder_of_parquet(tmp_path: Path, gpt2: tuple[Path, TokenizerFacts], names: str, kind: Any) -> None:

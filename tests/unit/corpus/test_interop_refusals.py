@@ -204,3 +204,13 @@ def test_a_damaged_corpus_is_not_exported(tmp_path: Path, corpus: Path) -> None:
     with pytest.raises(UserError, match=r"00000\.tar"):
         export_corpus(tmp_path / "corpus", tmp_path / "out", form="datasets")
     assert not (tmp_path / "out").exists()
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path: Path, gpt2: tuple[Path, TokenizerFacts]) -> None:
+    for folder, file in ((b"plain", b"\xff.parquet"), (b"plain2/\xfe", b"a.parquet"), (b"\xff", b"a.parquet")):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + folder))
+        path.mkdir(parents=True)
+        pyarrow.parquet.write_table(pyarrow.table({"input_ids": [[5, 6]]}), tmp_path / "table")
+        (tmp_path / "table").rename(path / os.fsdecode(file))
+        source = path.parent if path.parent != tmp_path else path
+        assert "is not UTF-8. Rename it." in refused(source, gpt2[0])
