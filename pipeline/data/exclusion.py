@@ -41,7 +41,7 @@ def _lines(file: str | None, number: int) -> list[str]:
         return []
     try:
         # An editor may have put a byte order mark before the first id.
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(file).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise UserError(
             f"data.exclude.{number}.file: {file} cannot be read ({error}). Give a UTF-8 text file with one document "

@@ -58,7 +58,7 @@ class Replayed:
                 rows.segment_row, self.document_ids, rows.offset, rows.segment_start, rows.segment_length, strict=True
             )
         ]
-        for number, second in self._second_parts():
+        for number, second in self.second_parts():
             segments[number]["second_part"] = second
         return {
             "step": self.step,
@@ -72,7 +72,7 @@ class Replayed:
             "segments": segments,
         }
 
-    def _second_parts(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def second_parts(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Pairs: number of a segment and what its second part is."""
         rows = self.rows
         if self.second_document_ids is None or rows.second_offset is None or rows.second_start is None:
@@ -127,7 +127,7 @@ def print_batch(replayed: Replayed, num_rows: int) -> None:
     print(f"step {facts['step']}: {facts['rows']} rows from row {facts['first_row']}, digest {facts['digest']}")
     print(f"{facts['real_tokens']} tokens, {facts['predictions']} predicted, {len(facts['documents'])} documents")
     rows = replayed.rows
-    second_parts = dict(replayed._second_parts())
+    second_parts = dict(replayed.second_parts())
     for row in range(min(num_rows, facts["rows"])):
         corpus = f" of {replayed.corpora[rows.source[row]]}" if len(replayed.corpora) > 1 else ""
         print(f"\nrow {rows.row_numbers[row]} (epoch {rows.epoch[row]}, shard {rows.shard[row]}{corpus})")
