@@ -27,8 +27,8 @@ def quotas(shares: Sequence[float]) -> NDArray[np.int64]:
     exact = share * PERIOD
     places = np.floor(exact).astype(np.int64)
     places[(share > 0) & (places == 0)] = 1
-    # Stable, so that equal remainders go to the first sources on every machine.
-    by_remainder = np.argsort(-(exact - np.floor(exact)), kind="stable")
+    # Stable, so that equal remainders go to the first sources on every machine; one that was lifted has its due.
+    by_remainder = np.argsort(places - exact, kind="stable")
     by_remainder = by_remainder[share[by_remainder] > 0]
     missing = PERIOD - int(places.sum())
     if missing > 0:

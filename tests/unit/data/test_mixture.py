@@ -76,3 +76,8 @@ def test_a_mixture_of_sources_that_all_end_has_an_end() -> None:
     assert Mixture([0.5, 0.5], [7, 30]).num_rows == 37
     assert Mixture([0.5, 0.5], [0, 30]).num_rows == 30
     assert Mixture([0.5, 0.5], [7, None]).num_rows is None
+
+
+def test_a_tiny_source_that_was_given_a_place_takes_no_remainder() -> None:
+    assert quotas([32767.6, 32767.5, 0.9]).tolist() == [32768, 32767, 1]
+    assert quotas([1.0, 1.0, 1.0]).tolist() == [21846, 21845, 21845]
