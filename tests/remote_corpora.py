@@ -47,11 +47,19 @@ def check_equal(files: CorpusFiles, corpus: Corpus, splits: Sequence[str] = ("tr
 
 
 def cached_bytes(directory: Path) -> int:
-    """Bytes of all files under a cache."""
-    total = 0
+    """Bytes of all files under a cache at one moment: looked at twice, since files may come and go during a look."""
+    before, now = None, _sizes(directory)
+    while before != now:
+        before, now = now, _sizes(directory)
+    return sum(now.values())
+
+
+def _sizes(directory: Path) -> dict[Path, int]:
+    sizes = {}
     for path in directory.rglob("*"):
         try:
-            total += path.lstat().st_size if path.is_file() else 0
+            if path.is_file():
+                sizes[path] = path.lstat().st_size
         except FileNotFoundError:
             continue
-    return total
+    return sizes
