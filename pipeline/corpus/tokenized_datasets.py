@@ -69,7 +69,7 @@ def check_encodable(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise UserError(f"The name {ascii(str(path))} is not UTF-8. Rename it.") from None
+        raise UserError(f"The name {str(path)!a} is not UTF-8. Rename it.") from None
 
 
 def _parquet_files(path: Path) -> dict[str, list[Path]]:
