@@ -19,8 +19,7 @@ def word_starts(text: str, word_ids: Sequence[int | None], offsets: NDArray[np.i
     """Whether each token begins a word.
 
     It does where the pre-tokenizer's word changes, and, since some tokenizers have no pre-tokenizer, where white space
-    lies between it and the token before, where it begins with white space itself, or where the token before is text
-    that ends with white space.
+    lies between it and the token before, or where it begins with white space itself.
 
     Args:
         text: that was encoded as one piece.
@@ -41,8 +40,6 @@ def word_starts(text: str, word_ids: Sequence[int | None], offsets: NDArray[np.i
     end_before = np.append(0, np.maximum.accumulate(end)[:-1])
     starts = spaces_before[begin] > spaces_before[end_before]
     starts |= is_space[begin] & (begin >= end_before) & (end > begin)
-    ends_with_space = is_space[end - 1] & (spaces_before[end] - spaces_before[begin] < end - begin)
-    starts[1:] |= ends_with_space[:-1] & (begin[1:] >= end[:-1])
     starts[1:] |= ids[1:] != ids[:-1]
     starts[0] = True
     return starts

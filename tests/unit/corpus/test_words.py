@@ -124,13 +124,6 @@ def test_the_bytes_of_a_character_are_one_word() -> None:
     assert word_starts("", [0], np.zeros((1, 2), np.int64)).tolist() == [True]
 
 
-def test_text_that_ends_with_white_space_ends_a_word() -> None:
-    """Tokens of vocabularies that may cross white space: ``"> "``, ``"is "``; a mark alone is part of its word."""
-    text = "a> is x y"
-    offsets = np.array([(0, 1), (1, 3), (3, 6), (6, 7), (7, 8), (8, 9)], np.int64)
-    assert word_starts(text, [0] * 6, offsets).tolist() == [True, False, True, True, True, False]
-
-
 def test_a_token_of_no_word_is_a_word() -> None:
     offsets = np.array([(0, 1), (1, 2), (2, 3)], np.int64)
     assert word_starts("abc", [0, None, None], offsets).tolist() == [True, True, True]
