@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from pipeline.base.errors import UserError
 from pipeline.base.ranks import RankFacts
@@ -18,7 +21,7 @@ from pipeline.config.run import RunConfig
 from pipeline.data.digest import combine_row_digests
 from pipeline.train.identity import check_identity
 from pipeline.train.provenance import document_steps
-from pipeline.train.replay import replay_batch
+from pipeline.train.replay import print_batch, replay_batch
 from pipeline.train.streams import open_streams
 from tests.corpora import random_lengths, write_corpus
 
@@ -142,6 +145,25 @@ def test_where_agrees_with_the_replay_of_every_step(
     assert json.loads(capsys.readouterr().out) == document_steps(config, "train-0/3 é")
     assert main(["corpus", "where", "--document", "train-0/3 é", *arguments]) == 0
     assert "  step 1: tokens " in capsys.readouterr().out or seen["train-0/3 é"]
+
+
+def test_a_printed_pair_names_its_corpus_and_both_documents(
+    config_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = Tokenizer(WordLevel({f"t{number}": number for number in range(1000)}, unk_token="t1"))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    replayed = replay_batch(load(config_path, "--data.packing=pairs_nsp"), 3)
+    print_batch(replace(replayed, tokenizer_file=tmp_path / "tokenizer.json"), num_rows=100)
+    printed = capsys.readouterr().out
+    segments = replayed.facts()["segments"]
+    pairs = [segment for segment in segments if "second_part" in segment]
+    assert len(pairs) > 5
+    for segment in pairs:
+        second = segment["second_part"]
+        assert second["document"] in replayed.facts()["documents"]
+        assert f"(epoch {segment['epoch']}, shard {segment['shard']} of {segment['corpus']})" in printed
+        expected = f"{segment['document']} from token {segment['offset']}, then {second['document']} from token"
+        assert f"  {expected} {second['offset']}:\n" in printed
 
 
 def test_a_corpus_named_twice_is_refused(config_path: Path) -> None:
