@@ -94,6 +94,12 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
 
 
+def _local_path(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is a URL; give the directory of the corpus where it is local")
+    return Path(text)
+
+
 def _add_corpus_commands(commands: Any) -> None:
     corpus = _group(commands, "corpus", "build, verify, describe and convert corpora")
     build = _add(corpus, "build", corpus_build, "make a corpus directory from text", overrides=True)
@@ -103,7 +109,7 @@ def _add_corpus_commands(commands: Any) -> None:
     _add_json(build)
     verify = _add(corpus, "verify", corpus_verify, "check every checksum and count of a corpus")
     stats = _add(corpus, "stats", corpus_stats, "print what a corpus holds")
-    verify.add_argument("directory", type=Path, help="corpus directory")
+    verify.add_argument("directory", type=_local_path, help="corpus directory")
     stats.add_argument("directory", help="corpus directory or URL")
     for parser in (verify, stats):
         _add_json(parser)
@@ -113,7 +119,7 @@ def _add_corpus_commands(commands: Any) -> None:
     where.add_argument("--config", type=Path, required=True, help="run config (YAML)")
     _add_json(where)
     rows = _add(corpus, "count-rows", corpus_count_rows, "make the row tables that a remote corpus needs")
-    rows.add_argument("directory", type=Path, help="corpus directory")
+    rows.add_argument("directory", type=_local_path, help="corpus directory")
     rows.add_argument("--packing", default="best_fit", help="as data.packing (default best_fit)")
     rows.add_argument("--kind", choices=("bert", "gpt"), required=True, help="special tokens of the rows")
     rows.add_argument("--sequence-length", type=int, required=True, metavar="S", help="as data.sequence_length")
@@ -132,7 +138,7 @@ def _add_interchange_commands(corpus: Any) -> None:
     source.add_argument("--shard-documents", type=int, metavar="N", help="or at N documents")
     source.add_argument("--block-tokens", type=int, metavar="N", help="a record of a shard closes at N tokens")
     target = _add(corpus, "export", corpus_export, "write a corpus as Megatron-LM pairs or a folder of `datasets`")
-    target.add_argument("directory", help="corpus directory")
+    target.add_argument("directory", help="corpus directory or URL")
     target.add_argument("--output", type=Path, required=True, metavar="PATH", help="folder to make")
     target.add_argument("--format", choices=("megatron", "datasets"), required=True)
     target.add_argument("--sentences", action="store_true", help="write the borders of sentences")

@@ -103,6 +103,14 @@ def test_a_flipped_byte_is_found_by_verify(capsys: pytest.CaptureFixture[str], c
     assert "00002.tar" in error_of(capsys, "corpus", "verify", corpus)
 
 
+@pytest.mark.parametrize("command", [["verify"], ["count-rows", "--kind", "bert", "--sequence-length", "32"]])
+def test_commands_that_need_the_local_copy_refuse_a_url(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["corpus", *command, "https://host/mine"])
+    assert ended.value.code == 2
+    assert "https://host/mine is a URL; give the directory of the corpus where it is local" in capsys.readouterr().err
+
+
 def test_no_such_step(capsys: pytest.CaptureFixture[str], config: Path) -> None:
     assert "--step 21: this run has steps 1 to 20 (train.steps)" in error_of(capsys, "batch", config, "--step", 21)
     assert "--step 0: this run has steps 1 to 20" in error_of(capsys, "batch", config, "--step", 0)
