@@ -43,7 +43,7 @@ def batch_plan(config: RunConfig, world_size: int) -> BatchPlan:
         raise UserError(f"{world_size} ranks: at least 1 is needed.")
     if config.train.strategy == "single" and world_size > 1:
         raise UserError(f"train.strategy: `single` runs one rank, but {world_size} were started; use `ddp` or `zero1`.")
-    stages = stages_of(config).all
+    stages = stages_of(config).begun(config.train.steps)
     smallest = min(stages, key=lambda stage: stage.global_batch_size)
     if world_size > smallest.global_batch_size:
         raise UserError(

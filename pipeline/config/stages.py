@@ -34,6 +34,9 @@ class Stage:
     sequence_length: int
     """S."""
 
+    lane_rows: int
+    """Rows a step that the order of the phase is laid out for: G, or where it is a warmup, what that grows to."""
+
     def __str__(self) -> str:
         """For people, who count steps from 1."""
         rows = f"{self.global_batch_size:,} rows of {self.sequence_length:,} tokens"
@@ -47,14 +50,17 @@ class Stages:
     all: tuple[Stage, ...]
 
     @classmethod
-    def of_lengths(cls, lengths: Sequence[tuple[int | None, int, int]]) -> Self:
-        """From (steps, G, S) of every stage; the steps of the last are not read. Stages of 0 steps are left out."""
+    def of_lengths(cls, lengths: Sequence[tuple[int | None, int, int] | tuple[int | None, int, int, int]]) -> Self:
+        """From (steps, G, S) of every stage, of a warmup also the G that it grows to.
+
+        The steps of the last stage are not read; stages of 0 steps are left out.
+        """
         stages: list[Stage] = []
         step = row = slot = 0
-        for number, (steps, size, length) in enumerate(lengths):
+        for number, (steps, size, length, *grown) in enumerate(lengths):
             if steps == 0 and number < len(lengths) - 1:
                 continue
-            stages.append(Stage(step, row, slot, size, length))
+            stages.append(Stage(step, row, slot, size, length, *(grown or [size])))
             step += steps or 0
             row += (steps or 0) * size
             slot += (steps or 0) * size * length
@@ -102,6 +108,10 @@ class Stages:
         """The stages of the first ``steps`` steps; the first in any case."""
         return [stage for stage in self.all if stage.first_step < max(steps, 1)]
 
+    def until(self, steps: int) -> Self:
+        """What the first ``steps`` steps need."""
+        return type(self)(tuple(self.begun(steps)))
+
     def phases(self) -> list[tuple[Stage, ...]]:
         """Runs of consecutive stages with one sequence length: within one, only the number of rows a step changes."""
         phases: list[list[Stage]] = []
@@ -118,15 +128,15 @@ def stages_of(config: RunConfig) -> Stages:
     return Stages.of_lengths(list(_lengths(config)))
 
 
-def _lengths(config: RunConfig) -> Iterator[tuple[int | None, int, int]]:
+def _lengths(config: RunConfig) -> Iterator[tuple[int | None, int, int, int]]:
     stages = config.train.stages or [StageConfig()]
     for number, stage in enumerate(stages):
         rows, slots = stage_shape(stage, config)
         warmup = list(warmup_sizes(config.train.batch_warmup, rows, slots)) if number == 0 else []
         for warmup_steps, warmup_rows in warmup:
-            yield warmup_steps, warmup_rows, slots
+            yield warmup_steps, warmup_rows, slots, rows
         is_last = number == len(stages) - 1
-        yield None if is_last else full_steps(stage, warmup, rows, slots), rows, slots
+        yield None if is_last else full_steps(stage, warmup, rows, slots), rows, slots, rows
 
 
 def stage_shape(stage: StageConfig, config: RunConfig) -> tuple[int, int]:

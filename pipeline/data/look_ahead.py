@@ -68,7 +68,7 @@ class LookAhead:
         """Called with the steps that have just been planned: look further, plan a little."""
         stream = self.stream
         # One of several loader processes sees every n-th group of steps.
-        near = self._next_step is not None and 0 <= steps[0] - self._next_step <= STEPS_AHEAD // 8
+        near = self._next_step is not None and 0 <= steps[0] - self._next_step <= STEPS_AHEAD // 2
         follows = near and self._place == (rank, world_size)
         self._next_step, self._place = steps[-1] + 1, (rank, world_size)
         if not follows:

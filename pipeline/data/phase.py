@@ -86,7 +86,7 @@ class Phase:
         rests = before.rests(self.first_row) if before is not None else [(0, None)] * len(sources)
         self.windows: list[Windows] = []
         for source, table, share, (epoch, opening) in zip(sources, tables, self.row_shares, rests, strict=True):
-            lanes, window_shards = _shape(float(share), stages[0].global_batch_size, open_shards)
+            lanes, window_shards = _shape(float(share), stages[0].lane_rows, open_shards)
             window_shards = min(window_shards, len(table))
             check_window(table, window_shards, open_shards)
             order = SourceOrder(seed, source.number, table, lanes, window_shards, epoch, opening)
@@ -152,11 +152,11 @@ def _check_shares(sources: Sequence[OpenSource], shares: NDArray[np.float64]) ->
             )
 
 
-def _shape(share: float, global_batch_size: int, open_shards: int) -> tuple[int, int]:
+def _shape(share: float, rows_per_step: int, open_shards: int) -> tuple[int, int]:
     """Lanes and shards a window of a source; sources share the open shards as they share the rows."""
     if share == 1.0:
-        lanes = num_lanes(global_batch_size, open_shards)
+        lanes = num_lanes(rows_per_step, open_shards)
         return lanes, max(1, open_shards // lanes)
     own = max(1, round(open_shards * share))
-    lanes = num_lanes(share * global_batch_size, own)
+    lanes = num_lanes(share * rows_per_step, own)
     return lanes, max(1, own // lanes)

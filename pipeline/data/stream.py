@@ -322,7 +322,8 @@ class RowStream:
                 for source, share in zip(self.sources, self.phases[0].row_shares, strict=True)
             ],
             "stages": [
-                [stage.first_step, stage.global_batch_size, stage.sequence_length] for stage in self.stages.begun(step)
+                [stage.first_step, stage.global_batch_size, stage.sequence_length, stage.lane_rows]
+                for stage in self.stages.begun(step)
             ],
             "exclusions": self._exclusions.fingerprint(step),
         }

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.base.errors import UserError
+from pipeline.base.logs import get_logger
 from pipeline.base.ranks import RankFacts
 from pipeline.config.derived import BatchPlan, corpora_of
 from pipeline.config.run import RunConfig
@@ -227,7 +228,11 @@ def open_streams(config: RunConfig) -> Streams:
         UserError: no corpus there, damaged, an empty split, a tokenizer that does not fit the model or objective, or
             too few rows for the steps of the run.
     """
-    streams = Streams(config, stages_of(config), open_sources(config), read_exclusions(config.data.exclude))
+    all_stages = stages_of(config)
+    stages = all_stages.until(config.train.steps)
+    for stage in all_stages.all[len(stages.all) :]:
+        get_logger("data").warning("the stage %s begins after the run's last step (train.steps)", stage)
+    streams = Streams(config, stages, open_sources(config), read_exclusions(config.data.exclude))
     streams.train.check_rows(config.train.steps)
     for sequence_length in {stage.sequence_length for stage in streams.stages.all}:
         streams.validation(sequence_length)  # what is wrong with it is said now, not at the first evaluation

@@ -55,6 +55,7 @@ def config(warmup: BatchWarmupConfig | None = None, *stages: StageConfig, **sche
 def test_a_run_without_stages_has_one() -> None:
     (stage,) = stages_of(config()).all
     assert (stage.global_batch_size, stage.sequence_length, stage.first_step) == (64, 128, 0)
+    assert stage.lane_rows == 64
 
 
 def test_stages_take_their_length_in_steps_or_tokens() -> None:
@@ -74,6 +75,8 @@ def test_the_batch_grows_over_the_warmup_tokens() -> None:
     made = stages_of(config(BatchWarmupConfig(tokens=30_000.0, start=16, increment=16)))
     # 10,000 slots for each of 16, 32, 48 rows: 4.9, 2.4, 1.6 steps.
     assert [(stage.first_step, stage.global_batch_size) for stage in made.all] == [(0, 16), (5, 32), (8, 48), (10, 64)]
+    assert {stage.lane_rows for stage in made.all} == {64}
+    assert made.until(6).all == made.all[:2]
     staged = stages_of(
         config(BatchWarmupConfig(tokens=30_000.0, start=16, increment=16), StageConfig(steps=40), StageConfig())
     )

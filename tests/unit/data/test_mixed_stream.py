@@ -221,6 +221,14 @@ def test_where_finds_every_reading_and_no_other(corpora: list[Corpus], packing: 
         find_document(stream, "nobody")
 
 
+def test_lanes_are_those_of_the_batch_that_a_warmup_grows_to(corpora: list[Corpus]) -> None:
+    warmup = Stages.of_lengths([(3, 2, 32, 8), (3, 4, 32, 8), (None, 8, 32)])
+    stream = open_stream(corpora[1:2], warmup, open_shards=64)
+    assert [windows.order.lanes for windows in stream.phases[0].windows] == [8]
+    assert max(text_of(stream.rows_of_steps(range(40))).values()) == 1
+    assert stream.settings_before(1)["stages"] == [[0, 2, 32, 8]]
+
+
 def test_settings_count_up_to_the_step(corpora: list[Corpus]) -> None:
     plain = open_stream(corpora)
     other_end = Stages.of_lengths([(7, 6, 32), (9, 12, 32), (None, 5, 64)])

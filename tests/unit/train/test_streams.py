@@ -173,6 +173,16 @@ def test_a_corpus_named_twice_is_refused(config_path: Path) -> None:
         open_streams(load(config_path, *named))
 
 
+def test_stages_after_the_last_step_are_named_and_not_opened(
+    config_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load(config_path, "--train.steps=10")
+    streams = open_streams(config)
+    assert [stage.sequence_length for stage in streams.stages.all] == [32, 32, 32]
+    assert len(batch_plan(config, 3).micro_rows) == 3
+    assert "the stage from step 15: 9 rows of 64 tokens begins after the run's last step (train.steps)" in caplog.text
+
+
 def test_more_steps_than_a_mixture_has_rows_are_refused(config_path: Path) -> None:
     sources = [{"corpus": str(config_path.parent / name), "epochs": 1} for name in ("0", "1")]
     mixture = ["--data.mixture", json.dumps(sources)]
