@@ -23,6 +23,7 @@ from benchmarks.engine import BERT_IDS
 from pipeline.data.packing import find_packing
 from pipeline.data.pieces import ShardLengths
 from pipeline.data.row_format import row_format
+from pipeline.data.row_tables import table_bytes
 from pipeline.shards.files import CorpusFiles
 from pipeline.shards.layout import BLOCK_ENTRY, NPY_HEADER_BYTES, TAR_BLOCK_BYTES, TAR_END, index_bytes, padded
 from pipeline.shards.manifest import FORMAT_VERSION, Manifest, ShardTable, write_manifest
@@ -48,7 +49,7 @@ class SyntheticFiles(CorpusFiles):
         self.directory = directory
         self.location = str(directory)
         self._templates = [path.read_bytes() for path in sorted(directory.glob("*.template"))]
-        self._table = (directory / "rows.npy").read_bytes()
+        self._rows = np.load(directory / "rows.npy")
         self.making_seconds = 0.0
         """Time spent in making indexes, in all: part of what is measured."""
         self.num_indexes = 0
@@ -60,7 +61,7 @@ class SyntheticFiles(CorpusFiles):
         if name == "manifest.json":
             return (self.directory / name).read_bytes()
         if name.startswith("rows/"):
-            return self._table
+            return table_bytes(name, self._rows)
         before = time.perf_counter()
         number = int(name.rpartition("/")[2].removesuffix(".idx"))
         content = bytes(bytearray(self._templates[number % len(self._templates)]))

@@ -164,19 +164,24 @@ def _read_table(files: CorpusFiles, name: str, num_shards: int) -> NDArray[np.in
     except (ValueError, EOFError):
         return None
     size = buffer.tell()
-    if content[size:] not in (b"", _digest(name, content[:size])):  # other makers of tables need not write one
+    if content[size:] != _digest(name, content[:size]):
         return None
     return kept.astype(np.int64) if kept.dtype == np.int32 and kept.shape == (num_shards,) else None
 
 
 def _keep_table(files: CorpusFiles, name: str, counted: NDArray[np.int64]) -> None:
+    try:
+        files.keep_derived(name, table_bytes(name, counted))
+    except OSError as error:
+        get_logger("data").debug("row table not kept: %s", error)
+
+
+def table_bytes(name: str, counted: NDArray[np.integer]) -> bytes:
+    """The file of a table: npy of int32 (N,), then its sha256."""
     buffer = io.BytesIO()
     np.save(buffer, counted.astype(np.int32))
     table = buffer.getvalue()
-    try:
-        files.keep_derived(name, table + _digest(name, table))
-    except OSError as error:
-        get_logger("data").debug("row table not kept: %s", error)
+    return table + _digest(name, table)
 
 
 def _digest(name: str, table: bytes) -> bytes:
