@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import aiohttp
 import botocore.exceptions
+import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -101,7 +103,8 @@ def test_a_certificate_of_an_unknown_authority_says_where_to_name_it(monkeypatch
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)
     with pytest.raises(UserError, match=r"s3://bucket/corpus needs a library.*pip install 'pretrain\[s3\]'"):
         Origin("s3://bucket/corpus", {}, 1.0)
 
