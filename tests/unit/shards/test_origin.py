@@ -9,9 +9,9 @@ from pathlib import Path
 
 import aiohttp
 import botocore.exceptions
-import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
@@ -104,7 +104,7 @@ def test_a_certificate_of_an_unknown_authority_says_where_to_name_it(monkeypatch
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)
+    monkeypatch.delitem(_registry, "s3", raising=False)
     with pytest.raises(UserError, match=r"s3://bucket/corpus needs a library.*pip install 'pretrain\[s3\]'"):
         Origin("s3://bucket/corpus", {}, 1.0)
 
