@@ -5,8 +5,6 @@ Letters: R rows, S sequence length, K segments, P pieces, G rows of a step (glob
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -327,10 +325,6 @@ class RowStream:
             ],
             "exclusions": self._exclusions.fingerprint(step),
         }
-
-    def settings_fingerprint(self, step: int = 0) -> str:
-        """sha256 of :meth:`settings_before`."""
-        return hashlib.sha256(json.dumps(self.settings_before(step), sort_keys=True).encode()).hexdigest()
 
 
 def _check_tokenizers(sources: Sequence[Source]) -> None:

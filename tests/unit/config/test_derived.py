@@ -8,16 +8,16 @@ import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.config.derived import batch_plan, corpora_of
-from pipeline.config.run import DataConfig, MixtureSourceConfig, RunConfig, StageConfig, TrainConfig
+from pipeline.config.run import DataConfig, MixtureSourceConfig, RunConfig, StageConfig, StrategyName, TrainConfig
 from pipeline.config.stages import stages_of
 
 
-def config(rows: int, micro: int, stages: tuple[StageConfig, ...] = (), strategy: str = "ddp") -> RunConfig:
+def config(rows: int, micro: int, stages: tuple[StageConfig, ...] = (), strategy: StrategyName = "ddp") -> RunConfig:
     train = TrainConfig(
         global_batch_size=rows,
         micro_batch_size=micro,
         stages=list(stages),
-        strategy=strategy,  # type: ignore[arg-type]
+        strategy=strategy,
     )
     return replace(RunConfig(), train=train)
 

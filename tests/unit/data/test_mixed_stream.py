@@ -239,7 +239,7 @@ def test_settings_count_up_to_the_step(corpora: list[Corpus]) -> None:
     assert excluding.settings_before(11) != plain.settings_before(11)
     assert open_stream(corpora, weights=[1.0, 2.0, 3.0]).settings_before(0) != plain.settings_before(0)
     assert open_stream(corpora, epochs=[1, None, None]).settings_before(0) != plain.settings_before(0)
-    assert plain.settings_fingerprint(5) != plain.settings_fingerprint(8)
+    assert plain.settings_before(5) != plain.settings_before(8)
 
 
 def test_sources_share_the_shards_kept_open(tmp_path: Path) -> None:
