@@ -30,6 +30,7 @@ from pipeline.corpus.tokenizer import encoder
 from pipeline.shards.files import LocalFiles
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.reader import Shard
+from pipeline.shards.remote import TOKENIZER_FILES
 from pipeline.shards.verify import verify_corpus
 from tests.unit.corpus.writing import config_of, files_of, make_texts, write_jsonl
 
@@ -145,6 +146,13 @@ def test_the_result_verifies_and_nothing_else_is_left(built: Any) -> None:
     assert not (output / ".build").exists()
     names = {name.split("/")[0] for name in files_of(output)}
     assert names == {"manifest.json", "build_log.jsonl", "tokenizer", "train", "validation"}
+
+
+def test_every_file_of_the_tokenizer_is_one_that_a_remote_corpus_mirrors(built: Any) -> None:
+    _, _, output, *_ = built
+    written = {path.name for path in (output / "tokenizer").iterdir()}
+    assert "tokenizer.json" in written
+    assert written <= set(TOKENIZER_FILES)
 
 
 def test_stages_are_reported_in_plain_lines(built: Any) -> None:

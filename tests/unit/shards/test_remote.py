@@ -17,7 +17,7 @@ from pipeline.base.errors import UserError
 from pipeline.shards.files import corpus_files
 from pipeline.shards.manifest import check_tokenizer, read_manifest
 from pipeline.shards.reader import Shard
-from pipeline.shards.remote import TOKENIZER_FILES, RemoteFiles
+from pipeline.shards.remote import RemoteFiles
 from tests.corpora import Corpus
 from tests.remote_corpora import cached_bytes, check_equal, quick_settings, small_corpus, wanted_indexes, wanted_tars
 from tests.servers import HostileServer, serving
@@ -222,13 +222,6 @@ def test_a_corpus_without_tokenizer_says_so(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with serving(tmp_path / "empty") as server, pytest.raises(UserError, match=r"tokenizer\.json does not exist"):
         remote(server, tmp_path).tokenizer_directory()
-
-
-def test_every_file_that_a_build_writes_as_tokenizer_is_mirrored() -> None:
-    demo = Path(__file__).parents[3] / "corpora" / "demo" / "tokenizer"
-    if not demo.is_dir():
-        pytest.skip("the demo's corpus is not built here")
-    assert {path.name for path in demo.iterdir()} <= set(TOKENIZER_FILES)
 
 
 def test_optional_files_that_are_absent_or_refused_are_not_found(corpus: Corpus, tmp_path: Path) -> None:
