@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import shutil
 from dataclasses import replace
@@ -15,12 +14,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from rich.console import Console
 
 from pipeline.base.errors import UserError
 from pipeline.config.corpus import CleaningConfig, CorpusConfig, ShardConfig, SourceConfig, TokenizerConfig
-from pipeline.corpus import build as build_module
-from pipeline.corpus.build import build_corpus
 from pipeline.corpus.cleaning import clean_text
 from pipeline.corpus.dealing import unigram_entropy
 from pipeline.corpus.sentences import sentence_starts
@@ -32,20 +28,7 @@ from pipeline.shards.manifest import read_manifest
 from pipeline.shards.reader import Shard
 from pipeline.shards.remote import TOKENIZER_FILES
 from pipeline.shards.verify import verify_corpus
-from tests.unit.corpus.writing import config_of, files_of, make_texts, write_jsonl
-
-
-def build(config: CorpusConfig, output: Path, processes: int = 1) -> tuple[BuildSummary, str]:
-    """Summary and what was printed."""
-    printed = io.StringIO()
-    summary = build_corpus(config, output, processes=processes, console=Console(file=printed))
-    return summary, printed.getvalue()
-
-
-def refused(config: CorpusConfig, output: Path, processes: int = 1) -> str:
-    with pytest.raises(UserError) as caught:
-        build(config, output, processes)
-    return str(caught.value)
+from tests.unit.corpus.writing import build, config_of, files_of, make_texts, refused, write_jsonl
 
 
 def documents_in(directory: Path) -> dict[str, dict[str, tuple[list[int], list[int]]]]:
@@ -361,47 +344,3 @@ def test_nothing_left_is_refused(tmp_path: Path) -> None:
     message = refused(config, tmp_path / "out")
     assert "No documents are left after cleaning" in message
     assert "cleaning.min_characters (10)" in message
-
-
-def test_an_output_with_other_files_is_refused(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "in/a.jsonl", [{"text": text} for text in make_texts(3)])
-    config = config_of(SourceConfig("a", "jsonl", str(path)))
-    assert "is not empty and holds no corpus (found in)" in refused(config, tmp_path)
-    assert "is a file; a corpus is a directory" in refused(config, path)
-
-
-def test_folders_named_as_a_corpus_has_them_are_not_ours_to_delete(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "train/a.jsonl", [{"text": text} for text in make_texts(3)])
-    config = config_of(SourceConfig("a", "jsonl", str(tmp_path)))
-    assert "is not empty and holds no corpus (found train)" in refused(config, tmp_path)
-    assert path.is_file()
-
-
-def test_processes_are_at_least_one(tmp_path: Path) -> None:
-    assert "--processes 0: at least 1 is needed" in refused(config_of(), tmp_path / "out", processes=0)
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [(28, "The disk is full while writing"), (122, "The disk is full while writing"), (13, "No permission: /there")],
-)
-def test_what_the_disk_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, text: str) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in make_texts(3)])
-    config = config_of(SourceConfig("a", "jsonl", str(path)))
-
-    def fail(*_: object) -> None:
-        raise OSError(number, "refused", "/there")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(build_module, "deal_documents", fail)
-        assert text in refused(config, tmp_path / "out")
-    assert build(config, tmp_path / "out")[0].documents == 3
-
-
-def test_the_bar_on_a_terminal(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in make_texts(3)])
-    printed = io.StringIO()
-    console = Console(file=printed, force_terminal=True, width=100)
-    build_corpus(config_of(SourceConfig("a", "jsonl", str(path))), tmp_path / "out", processes=1, console=console)
-    assert "\x1b[" in printed.getvalue()
-    assert "Reading and cleaning" in printed.getvalue()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from rich.console import Console
 
+from pipeline.base.errors import UserError
 from pipeline.config.corpus import CleaningConfig, CorpusConfig, ShardConfig, SourceConfig, TokenizerConfig
+from pipeline.corpus.build import build_corpus
+from pipeline.corpus.summary import BuildSummary
 
 WORDS = (
     "the whale sea ship captain harpoon wave storm sailor deck mast wind lady ball dance letter sister uncle estate"
@@ -55,3 +61,16 @@ def files_of(directory: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
     }
+
+
+def build(config: CorpusConfig, output: Path, processes: int = 1) -> tuple[BuildSummary, str]:
+    """Summary and what was printed."""
+    printed = io.StringIO()
+    summary = build_corpus(config, output, processes=processes, console=Console(file=printed))
+    return summary, printed.getvalue()
+
+
+def refused(config: CorpusConfig, output: Path, processes: int = 1) -> str:
+    with pytest.raises(UserError) as caught:
+        build(config, output, processes)
+    return str(caught.value)
