@@ -1,0 +1,1 @@
+"""The commands of `pretrain`, a module a subject. Nothing heavy is imported before a command runs."""

@@ -1,0 +1,84 @@
+"""Commands that train a run and read what it left: `pretrain train`, `batch`, `export`, `report`, `demo`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.commands.parsers import add_command, add_json
+from pipeline.commands.printing import print_facts
+
+
+def add_run_commands(commands: Any) -> None:
+    """Declare them."""
+    train = add_command(commands, "train", run_train, "train, or go on training, a run", overrides=True)
+    train.add_argument("config", type=Path, help="run config (YAML)")
+    batch = add_command(commands, "batch", run_batch, "replay the batch of a step, without a model", overrides=True)
+    batch.add_argument("config", type=Path, help="run config (YAML)")
+    batch.add_argument("--step", type=int, required=True, metavar="K", help="step, counted from 1 as in the metrics")
+    batch.add_argument("--world-size", type=int, default=1, metavar="W", help="assemble it from the shares of W ranks")
+    batch.add_argument("--rows", type=int, default=4, metavar="N", help="rows shown as text (default 4)")
+    add_json(batch)
+    export = add_command(commands, "export", run_export, "write a run's model as a Hugging Face folder")
+    export.add_argument("run_directory", type=Path, help="run directory")
+    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
+    export.add_argument("--step", type=int, metavar="N", help="checkpoint (default: the newest)")
+    export.add_argument("--corpus", metavar="DIR", help="where the run's corpus is now, if it has moved")
+    add_json(export)
+    report = add_command(commands, "report", run_report, "draw a run's metrics into one HTML file")
+    report.add_argument("run_directory", type=Path, help="run directory")
+    report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the run directory")
+    demo = add_command(commands, "demo", run_demo, "run the whole pipeline on the books in demo/")
+    demo.add_argument("--fresh", action="store_true", help="delete runs/demo and corpora/demo first")
+
+
+def run_train(namespace: argparse.Namespace, overrides: list[str]) -> int:
+    from pipeline.base.logs import configure_logging
+    from pipeline.base.ranks import rank_facts
+    from pipeline.config.derived import batch_plan
+    from pipeline.config.loading import load_run_config
+
+    config = load_run_config(namespace.config, overrides)
+    facts = rank_facts()
+    configure_logging(facts.rank, facts.world_size)
+    batch_plan(config, facts.world_size)  # refuse before torch is imported
+    from pipeline.train.run import train
+
+    train(config, facts)
+    return 0
+
+
+def run_batch(namespace: argparse.Namespace, overrides: list[str]) -> int:
+    from pipeline.config.loading import load_run_config
+    from pipeline.train.replay import print_batch, replay_batch
+
+    config = load_run_config(namespace.config, overrides)
+    replayed = replay_batch(config, namespace.step, namespace.world_size)
+    if namespace.json:
+        print(json.dumps(replayed.facts(), indent=2, ensure_ascii=False))
+    else:
+        print_batch(replayed, num_rows=namespace.rows)
+    return 0
+
+
+def run_export(namespace: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.export.run import export_run
+
+    report = export_run(namespace.run_directory, namespace.output, namespace.step, corpus=namespace.corpus)
+    print_facts(report.facts(), namespace.json)
+    return 0
+
+
+def run_report(namespace: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.monitor.report import write_report
+
+    print(write_report(namespace.run_directory, namespace.output))
+    return 0
+
+
+def run_demo(namespace: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.demo import run
+
+    return run(fresh=namespace.fresh)
