@@ -13,6 +13,7 @@ from pipeline.base.errors import UserError
 from pipeline.config.run import ModelConfig
 from pipeline.models.attention import ATTENTION_NAME, register_attention
 from pipeline.models.families import FAMILIES, num_positions
+from pipeline.models.flop_formulas import register_flop_formulas
 from pipeline.models.packed import prepare_packed
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def build_model(
 
     hf = hf_config(config, vocab_size=vocab_size, special_ids=special_ids)
     register_attention()
+    register_flop_formulas()
     hf._attn_implementation = ATTENTION_NAME
     model_class = getattr(transformers, FAMILIES[config.family].model_class)
     with (
