@@ -34,23 +34,23 @@ class Batch:
     labels: Tensor
     """Ids to predict, (P,); -100 is not counted."""
 
-    window_predictions: Tensor
-    """Scalar: predictions of this rank in the whole optimizer step, over all its micro-batches."""
+    window_predictions: int
+    """Predictions of this rank in the whole optimizer step, over all its micro-batches."""
 
-    num_predictions: Tensor
-    """Scalar: predictions of this micro-batch."""
+    num_predictions: int
+    """Predictions of this micro-batch."""
 
-    num_real_tokens: Tensor
-    """Scalar: tokens of this micro-batch that are no padding, special tokens included."""
+    num_real_tokens: int
+    """Tokens of this micro-batch that are no padding, special tokens included."""
 
-    sum_squared_lengths: Tensor
-    """Scalar: sum over the segments of this micro-batch of their squared length (attention FLOPs)."""
+    sum_squared_lengths: int
+    """Sum over the segments of this micro-batch of their squared length (attention FLOPs)."""
 
     row_numbers: Tensor
     """Run-wide numbers of the rows, (R,)."""
 
-    first_slot_key: Tensor
-    """Scalar: row number of the first row; it seeds dropout."""
+    first_slot_key: int
+    """Row number of the first row; it seeds dropout."""
 
     max_seqlen: int
     """Bound of the segment lengths: S."""
@@ -64,7 +64,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Self:
         """The batch with what the model and the loss need on ``device``, copied without waiting where it is pinned.
 
-        Facts for logs and seeds stay on the CPU, where reading them waits for nothing.
+        Row numbers and digests stay on the CPU, where reading them waits for nothing.
         """
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _ON_DEVICE}
         return replace(self, **moved)
@@ -80,5 +80,4 @@ _ON_DEVICE: Final = (
     "cu_seqlens",
     "prediction_positions",
     "labels",
-    "window_predictions",
 )

@@ -20,4 +20,4 @@ class CausalLanguageModel(Objective):
         predicts = has_next(rows)  # R S
         indices = np.flatnonzero(predicts)  # P
         tokens = rows.tokens.astype(np.int64)
-        return Predictions(tokens, indices, tokens.ravel().take(indices + 1), predicts.sum(1))
+        return Predictions(tokens, indices, tokens.ravel().take(indices + 1), predicts.sum(1, dtype=np.int64))

@@ -1,20 +1,19 @@
 """From rows and predictions to micro-batches of fixed shape.
 
-Letters: R rows, S sequence length, C most segments a row (padding counted), P predictions, M micro-batches, B bounds.
+Letters: R rows, S sequence length, C most segments a row (padding counted), P predictions, M micro-batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from pipeline.base.jit import kernel
 from pipeline.data.rows import PER_SEGMENT, Rows
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.predictions import KEPT, Predictions
@@ -44,12 +43,9 @@ def as_one_segment(rows: Rows) -> Rows:
 
 def has_next(rows: Rows) -> NDArray[np.bool_]:
     """True at every token that another token of its segment follows, (R, S)."""
-    starts, ends = _flat_segments(rows)
-    edges = np.column_stack([starts, ends]).ravel()  # padding, segment, padding, ..., each possibly empty
-    sizes = np.diff(edges, prepend=0, append=rows.tokens.size)
-    followed = np.repeat(np.arange(len(sizes)) % 2 == 1, sizes)
-    followed[ends - 1] = False
-    return followed.reshape(rows.tokens.shape)
+    followed = np.zeros(rows.tokens.shape, np.bool_)
+    _mark_followed(rows.segment_row, rows.segment_start, rows.segment_length, followed)
+    return followed
 
 
 def make_batches(
@@ -71,37 +67,33 @@ def make_batches(
     if num_rows % total:
         raise ValueError(f"{num_rows} rows cannot be split into {total} equal micro-batches")
     size = num_rows // total
-    bounds = _bounds(rows)  # B
-    positions = np.repeat(bounds[:-1], np.diff(bounds))  # R*S
-    np.subtract(_slots(rows.tokens.size), positions, out=positions)
-    begins = np.arange(total + 1) * size
-    first_bound = np.searchsorted(bounds, begins * length).tolist()
-    first_segment = np.searchsorted(rows.segment_row, begins).tolist()
-    first_prediction = np.concatenate([[0], np.cumsum(predictions.counts)])[begins].tolist()
-    lengths = rows.segment_length.astype(np.int64)
-    of_steps = np.diff(first_prediction[::num_micro_batches])
+    positions = np.empty((num_rows, length), np.int64)
+    cu_seqlens = np.empty((total, size * capacity.segments_per_row + 1), np.int32)
+    predicting = np.empty((total, size * capacity.predictions_per_row), np.int64)
+    labels = np.empty(predicting.shape, np.int64)
+    facts = np.empty((total, len(_FACTS)), np.int64)
+    segments = (rows.segment_row, rows.segment_start, rows.segment_length)
+    made = (predictions.indices, predictions.labels, predictions.counts)
+    _lay_out(segments, made, positions, cu_seqlens, predicting, labels, facts)
+    _check_capacity(facts, cu_seqlens.shape[1], predicting.shape[1], size * length)
+    of_steps = facts[:, 0].reshape(-1, num_micro_batches).sum(1).tolist()
     batches: list[list[Batch]] = [[] for _ in steps]
-    for number, begin in enumerate((begins[:-1] * length).tolist()):
+    for number, counted in enumerate(facts.tolist()):
         part = slice(number * size, (number + 1) * size)
-        cut = bounds[first_bound[number] : first_bound[number + 1] + 1] - begin
-        inside = slice(first_prediction[number], first_prediction[number + 1])
-        own = lengths[first_segment[number] : first_segment[number + 1]]
         at = number // num_micro_batches
         batches[at].append(
             Batch(
-                input_ids=_tensor(predictions.input_ids[part]),
-                position_ids=_tensor(positions[begin : begin + size * length].reshape(size, length)),
-                cu_seqlens=_padded(cut.astype(np.int32), size * capacity.segments_per_row + 1, size * length),
-                prediction_positions=_filled_up(
-                    predictions.indices[inside] - begin, size * capacity.predictions_per_row, size * length
-                ),
-                labels=_padded(predictions.labels[inside], size * capacity.predictions_per_row, KEPT),
-                window_predictions=_scalar(int(of_steps[at])),
-                num_predictions=_scalar(inside.stop - inside.start),
-                num_real_tokens=_scalar(int(own.sum())),
-                sum_squared_lengths=_scalar(int(own @ own)),
-                row_numbers=_tensor(rows.row_numbers[part]),
-                first_slot_key=_scalar(int(rows.row_numbers[part.start])),
+                input_ids=torch.from_numpy(predictions.input_ids[part]),
+                position_ids=torch.from_numpy(positions[part]),
+                cu_seqlens=torch.from_numpy(cu_seqlens[number]),
+                prediction_positions=torch.from_numpy(predicting[number]),
+                labels=torch.from_numpy(labels[number]),
+                window_predictions=of_steps[at],
+                num_predictions=counted[0],
+                num_real_tokens=counted[1],
+                sum_squared_lengths=counted[2],
+                row_numbers=torch.from_numpy(rows.row_numbers[part]),
+                first_slot_key=int(rows.row_numbers[part.start]),
                 max_seqlen=length,
                 step=steps[at],
             )
@@ -112,59 +104,124 @@ def make_batches(
 def with_digests(batches: Sequence[Batch], row_digests: NDArray[np.uint8]) -> list[Batch]:
     """The micro-batches of a step with the digests of its rows, (R, 32)."""
     parts = np.split(row_digests, len(batches))
-    return [replace(batch, row_digests=_tensor(part)) for batch, part in zip(batches, parts, strict=True)]
+    return [replace(batch, row_digests=torch.from_numpy(part)) for batch, part in zip(batches, parts, strict=True)]
 
 
-def _flat_segments(rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First slot of every segment and the slot after its last, in R * S flattened slots."""
-    starts = rows.segment_row.astype(np.int64) * rows.tokens.shape[1] + rows.segment_start
-    return starts, starts + rows.segment_length
+_FACTS: Final = ("predictions", "real tokens", "sum of squared lengths", "bounds")
+"""What is counted of a micro-batch."""
 
 
-def _bounds(rows: Rows) -> NDArray[np.int64]:
-    """Where a segment, a run of padding or a row begins in the R * S flattened slots, and R * S, ascending, (B,)."""
-    is_bound = np.zeros(rows.tokens.size + 1, np.bool_)
-    is_bound[:: rows.tokens.shape[1]] = True
-    for slots in _flat_segments(rows):
-        is_bound[slots] = True
-    return np.flatnonzero(is_bound)
+def _check_capacity(facts: NDArray[np.int64], num_bounds: int, num_predictions: int, num_slots: int) -> None:
+    """Refuse what was not written whole.
+
+    Raises:
+        ValueError: a micro-batch has more segments or predictions than there are places.
+    """
+    if len(facts) == 0:
+        return
+    predictions, _, _, bounds = facts.max(0).tolist()
+    if bounds > num_bounds:
+        raise ValueError(f"a micro-batch needs {bounds} places where the capacity is {num_bounds}")
+    if predictions > num_predictions or num_predictions > num_slots:
+        raise ValueError(f"{predictions} predictions among {num_slots} positions do not fit {num_predictions} places")
 
 
-@cache
-def _slots(num_slots: int) -> NDArray[np.int64]:
-    """0 .. ``num_slots`` - 1, the same for all batches of a run."""
-    slots = np.arange(num_slots)
-    slots.flags.writeable = False
-    return slots
+@kernel
+def _lay_out(
+    segments: tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.integer]],
+    made: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    positions: NDArray[np.int64],
+    cu_seqlens: NDArray[np.int32],
+    predicting: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    facts: NDArray[np.int64],
+) -> None:
+    """Fill the last five, micro-batch after micro-batch; what has no place is counted and left out."""
+    of_row, starts, lengths = segments
+    indices, ids, counts = made
+    num_rows, length = positions.shape
+    total = len(facts)
+    size = num_rows // total if total else 0
+    segment = prediction = 0
+    for number in range(total):
+        num_bounds = num_predictions = num_real = squares = 0
+        bounds = cu_seqlens[number]
+        for row in range(number * size, (number + 1) * size):
+            begin, at = (row - number * size) * length, 0
+            while segment < len(of_row) and of_row[segment] == row:
+                start, own = int(starts[segment]), int(lengths[segment])
+                num_bounds = _add_run(bounds, num_bounds, positions[row], begin, at, start)
+                num_bounds = _add_run(bounds, num_bounds, positions[row], begin, start, start + own)
+                at = start + own
+                num_real += own
+                squares += own * own
+                segment += 1
+            num_bounds = _add_run(bounds, num_bounds, positions[row], begin, at, length)
+            num_predictions += counts[row]
+        bounds[min(num_bounds, len(bounds)) :] = size * length
+        facts[number, 0], facts[number, 1], facts[number, 2] = num_predictions, num_real, squares
+        facts[number, 3] = num_bounds + 1
+        own_predictions = slice(prediction, prediction + num_predictions)
+        _place_predictions(
+            indices[own_predictions], ids[own_predictions], number * size * length, predicting[number], labels[number]
+        )
+        prediction += num_predictions
 
 
-def _padded(values: NDArray[np.integer], size: int, fill: int) -> Tensor:
-    if len(values) > size:
-        raise ValueError(f"a micro-batch needs {len(values)} places where the capacity is {size}")
-    padded = np.full(size, fill, values.dtype)
-    padded[: len(values)] = values
-    return torch.from_numpy(padded)
+@kernel
+def _add_run(
+    bounds: NDArray[np.int32], num_bounds: int, positions: NDArray[np.int64], begin: int, first: int, end: int
+) -> int:
+    """A segment or a run of padding in slots ``first .. end - 1`` of a row that begins at slot ``begin``."""
+    if end <= first:
+        return num_bounds
+    if num_bounds < len(bounds):
+        bounds[num_bounds] = begin + first
+    for slot in range(first, end):
+        positions[slot] = slot - first
+    return num_bounds + 1
 
 
-def _filled_up(positions: NDArray[np.int64], size: int, num_positions: int) -> Tensor:
-    """Positions (P,) and after them others that predict nothing, each once.
+@kernel
+def _place_predictions(
+    indices: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    first_slot: int,
+    predicting: NDArray[np.int64],
+    labels: NDArray[np.int64],
+) -> None:
+    """Positions and labels of a micro-batch, and after them positions that predict nothing, each once.
 
     No position comes twice, so the gradient of the selection adds nothing up: no atomics, no order that could vary.
     """
-    num_missing = size - len(positions)
-    if num_missing < 0 or size > num_positions:
-        raise ValueError(f"{len(positions)} predictions among {num_positions} positions do not fit {size} places")
-    # Among the first `size` positions enough are free: the others are at most len(positions).
-    is_free = np.ones(size, np.bool_)
-    is_free[positions[positions < size]] = False
-    free = np.flatnonzero(is_free)[:num_missing]
-    return torch.from_numpy(np.concatenate([positions, free]))
+    capacity = len(predicting)
+    if len(indices) > capacity:
+        return
+    # Among the first `capacity` positions enough are free: the others are at most as many as the predictions.
+    is_free = np.ones(capacity, np.bool_)
+    for one in range(len(indices)):
+        position = indices[one] - first_slot
+        predicting[one] = position
+        labels[one] = ids[one]
+        if position < capacity:
+            is_free[position] = False
+    place = len(indices)
+    for position in range(capacity):
+        if place == capacity:
+            break
+        if is_free[position]:
+            predicting[place] = position
+            labels[place] = KEPT
+            place += 1
 
 
-def _scalar(value: int) -> Tensor:
-    """int64; several times faster than ``torch.tensor``."""
-    return torch.from_numpy(np.array(value, np.int64))
-
-
-def _tensor(array: NDArray[np.generic]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+@kernel
+def _mark_followed(
+    of_row: NDArray[np.integer],
+    starts: NDArray[np.integer],
+    lengths: NDArray[np.integer],
+    followed: NDArray[np.bool_],
+) -> None:
+    for segment in range(len(of_row)):
+        first = int(starts[segment])
+        followed[of_row[segment], first : first + int(lengths[segment]) - 1] = True

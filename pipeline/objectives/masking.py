@@ -1,6 +1,6 @@
 """Which tokens of a row are predicted and what stands in their place: a pure function of (seed, row number).
 
-Letters: R rows, S sequence length, W the power of two not below S, P predictions.
+Letters: R rows, S sequence length, V vocabulary, P predictions.
 
 The masked-language-model corruption of BERT (Devlin et al. 2018, section 3.1), drawn anew for every row number, so anew
 in every epoch (RoBERTa's dynamic masking), with an exact count a row. Tokens, whole words or spans are chosen. Every
@@ -10,23 +10,30 @@ draw is a hash: it depends neither on the batch that a row is in nor on who comp
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import reduce
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
-from pipeline.base.keyed import hashes, key
-from pipeline.config.run import ObjectiveConfig
-from pipeline.objectives.darts import usual_num_darts
+from pipeline.base.jit import kernel
+from pipeline.base.keyed import key
+from pipeline.base.keyed_kernels import hash_u64
+from pipeline.config.run import Masking, ObjectiveConfig
 from pipeline.objectives.predictions import Predictions
-from pipeline.objectives.span_masking import choose_spans, span_lengths
+from pipeline.objectives.span_masking import choose_spans, span_lengths, tile_with_spans
 from pipeline.objectives.token_masking import choose_tokens
-from pipeline.objectives.word_masking import choose_words
+from pipeline.objectives.word_masking import choose_words, measure_words
 
+_TOKEN: Final = 0
+_WHOLE_WORD: Final = 1
+_SPAN: Final = 2
+_KINDS: Final[dict[Masking, int]] = {"token": _TOKEN, "whole_word": _WHOLE_WORD, "span": _SPAN}
+
+_ORDER_STREAMS: Final[dict[Masking, int]] = {"token": 0x4D41534B, "whole_word": 0x574F5244, "span": 0x5350414E}
+_LENGTH_STREAM: Final = 0x4C454E47  # "LENG"
 _FATE_STREAM: Final = 0x46415445  # "FATE"
 _RANDOM_ID_STREAM: Final = 0x5049434B  # "PICK"
 
@@ -36,34 +43,41 @@ class MaskingSettings:
     """What masking needs to know, prepared once."""
 
     config: ObjectiveConfig
-    seed: int
     mask_id: int
-    special_ranges: Sequence[tuple[int, int]]
-    """Ids that are never predicted, from the first to before the second: comparing with the few ranges that a tokenizer
-    has is several times faster than looking every token up."""
+    is_ordinary: NDArray[np.bool_]
+    """Whether an id may be predicted: all but special ones, (V,)."""
 
     ordinary_ids: NDArray[np.int64]
-    """All other ids: random replacements are drawn from them."""
+    """Those ids: random replacements are drawn from them."""
 
     span_lengths: NDArray[np.int32]
     """See :func:`pipeline.objectives.span_masking.span_lengths`, (65536,)."""
+
+    keys: NDArray[np.uint64]
+    """Of the seed and of the order of units, the lengths of spans, the fates of words, the random ids, (4,)."""
 
 
 def masking_settings(
     config: ObjectiveConfig, *, seed: int, mask_id: int, vocab_size: int, special_ids: Collection[int]
 ) -> MaskingSettings:
     """Prepare tables for a tokenizer of ``vocab_size`` ids, whose padding is among ``special_ids``."""
-    is_special = np.zeros(vocab_size + 2, np.bool_)  # with an ordinary one on either side
-    is_special[[special_id + 1 for special_id in special_ids]] = True
-    borders = np.flatnonzero(np.diff(is_special)).tolist()
-    ranges = list(zip(borders[::2], borders[1::2], strict=True))
-    lengths = span_lengths(config.span_geometric_p, config.span_max_words)
-    return MaskingSettings(config, seed, mask_id, ranges, np.flatnonzero(~is_special[1:-1]), lengths)
+    is_ordinary = np.ones(vocab_size, np.bool_)
+    is_ordinary[list(special_ids)] = False
+    streams = (_ORDER_STREAMS[config.masking], _LENGTH_STREAM, _FATE_STREAM, _RANDOM_ID_STREAM)
+    return MaskingSettings(
+        config,
+        mask_id,
+        is_ordinary,
+        np.flatnonzero(is_ordinary),
+        span_lengths(config.span_geometric_p, config.span_max_words),
+        np.array([key(seed, stream) for stream in streams], np.uint64),
+    )
 
 
-def num_predictions(maskable: NDArray[np.integer], rate: float) -> NDArray[np.int64]:
-    """round(rate x maskable), halves up, element by element."""
-    return np.floor(rate * maskable + 0.5).astype(np.int64)
+@kernel
+def num_predictions(num_maskable: int, rate: float) -> int:
+    """round(rate x maskable), halves up."""
+    return math.floor(rate * num_maskable + 0.5)
 
 
 def corrupt(
@@ -82,81 +96,104 @@ def corrupt(
     Raises:
         UserError: words are to be masked and there are none.
     """
-    if word_starts is None and settings.config.masking != "token":
-        raise UserError(
-            f"objective.masking: `{settings.config.masking}` needs to know where words begin, and the corpus does not "
-            "say: build it with shards.words: true, or set objective.masking to `token`."
-        )
-    config, length = settings.config, tokens.shape[1]
-    unsigned = tokens if tokens.dtype.kind == "u" else tokens.view(f"u{tokens.itemsize}")
-    # What is below the first id of a range wraps around.
-    ordinary = [unsigned - first >= end - first for first, end in settings.special_ranges]
-    maskable = reduce(np.logical_and, ordinary)  # R S
-    # A narrow sum is several times faster; a row has fewer than 2**16 tokens.
-    num_maskable = maskable.view(np.uint8).sum(1, dtype=np.uint16)  # R
-    counts = num_predictions(num_maskable, config.mask_rate)
-    indices, fates = _choose(maskable, counts, row_numbers, word_starts, settings)
-    if config.masking == "whole_word":
-        counts = np.bincount(indices // length, minlength=len(tokens))
-    corrupted = tokens.astype(np.int64)
-    flat = corrupted.reshape(-1)
-    labels = flat.take(indices)  # P
-    flat[indices] = settings.mask_id
-    unmasked = np.flatnonzero(fates >= _threshold(config.mask_token_share))
-    flat[indices.take(unmasked)] = labels.take(unmasked)
-    is_random = fates.take(unmasked) < _threshold(config.mask_token_share + config.random_token_share)
-    at_random = indices.take(unmasked[is_random])
-    flat[at_random] = _random_ids(at_random, row_numbers, length, settings)
-    return Predictions(corrupted, indices, labels, counts)
+    config = settings.config
+    if word_starts is None:
+        if config.masking != "token":
+            raise UserError(
+                f"objective.masking: `{config.masking}` needs to know where words begin, and the corpus does not "
+                "say: build it with shards.words: true, or set objective.masking to `token`."
+            )
+        word_starts = np.empty((0, 0), np.bool_)
+    most = tokens.shape[0] * num_predictions(tokens.shape[1], config.mask_rate)
+    corrupted = np.empty(tokens.shape, np.int64)
+    indices, labels, counts = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(len(tokens), np.int64)
+    thresholds = (
+        _threshold(config.mask_token_share),
+        _threshold(config.mask_token_share + config.random_token_share),
+    )
+    total = _mask_rows(
+        _KINDS[config.masking],
+        tokens,
+        row_numbers,
+        word_starts,
+        settings.is_ordinary,
+        settings.ordinary_ids,
+        settings.mask_id,
+        config.mask_rate,
+        thresholds,
+        settings.keys,
+        settings.span_lengths,
+        corrupted,
+        indices,
+        labels,
+        counts,
+    )
+    return Predictions(corrupted, indices[:total], labels[:total], counts)
 
 
-def _choose(
-    maskable: NDArray[np.bool_],
-    counts: NDArray[np.int64],
+@kernel
+def _mask_rows(
+    kind: int,
+    tokens: NDArray[np.integer],
     row_numbers: NDArray[np.int64],
-    word_starts: NDArray[np.bool_] | None,
-    settings: MaskingSettings,
-) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
-    """Flat indices of the chosen tokens, row after row, and 16 uniform bits for the fate of each, (P,)."""
-    length = maskable.shape[1]
-    width = 1 << (length - 1).bit_length()
-    if width > length:
-        tail = ((0, 0), (0, width - length))
-        maskable = np.pad(maskable, tail)  # R W
-        word_starts = None if word_starts is None else np.pad(word_starts, tail)
-    kind, seed = settings.config.masking, settings.seed
-    # The sizes of words and spans add to chance.
-    num_darts = usual_num_darts(width, settings.config.mask_rate) * (2 if kind == "token" else 3) // 2
-    if word_starts is None or kind == "token":
-        choice = choose_tokens(maskable, counts, row_numbers, seed, num_darts)
-        indices, fates = choice.first, choice.fates
-    elif kind == "whole_word":
-        indices = choose_words(maskable, counts, row_numbers, seed, num_darts, word_starts).tokens()
-        fates = (_place_draws(_FATE_STREAM, indices, row_numbers, width, seed) >> np.uint64(48)).astype(np.uint32)
-    else:
-        choice = choose_spans(maskable, counts, row_numbers, seed, num_darts, word_starts, settings.span_lengths)
-        indices, fates = choice.tokens(), np.repeat(choice.fates, choice.num_tokens)
-    if width > length:
-        indices -= indices // width * (width - length)
-    return indices, fates
+    word_starts: NDArray[np.bool_],
+    is_ordinary: NDArray[np.bool_],
+    ordinary_ids: NDArray[np.int64],
+    mask_id: int,
+    rate: float,
+    thresholds: tuple[int, int],
+    keys: NDArray[np.uint64],
+    span_lengths: NDArray[np.int32],
+    corrupted: NDArray[np.int64],
+    indices: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    counts: NDArray[np.int64],
+) -> int:
+    """Fill the last four, row after row; return the number of predictions."""
+    num_rows, length = tokens.shape
+    maskable = np.empty(length, np.bool_)
+    sizes, places, fates = np.empty(length, np.int64), np.empty(length, np.int64), np.empty(length, np.int64)
+    total = 0
+    for row in range(num_rows):
+        num_maskable = 0
+        for place in range(length):
+            token = np.int64(tokens[row, place])
+            corrupted[row, place] = token
+            maskable[place] = 0 <= token < len(is_ordinary) and is_ordinary[token]
+            num_maskable += maskable[place]
+        wanted = num_predictions(num_maskable, rate)
+        number = np.uint64(row_numbers[row])
+        order_key = hash_u64(keys[0], number)
+        if kind == _TOKEN:
+            chosen = choose_tokens(maskable, wanted, order_key, places, fates)
+        else:
+            measure_words(maskable, word_starts[row], sizes)
+            if kind == _WHOLE_WORD:
+                chosen = choose_words(sizes, wanted, order_key, places)
+                for one in range(chosen):
+                    fates[one] = np.int64(_place_draw(keys[2], number, places[one]) >> np.uint64(48))
+            else:
+                tile_with_spans(sizes, hash_u64(keys[1], number), span_lengths)
+                chosen = choose_spans(sizes, wanted, order_key, places, fates)
+        for one in range(chosen):
+            place = places[one]
+            indices[total] = row * length + place
+            labels[total] = corrupted[row, place]
+            total += 1
+            if fates[one] < thresholds[0]:
+                corrupted[row, place] = mask_id
+            elif fates[one] < thresholds[1]:
+                # Multiply and shift maps 32 uniform bits onto n ids (Lemire 2019); the bias is below n / 2**32.
+                draw = _place_draw(keys[3], number, place) >> np.uint64(32)
+                corrupted[row, place] = ordinary_ids[np.int64(draw * np.uint64(len(ordinary_ids)) >> np.uint64(32))]
+        counts[row] = chosen
+    return total
 
 
-def _random_ids(
-    indices: NDArray[np.int64], row_numbers: NDArray[np.int64], length: int, settings: MaskingSettings
-) -> NDArray[np.int64]:
-    """A random ordinary id for each of the places."""
-    draws = _place_draws(_RANDOM_ID_STREAM, indices, row_numbers, length, settings.seed) >> np.uint64(32)
-    # Multiply and shift maps 32 uniform bits onto n ids (Lemire 2019); the bias is below n / 2**32.
-    picked = (draws * np.uint64(len(settings.ordinary_ids))) >> np.uint64(32)
-    return settings.ordinary_ids[picked.astype(np.int64)]
-
-
-def _place_draws(
-    stream: int, indices: NDArray[np.int64], row_numbers: NDArray[np.int64], width: int, seed: int
-) -> NDArray[np.uint64]:
-    """``hash(key, 2**16 * row number + place)`` of flat indices into rows of ``width``, same shape."""
-    row = indices // width
-    return hashes(key(seed, stream), (row_numbers[row] << 16) + (indices - row * width))
+@kernel
+def _place_draw(stream_key: np.uint64, row_number: np.uint64, place: int) -> np.uint64:
+    """``hash(key, 2**16 * row number + place)``."""
+    return hash_u64(stream_key, (row_number << np.uint64(16)) + np.uint64(place))
 
 
 def _threshold(share: float) -> int:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, Protocol
 
-import numpy as np
-
 from pipeline.base.errors import UserError
 from pipeline.config.run import ObjectiveConfig, ObjectiveName, Packing
 from pipeline.data.packing import max_segments_per_row
@@ -84,7 +82,7 @@ def _mlm(
         special_ids={*vocabulary.all_special_ids, row_format.pad_id},
     )
     most_maskable = row_format.sequence_length - len(row_format.begin_ids) - len(row_format.end_ids)
-    most_predictions = int(num_predictions(np.array(most_maskable), config.mask_rate))
+    most_predictions = num_predictions(most_maskable, config.mask_rate)
     return partial(MaskedLanguageModel, masking, Capacity(most_predictions, segments_per_row))
 
 

@@ -1,26 +1,21 @@
 """Which tokens are predicted when spans of words are masked (SpanBERT, Joshi et al. 2020, section 3.1).
 
-Letters: R rows, W width of a row (a power of two), D darts a row, U units (words or spans).
-
 SpanBERT draws a length in words from a geometric distribution and a random word to begin at, again and again until
 enough tokens are masked; what overlaps is drawn in vain. Here every run of words is tiled with spans of such lengths,
 and spans are taken in random order until enough tokens are masked. None overlap, words at the head of a segment are as
 likely as others, and no draw waits for another.
+
+Letters: S sequence length.
 """
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.keyed import hashes, key
-from pipeline.objectives.darts import Choice, throw_darts
-from pipeline.objectives.word_masking import Units, tokens_through, words_of
-
-_ORDER_STREAM: Final = 0x5350414E  # "SPAN"
-_LENGTH_STREAM: Final = 0x4C454E47  # "LENG"
+from pipeline.base.jit import kernel
+from pipeline.base.keyed_kernels import hash_u64
+from pipeline.objectives.darts import fate_of, next_dart, place_of, width_of
 
 
 def span_lengths(geometric_p: float, max_words: int) -> NDArray[np.int32]:
@@ -37,74 +32,76 @@ def span_lengths(geometric_p: float, max_words: int) -> NDArray[np.int32]:
     return lengths.astype(np.int32)
 
 
-def choose_spans(
-    maskable: NDArray[np.bool_],
-    counts: NDArray[np.int64],
-    row_numbers: NDArray[np.int64],
-    seed: int,
-    num_darts: int,
-    word_starts: NDArray[np.bool_],
-    lengths: NDArray[np.int32],
-) -> Choice:
-    """Spans of whole words in the order in which darts hit their first tokens: of every row exactly ``counts`` tokens.
+@kernel
+def tile_with_spans(sizes: NDArray[np.int64], lengths_key: np.uint64, lengths: NDArray[np.int32]) -> None:
+    """Join the words of a row to spans that cover every run of words without a gap.
 
-    The last span of a row is cut where the count is met, inside a word if need be, as in SpanBERT's code.
+    The j-th span of a run has the length drawn at the run's j-th word; the last one has what is left. The draw of a
+    place is a quarter of ``hash(lengths_key, place // 4)``, the lowest first.
 
     Args:
-        maskable, word_starts: (R, W).
-        counts: (R,).
-        row_numbers: run-wide numbers of the rows, (R,).
+        sizes: from ``word_masking.measure_words``; afterwards the tokens of the span that begins at each place, (S,).
         lengths: see :func:`span_lengths`.
     """
-    spans = spans_of(maskable, word_starts, row_numbers, seed, lengths)
+    starts = np.empty(len(sizes) + 1, np.int64)
+    place = 0
+    while place < len(sizes):
+        if sizes[place] == 0:
+            place += 1
+            continue
+        num_words = 0
+        while place < len(sizes) and sizes[place] > 0:
+            starts[num_words] = place
+            num_words += 1
+            place += sizes[place]
+        starts[num_words] = place
+        word = 0
+        for span in range(num_words):
+            drawn_at = starts[span]
+            draw = hash_u64(lengths_key, np.uint64(drawn_at >> 2)) >> np.uint64(16 * (drawn_at & 3))
+            end = min(word + lengths[np.int64(draw & np.uint64(0xFFFF))], num_words)
+            sizes[starts[word]] = starts[end] - starts[word]
+            for joined in range(word + 1, end):
+                sizes[starts[joined]] = 0
+            word = end
+            if word == num_words:
+                break
 
-    def select(
-        rows: NDArray[np.int64], target: NDArray[np.int64], is_hit: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        hits = np.flatnonzero(is_hit)
-        row, size, wanted = hits // is_hit.shape[1], spans.num_tokens.take(target.take(hits)), counts[rows]
-        before = tokens_through(row, size, len(rows)) - size
-        num_tokens = np.zeros(is_hit.shape, np.int64)
-        num_tokens.reshape(-1)[hits] = np.clip(wanted[row] - before, 0, size)
-        return num_tokens, num_tokens.sum(1) == wanted
 
-    return throw_darts(spans.begins, hashes(key(seed, _ORDER_STREAM), row_numbers), num_darts, select)
+@kernel
+def choose_spans(
+    sizes: NDArray[np.int64],
+    num_wanted: int,
+    order_key: np.uint64,
+    places: NDArray[np.int64],
+    fates: NDArray[np.int64],
+) -> int:
+    """Spans of a row in the order in which darts hit their first tokens: exactly ``num_wanted`` tokens.
 
+    The last span is cut where the count is met, inside a word if need be, as in SpanBERT's code. The tokens of a span
+    have one fate.
 
-def _length_draws(row_numbers: NDArray[np.int64], seed: int, width: int) -> NDArray[np.uint16]:
-    """16 uniform bits for every place, (R, W): a quarter of ``hash(row key, place // 4)``, the lowest first."""
-    row_keys = hashes(key(seed, _LENGTH_STREAM), row_numbers)
-    draws = hashes(row_keys[:, None], np.arange(-(-width // 4)))
-    return draws.astype("<u8", copy=False).view("<u2")[:, :width]
+    Args:
+        sizes: from :func:`tile_with_spans`; 0 afterwards where a span was hit, (S,).
+        num_wanted: at most all tokens of all spans.
+        order_key: of the row.
+        places: filled with the chosen tokens, (S,).
+        fates: filled with 16 uniform bits for each, (S,).
 
-
-def spans_of(
-    maskable: NDArray[np.bool_],
-    word_starts: NDArray[np.bool_],
-    row_numbers: NDArray[np.int64],
-    seed: int,
-    lengths: NDArray[np.int32],
-) -> Units:
-    """Spans that cover every run of words without a gap.
-
-    The j-th span of a run has the length drawn at the run's j-th word; the last one has what is left.
+    Returns:
+        ``num_wanted``.
     """
-    words, width = words_of(maskable, word_starts), maskable.shape[1]
-    starts = np.flatnonzero(words.begins)  # U
-    ends = starts + words.num_tokens.take(starts)  # U
-    num_words = len(starts)
-    drawn = lengths.take(_length_draws(row_numbers, seed, width).ravel().take(starts))  # U
-    # A run begins where the word before ends earlier, or in another row.
-    begins_run = (starts != np.append(-1, ends)[:num_words]) | (starts & (width - 1) == 0)
-    first_of_run = np.flatnonzero(begins_run)
-    words_of_run = np.diff(first_of_run, append=num_words)
-    first_word = np.repeat(first_of_run, words_of_run)  # U, of the word's run
-    before = np.cumsum(drawn, dtype=np.int64) - drawn  # U
-    begin = first_word + before - before.take(first_word)  # U, first word of the run's j-th span
-    begin = begin[begin < np.repeat(first_of_run + words_of_run, words_of_run)]
-    last_word = np.append(begin[1:], num_words)[: len(begin)] - 1
-    first = starts.take(begin)
-    begins, num_tokens = np.zeros(maskable.shape, np.bool_), np.empty(maskable.shape, np.int32)
-    begins.reshape(-1)[first] = True
-    num_tokens.reshape(-1)[first] = ends.take(last_word) - first
-    return Units(begins, num_tokens)
+    width = width_of(len(sizes))
+    dart, number, num_chosen = np.uint64(0), 0, 0
+    while num_chosen < num_wanted:
+        dart = next_dart(order_key, number, dart)
+        number += 1
+        place = place_of(dart, width)
+        if place >= len(sizes) or sizes[place] == 0:
+            continue
+        for token in range(place, place + min(sizes[place], num_wanted - num_chosen)):
+            places[num_chosen] = token
+            fates[num_chosen] = fate_of(dart)
+            num_chosen += 1
+        sizes[place] = 0
+    return num_chosen

@@ -1,41 +1,46 @@
 """Which tokens are predicted when each is chosen by itself (BERT, Devlin et al. 2018; RoBERTa, Liu et al. 2019).
 
-Letters: R rows, W width of a row (a power of two), D darts a row.
+Letters: S sequence length.
 """
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.keyed import hashes, key
-from pipeline.objectives.darts import Choice, throw_darts
-
-_STREAM: Final = 0x4D41534B  # "MASK"
+from pipeline.base.jit import kernel
+from pipeline.objectives.darts import fate_of, next_dart, place_of, width_of
 
 
+@kernel
 def choose_tokens(
     maskable: NDArray[np.bool_],
-    counts: NDArray[np.int64],
-    row_numbers: NDArray[np.int64],
-    seed: int,
-    num_darts: int,
-) -> Choice:
-    """The first maskable tokens that darts hit.
+    num_wanted: int,
+    order_key: np.uint64,
+    places: NDArray[np.int64],
+    fates: NDArray[np.int64],
+) -> int:
+    """The first maskable tokens of a row that darts hit.
 
     Args:
-        maskable: (R, W).
-        counts: how many of each row, at most as many as are maskable, (R,).
-        row_numbers: run-wide numbers of the rows, (R,).
+        maskable: (S,); false afterwards where a token was chosen.
+        num_wanted: how many, at most as many as are maskable.
+        order_key: of the row.
+        places: filled with the chosen places, (S,).
+        fates: filled with 16 uniform bits for each, (S,).
+
+    Returns:
+        ``num_wanted``.
     """
-
-    def select(
-        rows: NDArray[np.int64], target: NDArray[np.int64], is_hit: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        num_hits = np.cumsum(is_hit, axis=1, dtype=np.int32)  # r D
-        wanted = counts[rows].astype(np.int32)  # r
-        return is_hit & (num_hits <= wanted[:, None]), num_hits[:, -1] >= wanted
-
-    return throw_darts(maskable, hashes(key(seed, _STREAM), row_numbers), num_darts, select)
+    width = width_of(len(maskable))
+    dart, number, num_chosen = np.uint64(0), 0, 0
+    while num_chosen < num_wanted:
+        dart = next_dart(order_key, number, dart)
+        number += 1
+        place = place_of(dart, width)
+        if place < len(maskable) and maskable[place]:
+            maskable[place] = False
+            places[num_chosen] = place
+            fates[num_chosen] = fate_of(dart)
+            num_chosen += 1
+    return num_chosen

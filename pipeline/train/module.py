@@ -18,11 +18,13 @@ from pipeline.config.derived import BatchPlan
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import schedule_in_steps
 from pipeline.data.digest import combine_row_digests
+from pipeline.monitor.step_clock import StepClock
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.loss import batch_loss, packed_loss_sum
 from pipeline.optim.adamw import make_optimizer
 from pipeline.optim.schedules import learning_rate
 from pipeline.train.control import ControlPlane
+from pipeline.train.step_timing import time_gradient_reduction
 from pipeline.train.strategies import ZERO_STAGES, engine_of
 
 _DROPOUT_STREAM = 0xD0  # keeps dropout's keys apart from those of masks and order
@@ -38,8 +40,8 @@ class BatchCounts:
 
     def plus(self, batch: Batch, predictions: int) -> BatchCounts:
         return BatchCounts(
-            self.real_tokens + int(batch.num_real_tokens),
-            self.sum_squared_lengths + int(batch.sum_squared_lengths),
+            self.real_tokens + batch.num_real_tokens,
+            self.sum_squared_lengths + batch.sum_squared_lengths,
             self.predictions + predictions,
         )
 
@@ -59,6 +61,7 @@ class PretrainModule(pl.LightningModule):
         self.schedule = schedule_in_steps(config)
         self.first_step = first_step
         self.step = first_step
+        self.clock = StepClock()
         self.control: ControlPlane | None = None
         self.stop_requested: Callable[[], bool] = lambda: False
         self.stop_agreed = False
@@ -80,15 +83,17 @@ class PretrainModule(pl.LightningModule):
         if self.micro_batch == 0:
             self._begin_step(batch)
         # Counts are read here, on the host: reading them later would wait for the device.
-        self.counts = self.counts.plus(batch, int(batch.window_predictions) if self.micro_batch == 0 else 0)
+        self.counts = self.counts.plus(batch, batch.window_predictions if self.micro_batch == 0 else 0)
         if batch.row_digests is not None:
             self.row_digests.append((batch.row_numbers, batch.row_digests))
-        self._dropout_key = key(self.config.seed, _DROPOUT_STREAM, self.step, int(batch.first_slot_key))
+        self._dropout_key = key(self.config.seed, _DROPOUT_STREAM, self.step, batch.first_slot_key)
         return batch
 
     def _begin_step(self, batch: Batch) -> None:
         assert self.control is not None
-        predictions, stops = self.control.sum_integers(int(batch.window_predictions), int(self.stop_requested()))
+        self.clock.enter("communication")
+        predictions, stops = self.control.sum_integers(batch.window_predictions, int(self.stop_requested()))
+        self.clock.enter("other")
         self.global_predictions = predictions
         self.stop_agreed = stops > 0
         self.local_loss_sum = None
@@ -96,6 +101,9 @@ class PretrainModule(pl.LightningModule):
         rate = self.current_learning_rate()
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
+
+    def on_train_start(self) -> None:
+        time_gradient_reduction(self.trainer.strategy.model, self.clock)
 
     @property
     def finishes_step(self) -> bool:
@@ -107,6 +115,7 @@ class PretrainModule(pl.LightningModule):
             self.step += 1
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.clock.enter("forward")
         torch.manual_seed(self._dropout_key)
         loss_sum = self.loss_sum(batch)
         detached = loss_sum.detach()
@@ -114,6 +123,21 @@ class PretrainModule(pl.LightningModule):
         # The gradient of the mean over all predictions of the global batch, whatever W and N (see strategies.py).
         factor = self.plan.world_size * self.plan.accumulation / max(self.global_predictions, 1)
         return loss_sum * factor
+
+    # Phases of the clock, in the order of Lightning's calls.
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        self.clock.enter("optimizer")
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        self.clock.enter("backward")
+
+    def on_after_backward(self) -> None:
+        self.clock.enter("optimizer" if self.finishes_step else "other")  # clipping and the step come next
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.clock.enter("other")
 
     def current_learning_rate(self) -> float:
         """Learning rate of ``self.step``, a pure function of it."""

@@ -20,8 +20,8 @@ from pipeline.config.stages import stages_of
 from pipeline.data.digest import combine_row_digests, row_digests
 from pipeline.data.gather import join_rows, sorted_rows
 from pipeline.data.rows import Rows
+from pipeline.objectives.predictions import KEPT
 from pipeline.train.streams import open_streams
-from pipeline.train.validation import IGNORED
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Replayed:
             "rows": len(numbers),
             "first_row": numbers[0],
             "real_tokens": int(rows.segment_length.sum()),
-            "predictions": int((self.labels != IGNORED).sum()),
+            "predictions": int((self.labels != KEPT).sum()),
             "documents": sorted({*self.document_ids, *(self.second_document_ids or ())} - {""}),
             "segments": segments,
         }
@@ -148,12 +148,12 @@ def shown_text(tokenizer: Any, input_ids: NDArray[np.int64], labels: NDArray[np.
 
     Next-token labels are the text itself, so nothing is marked for them.
     """
-    following = np.append(input_ids[1:], IGNORED)
-    causal = bool(np.all((labels == IGNORED) | (labels == following)))
+    following = np.append(input_ids[1:], KEPT)
+    causal = bool(np.all((labels == KEPT) | (labels == following)))
     tokens = []
     for token_id, label in zip(input_ids.tolist(), labels.tolist(), strict=True):
         token = tokenizer.id_to_token(token_id) or "?"
-        if label != IGNORED and not causal:
+        if label != KEPT and not causal:
             token = (
                 f"[{token.strip('[]<>') if token in ('[MASK]', '<mask>') else token}={tokenizer.id_to_token(label)}]"
             )

@@ -14,7 +14,6 @@ from pipeline.monitor.callback import MonitorCallback, StepCallback
 from pipeline.objectives.batch import Batch
 from pipeline.train.module import PretrainModule
 
-IGNORED = -100
 """Label of a slot that is not predicted."""
 
 
@@ -42,7 +41,7 @@ class Validation(StepCallback):
         due = step == self.total_steps or (self.every_steps > 0 and step % self.every_steps == 0)
         if not due:
             return
-        with self.monitor.no_training(trainer):
+        with self.monitor.clock.during("validation"):
             batches = self.batches_of(step - 1)
             if batches:
                 self.monitor.add_validation(held_out_loss(trainer, module, batches))
@@ -63,7 +62,7 @@ def held_out_loss(trainer: pl.Trainer, module: PretrainModule, batches: Sequence
     with torch.no_grad(), trainer.precision_plugin.val_step_context():
         for batch in batches:
             loss_sum += module.loss_sum(batch.to(device)).double()
-            predictions += int((batch.labels != IGNORED).sum())
+            predictions += batch.num_predictions
     module.train(was_training)
     total = HeldOutLoss()
     total.add(float(loss_sum), predictions)  # the one wait for the device

@@ -164,7 +164,6 @@ def test_moving_a_batch_leaves_facts_for_the_log_behind() -> None:
         "cu_seqlens",
         "prediction_positions",
         "labels",
-        "window_predictions",
     }
     assert moved.row_numbers is batch.row_numbers
     assert moved.step == batch.step

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.base.keyed import hashes
 from pipeline.config.run import ObjectiveConfig
 from pipeline.objectives.masking import corrupt, masking_settings
 from pipeline.objectives.predictions import Predictions
-from pipeline.objectives.span_masking import span_lengths, spans_of
-from pipeline.objectives.word_masking import words_of
+from pipeline.objectives.span_masking import span_lengths, tile_with_spans
+from pipeline.objectives.word_masking import measure_words
 from tests.unit.objectives.hand_made_rows import ALL_SPECIAL_IDS, VOCAB_SIZE
 from tests.unit.objectives.slow_masking import MASK_ID
 
@@ -141,6 +142,14 @@ def words_and_breaks() -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     return tokens, generator.random((NUM_ROWS, LENGTH)) < 0.6
 
 
+def word_sizes(maskable: NDArray[np.bool_], word_starts: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Tokens of the word that begins at every place, 0 where none does, (R, S)."""
+    sizes = np.empty(maskable.shape, np.int64)
+    for row in range(len(sizes)):
+        measure_words(maskable[row], word_starts[row], sizes[row])
+    return sizes
+
+
 def partly_chosen_words(kind: str) -> NDArray[np.int64]:
     """Words of each row of which some tokens are chosen and some not, (R,)."""
     tokens, word_starts = words_and_breaks()
@@ -148,9 +157,9 @@ def partly_chosen_words(kind: str) -> NDArray[np.int64]:
     chosen = chosen_of(made)
     assert not chosen[tokens == 3].any()
     assert (made.counts == np.floor(0.15 * (tokens != 3).sum(1) + 0.5)).mean() > 0.99
-    words = words_of(tokens != 3, word_starts)
-    first = np.flatnonzero(words.begins)
-    size = words.num_tokens.ravel()[first]
+    sizes = word_sizes(tokens != 3, word_starts).ravel()
+    first = np.flatnonzero(sizes)
+    size = sizes[first]
     before = np.concatenate([[0], np.cumsum(chosen)])
     num_chosen = before[first + size] - before[first]
     is_partly = (num_chosen > 0) & (num_chosen < size)
@@ -171,9 +180,9 @@ def test_long_words_are_chosen_as_often_as_short_ones() -> None:
     """But for the end of a row's budget, into which short words fit better: one word of about forty."""
     tokens, word_starts = words_and_breaks()
     chosen = chosen_of(masked(tokens, word_starts=word_starts, masking="whole_word"))
-    words = words_of(tokens != 3, word_starts)
+    sizes = word_sizes(tokens != 3, word_starts)
     for size in (1, 2, 3, 4):
-        of_size = chosen[words.begins & (words.num_tokens == size)]
+        of_size = chosen[sizes == size]
         assert abs(of_size.mean() / 0.15 - 1) < 0.1
 
 
@@ -188,9 +197,11 @@ def test_span_lengths_follow_the_cut_geometric_distribution(geometric_p: float, 
     assert table.mean() == pytest.approx(mean, abs=1e-3)
     maskable = np.ones((NUM_ROWS, LENGTH), np.bool_)
     maskable[:, ::16] = False
-    spans = spans_of(maskable, np.ones_like(maskable), np.arange(NUM_ROWS), 3, table)
-    assert spans.begins[:, 1::16].all()
-    first_of_run = spans.num_tokens[:, 1::16].ravel()
+    sizes = word_sizes(maskable, np.ones_like(maskable))
+    for row, base_key in zip(sizes, hashes(3, np.arange(NUM_ROWS)), strict=True):
+        tile_with_spans(row, base_key, table)
+    first_of_run = sizes[:, 1::16].ravel()
+    assert first_of_run.all()
     if max_words > 1:
         assert_chi_square(np.bincount(first_of_run)[1:], shares * len(first_of_run), max_words - 1)
 

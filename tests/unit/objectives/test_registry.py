@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from pipeline.base.errors import UserError
+from pipeline.base.keyed import key
 from pipeline.config.run import Masking, ObjectiveConfig, Packing
 from pipeline.objectives.clm import CausalLanguageModel
 from pipeline.objectives.mlm import MaskedLanguageModel
 from pipeline.objectives.registry import make_objective, row_kind
-from tests.unit.objectives.hand_made_rows import VOCABULARY, bert_format, gpt_format
+from tests.unit.objectives.hand_made_rows import ALL_SPECIAL_IDS, VOCABULARY, bert_format, gpt_format
 
 
 def test_kinds_and_classes() -> None:
@@ -32,15 +34,17 @@ def test_config_reaches_the_masks() -> None:
     mlm = make_objective(config, VOCABULARY, bert_format(64), 12, packing="best_fit")
     assert isinstance(mlm, MaskedLanguageModel)
     masking = mlm.masking
-    assert (masking.seed, masking.config, masking.mask_id) == (12, config, 4)
-    assert (masking.special_ranges, len(masking.ordinary_ids)) == ([(0, 5), (150, 151)], 200 - 6)
+    assert (masking.config, masking.mask_id) == (config, 4)
+    assert np.flatnonzero(~masking.is_ordinary).tolist() == ALL_SPECIAL_IDS
+    assert masking.ordinary_ids.tolist() == [number for number in range(200) if number not in ALL_SPECIAL_IDS]
+    assert masking.keys[3] == key(12, int.from_bytes(b"PICK", "big"))
 
 
 def test_padding_is_never_predicted_even_by_a_tokenizer_that_has_it_for_an_ordinary_token() -> None:
     row_format = replace(bert_format(64), pad_id=17)
     mlm = make_objective(ObjectiveConfig(), VOCABULARY, row_format, 1, packing="best_fit")
     assert isinstance(mlm, MaskedLanguageModel)
-    assert mlm.masking.special_ranges == [(0, 5), (17, 18), (150, 151)]
+    assert not mlm.masking.is_ordinary[17]
     assert 17 not in mlm.masking.ordinary_ids
 
 
