@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
+from pipeline.config.optimization_checks import optimization_problems
+from pipeline.config.ranges import at_least, at_most, not_negative, positive, share
 from pipeline.config.run import RunConfig
-from pipeline.config.stages import schedule_in_steps
 
 MAX_SHARD_DOCUMENTS = 2**24
 MAX_SHARD_TOKENS = 2**31
@@ -36,7 +36,7 @@ def run_problems(config: RunConfig) -> list[str]:
         *data_problems(config),
         *_model_problems(config),
         *_objective_problems(config),
-        *_optimization_problems(config),
+        *optimization_problems(config),
         *_train_problems(config),
         *_bookkeeping_problems(config),
     ]
@@ -45,38 +45,6 @@ def run_problems(config: RunConfig) -> list[str]:
 def corpus_problems(config: CorpusConfig) -> list[str]:
     """All problems of a corpus config."""
     return [*_source_problems(config), *_tokenizer_and_shard_problems(config)]
-
-
-def _at_least(minimum: int, **values: int | None) -> Iterator[str]:
-    for name, value in values.items():
-        if value is not None and value < minimum:
-            yield f"{name.replace('__', '.')}: {value} is below {minimum}."
-
-
-def _at_most(maximum: int, **values: int) -> Iterator[str]:
-    for name, value in values.items():
-        if value > maximum:
-            yield f"{name.replace('__', '.')}: {value} is above {maximum}."
-
-
-def _share(zero: bool = True, one: bool = True, **values: float) -> Iterator[str]:
-    for name, value in values.items():
-        inside = (value >= 0 if zero else value > 0) and (value <= 1 if one else value < 1)
-        if not inside:
-            interval = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
-            yield f"{name.replace('__', '.')}: {value} is outside {interval}."
-
-
-def _positive(**values: float) -> Iterator[str]:
-    for name, value in values.items():
-        if not (value > 0 and math.isfinite(value)):
-            yield f"{name.replace('__', '.')}: {value} must be a finite number above 0."
-
-
-def _not_negative(**values: float) -> Iterator[str]:
-    for name, value in values.items():
-        if not (value >= 0 and math.isfinite(value)):
-            yield f"{name.replace('__', '.')}: {value} must be a finite number, 0 or more."
 
 
 def _required(config: RunConfig) -> Iterator[str]:
@@ -88,7 +56,7 @@ def _required(config: RunConfig) -> Iterator[str]:
 
 def _model_problems(config: RunConfig) -> Iterator[str]:
     model = config.model
-    yield from _at_least(
+    yield from at_least(
         1,
         model__hidden_size=model.hidden_size,
         model__num_layers=model.num_layers,
@@ -97,10 +65,10 @@ def _model_problems(config: RunConfig) -> Iterator[str]:
         model__max_positions=model.max_positions,
         model__vocab_size=model.vocab_size,
     )
-    yield from _share(
+    yield from share(
         one=False, model__hidden_dropout=model.hidden_dropout, model__attention_dropout=model.attention_dropout
     )
-    yield from _positive(model__initializer_range=model.initializer_range)
+    yield from positive(model__initializer_range=model.initializer_range)
     if model.num_heads > 0 and model.hidden_size % model.num_heads:
         yield f"model.hidden_size: {model.hidden_size} is not a multiple of model.num_heads ({model.num_heads})."
     for name in model.extra:
@@ -118,8 +86,8 @@ def _objective_problems(config: RunConfig) -> Iterator[str]:
     fitting = _OBJECTIVE_OF_FAMILY[config.model.family]
     if objective.name != fitting:
         yield f"objective.name: `{objective.name}` does not train family `{config.model.family}`; use `{fitting}`."
-    yield from _share(zero=False, one=False, objective__mask_rate=objective.mask_rate)
-    yield from _share(
+    yield from share(zero=False, one=False, objective__mask_rate=objective.mask_rate)
+    yield from share(
         objective__mask_token_share=objective.mask_token_share,
         objective__random_token_share=objective.random_token_share,
     )
@@ -128,62 +96,37 @@ def _objective_problems(config: RunConfig) -> Iterator[str]:
             f"objective.mask_token_share + objective.random_token_share: {objective.mask_token_share} + "
             f"{objective.random_token_share} is above 1."
         )
-    yield from _share(zero=False, one=False, objective__span_geometric_p=objective.span_geometric_p)
-    yield from _at_least(1, objective__span_max_words=objective.span_max_words)
-    yield from _at_most(MAX_SEQUENCE_LENGTH, objective__span_max_words=objective.span_max_words)
+    yield from share(zero=False, one=False, objective__span_geometric_p=objective.span_geometric_p)
+    yield from at_least(1, objective__span_max_words=objective.span_max_words)
+    yield from at_most(MAX_SEQUENCE_LENGTH, objective__span_max_words=objective.span_max_words)
     if objective.name != "mlm" and objective.masking != "token":
         yield f"objective.masking: `{objective.name}` masks nothing, so `{objective.masking}` has no use; leave it out."
 
 
-def _optimization_problems(config: RunConfig) -> Iterator[str]:
-    optimizer, schedule, steps = config.optimizer, config.schedule, config.train.steps
-    yield from _positive(optimizer__learning_rate=optimizer.learning_rate, optimizer__epsilon=optimizer.epsilon)
-    yield from _not_negative(optimizer__weight_decay=optimizer.weight_decay)
-    for number, beta in enumerate(optimizer.betas):
-        if not 0 <= beta < 1:
-            yield f"optimizer.betas[{number}]: {beta} is outside [0, 1)."
-    yield from _at_least(0, schedule__warmup_steps=schedule.warmup_steps, schedule__decay_steps=schedule.decay_steps)
-    yield from _share(schedule__final_ratio=schedule.final_ratio)
-    if schedule.name == "wsd" and schedule.decay_steps < 1:
-        yield "schedule.decay_steps: `wsd` needs the length of its final decay, at least 1."
-    if schedule.name != "wsd" and schedule.decay_steps:
-        yield f"schedule.decay_steps: only `wsd` reads it; `{schedule.name}` decays from the warmup to train.steps."
-    if schedule.warmup_steps and schedule.warmup_tokens:
-        yield "schedule.warmup_tokens: `warmup_steps` is there too; give one of them."
-    yield from _not_negative(schedule__warmup_tokens=schedule.warmup_tokens)
-    if not list(data_problems(config)) and math.isfinite(schedule.warmup_tokens):
-        schedule = schedule_in_steps(config)
-    if schedule.warmup_steps + schedule.decay_steps > steps:
-        yield (
-            f"schedule: warmup ({schedule.warmup_steps}) and decay ({schedule.decay_steps}) are longer than the run "
-            f"(train.steps: {steps})."
-        )
-
-
 def _train_problems(config: RunConfig) -> Iterator[str]:
     train = config.train
-    yield from _at_least(
+    yield from at_least(
         1,
         train__micro_batch_size=train.micro_batch_size,
         train__threads_per_rank=train.threads_per_rank,
     )
-    yield from _not_negative(train__gradient_clip_norm=train.gradient_clip_norm)
-    yield from _at_least(0, train__zero3_persistence_threshold=train.zero3_persistence_threshold)
+    yield from not_negative(train__gradient_clip_norm=train.gradient_clip_norm)
+    yield from at_least(0, train__zero3_persistence_threshold=train.zero3_persistence_threshold)
     if train.precision == "fp16" and train.device == "cpu":
         yield "train.precision: `fp16` needs CUDA; use `bf16` or `fp32` on a CPU."
 
 
 def _bookkeeping_problems(config: RunConfig) -> Iterator[str]:
-    yield from _at_least(
+    yield from at_least(
         1,
         checkpoint__every_steps=config.checkpoint.every_steps,
         checkpoint__keep_last=config.checkpoint.keep_last,
         evaluation__rows=config.evaluation.rows,
         monitor__log_every_steps=config.monitor.log_every_steps,
     )
-    yield from _at_least(0, evaluation__every_steps=config.evaluation.every_steps)
+    yield from at_least(0, evaluation__every_steps=config.evaluation.every_steps)
     if config.monitor.peak_flops_per_device is not None:
-        yield from _positive(monitor__peak_flops_per_device=config.monitor.peak_flops_per_device)
+        yield from positive(monitor__peak_flops_per_device=config.monitor.peak_flops_per_device)
 
 
 def _source_problems(config: CorpusConfig) -> Iterator[str]:
@@ -203,12 +146,12 @@ def _source_problems(config: CorpusConfig) -> Iterator[str]:
 
 def _tokenizer_and_shard_problems(config: CorpusConfig) -> Iterator[str]:
     tokenizer, shards, cleaning = config.tokenizer, config.shards, config.cleaning
-    yield from _at_least(0, cleaning__min_characters=cleaning.min_characters, tasks=config.tasks)
-    yield from _at_most(MAX_SHARD_DOCUMENTS, shards__documents=shards.documents)
-    yield from _at_most(MAX_SHARD_TOKENS, shards__tokens=shards.tokens, shards__block_tokens=shards.block_tokens)
-    yield from _share(cleaning__max_bad_share=cleaning.max_bad_share)
-    yield from _share(one=False, shards__validation_share=shards.validation_share)
-    yield from _at_least(
+    yield from at_least(0, cleaning__min_characters=cleaning.min_characters, tasks=config.tasks)
+    yield from at_most(MAX_SHARD_DOCUMENTS, shards__documents=shards.documents)
+    yield from at_most(MAX_SHARD_TOKENS, shards__tokens=shards.tokens, shards__block_tokens=shards.block_tokens)
+    yield from share(cleaning__max_bad_share=cleaning.max_bad_share)
+    yield from share(one=False, shards__validation_share=shards.validation_share)
+    yield from at_least(
         1,
         shards__tokens=shards.tokens,
         shards__documents=shards.documents,
@@ -218,7 +161,7 @@ def _tokenizer_and_shard_problems(config: CorpusConfig) -> Iterator[str]:
     if tokenizer.path is not None:
         return
     minimum = 300 if tokenizer.kind == "byte_bpe" else 100
-    yield from _at_least(minimum, tokenizer__vocab_size=tokenizer.vocab_size)
+    yield from at_least(minimum, tokenizer__vocab_size=tokenizer.vocab_size)
     if (tokenizer.kind == "wordpiece") != (tokenizer.style == "bert"):
         yield (
             f"tokenizer.style: `{tokenizer.style}` does not go with kind `{tokenizer.kind}`; "

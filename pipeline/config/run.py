@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.config.optimization import OptimizerConfig, ScheduleConfig
+
 Family = Literal["bert", "roberta", "gpt2"]
 ObjectiveName = Literal["mlm", "clm"]
 Masking = Literal["token", "whole_word", "span"]
 Packing = Literal["best_fit", "concatenate", "one_document", "pairs", "pairs_nsp", "pairs_sop"]
 StrategyName = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
-ScheduleName = Literal["linear", "cosine", "wsd"]
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,10 @@ class ModelConfig:
     initializer_range: float = 0.02
     """Standard deviation of the initial weights."""
 
+    mup_base_width: int | None = None
+    """muP (Yang et al. 2022): initial weights and learning rates are scaled so that settings tuned on a model with this
+    `hidden_size` (and `intermediate_size` and `num_heads` smaller in proportion) hold for this one. Default: off."""
+
     extra: dict[str, Any] = field(default_factory=dict)
     """Further keys for the Hugging Face config class, passed as they are, e.g. `{hidden_act: gelu_new}`."""
 
@@ -175,46 +180,6 @@ class ObjectiveConfig:
 
     span_max_words: int = 10
     """span: most words of a span."""
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with decoupled weight decay, off for biases and norms."""
-
-    name: Literal["adamw"] = "adamw"
-    """Optimizer."""
-
-    learning_rate: float = 1.0e-4
-    """Peak learning rate."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the first and second moment."""
-
-    epsilon: float = 1.0e-8
-    """Added to the root of the second moment."""
-
-    weight_decay: float = 0.01
-    """Decoupled decay of weight matrices and embeddings (never biases and norms)."""
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """Learning rate as a pure function of the step."""
-
-    name: ScheduleName = "linear"
-    """`linear` or `cosine` decay after the warmup, or `wsd`: warmup, stable, decay over the last `decay_steps`."""
-
-    warmup_steps: int = 0
-    """Steps of linear warmup from 0, or"""
-
-    warmup_tokens: float = 0.0
-    """its length in token slots (rows x sequence length), rounded up to whole steps."""
-
-    decay_steps: int = 0
-    """wsd: length of the final decay, which is linear."""
-
-    final_ratio: float = 0.0
-    """Learning rate at the last step, as a share of the peak."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from pipeline.config.run import BatchWarmupConfig, RunConfig, ScheduleConfig, StageConfig
+from pipeline.config.optimization import ScheduleConfig
+from pipeline.config.run import BatchWarmupConfig, RunConfig, StageConfig
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.config.optimization import OptimizerConfig, ScheduleConfig, betas_of, epsilon_of, momentum_of
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import stages_of
 
@@ -89,7 +90,6 @@ def _usage(model: ModelFacts, causal: bool) -> str:
 
 
 def _training_rows(config: RunConfig, run: RunFacts) -> list[tuple[str, str]]:
-    optimizer, schedule = config.optimizer, config.schedule
     objective = "causal language modelling"
     if config.objective.name == "mlm":
         unit = {"token": "", "whole_word": " in whole words", "span": " in spans of words"}[config.objective.masking]
@@ -111,9 +111,8 @@ def _training_rows(config: RunConfig, run: RunFacts) -> list[tuple[str, str]]:
         ("Global batch", "; ".join(map(str, stages_of(config).begun(run.step)))),
         ("Rows", f"packed (`{config.data.packing}`); "
          f"{'' if config.data.cross_document_attention else 'no '}attention across documents"),
-        ("Optimizer", f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, betas {optimizer.betas[0]:g} and "
-         f"{optimizer.betas[1]:g}, epsilon {optimizer.epsilon:g}, weight decay {optimizer.weight_decay:g}"),
-        ("Schedule", f"{schedule.name}, {schedule.warmup_steps:,} warmup steps, final ratio {schedule.final_ratio:g}"),
+        ("Optimizer", _optimizer(config.optimizer)),
+        ("Schedule", _schedule(config.schedule)),
         ("Gradient clipping", f"{config.train.gradient_clip_norm:g}" if config.train.gradient_clip_norm else "none"),
         ("Precision", config.train.precision),
         ("Strategy", (run.strategy or config.train.strategy) + (f", {run.world_size} ranks" if run.world_size else "")),
@@ -121,6 +120,30 @@ def _training_rows(config: RunConfig, run: RunFacts) -> list[tuple[str, str]]:
         ("Versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
     ]  # fmt: skip
     return [(name, value) for name, value in rows if value]
+
+
+def _optimizer(optimizer: OptimizerConfig) -> str:
+    betas, epsilon = betas_of(optimizer), epsilon_of(optimizer)
+    parts = [optimizer.name, f"learning rate {optimizer.learning_rate:g}", f"betas {betas[0]:g} and {betas[1]:g}"]
+    parts += [f"epsilon {epsilon:g}"] if epsilon else []
+    parts += [f"momentum {momentum_of(optimizer):g}"] if optimizer.name == "muon" else []
+    parts.append(f"weight decay {optimizer.weight_decay:g}")
+    parts += [f"learning rate x {optimizer.layer_lr_decay:g} a layer"] if optimizer.layer_lr_decay != 1 else []
+    parts += [
+        f"`{group.match}`: learning rate x {group.learning_rate_scale:g}"
+        + ("" if group.weight_decay is None else f", weight decay {group.weight_decay:g}")
+        for group in optimizer.groups
+    ]
+    return ", ".join([*parts, "moments in bf16"] if optimizer.state_dtype == "bf16" else parts)
+
+
+def _schedule(schedule: ScheduleConfig) -> str:
+    warmup = f"{schedule.warmup_steps:,} warmup steps"
+    if schedule.warmup_tokens:
+        warmup = f"{_count(int(schedule.warmup_tokens))} tokens of warmup"
+    if schedule.budget_hours is not None:
+        warmup = f"over {schedule.budget_hours:g} hours of training, {schedule.warmup_share:.0%} of them warmup"
+    return f"{schedule.name}, {warmup}, final ratio {schedule.final_ratio:g}"
 
 
 def _model_rows(config: RunConfig, model: ModelFacts) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config.run import OptimizerConfig
+from pipeline.config.optimization import OptimizerConfig, betas_of, epsilon_of
 
 _FUSED_DEVICES = ("cuda", "cpu")
 
@@ -35,7 +35,8 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig, fused: bool | Non
     groups = parameter_groups(module, config.weight_decay)
     if fused is None:
         fused = all(p.device.type in _FUSED_DEVICES for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=fused)
+    betas, epsilon = betas_of(config), epsilon_of(config)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=epsilon, fused=fused)
 
 
 def _num_dimensions(parameter: nn.Parameter) -> int:

@@ -74,7 +74,7 @@ def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
         "model: 5 is not a section; write `key: value` lines under it.",
         "train.steps: 'x' is not an integer.",
         "train.strategy: 'zero9' is not one of `single`, `ddp`, `zero1`, `zero2`, `zero3`.",
-        "optimizer.betas: [1] is not a list of 2 values, each a number.",
+        "optimizer.betas: [1] is not a list of 2 values, each a number or null.",
         "workers: unknown key. Did you mean `data.workers`?",
         "run_directory: required; where the run lives, e.g. `runs/my_run`.",
         "train.micro_batch_size: 0 is below 1.",

@@ -8,7 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pipeline.config.run import BatchWarmupConfig, DataConfig, RunConfig, ScheduleConfig, StageConfig, TrainConfig
+from pipeline.config.optimization import ScheduleConfig
+from pipeline.config.run import BatchWarmupConfig, DataConfig, RunConfig, StageConfig, TrainConfig
 from pipeline.config.stages import Stages, schedule_in_steps, stages_of
 
 

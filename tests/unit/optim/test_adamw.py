@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config.run import Family, ModelConfig, OptimizerConfig
+from pipeline.config.optimization import OptimizerConfig
+from pipeline.config.run import Family, ModelConfig
 from pipeline.models.build import build_model
 from pipeline.optim.adamw import make_optimizer, parameter_groups
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pipeline.config.run import OptimizerConfig, ScheduleConfig, ScheduleName
+from pipeline.config.optimization import OptimizerConfig, ScheduleConfig, ScheduleName
 from pipeline.optim.schedules import learning_rate
 
 PEAK = 3e-4
