@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 
 from pipeline.config.run import MonitorConfig
-from pipeline.monitor.meters import ThroughputMeter, memory_gb, perplexity
+from pipeline.monitor.meters import memory_gb, perplexity, step_rates
 from pipeline.monitor.sinks import Sink
+from pipeline.monitor.step_clock import StepClock
 
 
 class StepCallback(pl.Callback):
@@ -32,7 +30,7 @@ class MonitorCallback(StepCallback):
     Args:
         sinks: on rank 0; empty on the others.
         flops: (real tokens, sum of squared segment lengths, predictions) -> FLOPs of forward and backward.
-        data_wait_seconds: cumulative time this rank has waited for batches.
+        clock: where the time of this rank goes; other callbacks name their phases on it.
         tokens_before: real tokens of the steps before this start.
     """
 
@@ -44,7 +42,7 @@ class MonitorCallback(StepCallback):
         total_steps: int,
         peak_flops_per_device: float | None,
         flops: Callable[[int, int, int], float],
-        data_wait_seconds: Callable[[], float],
+        clock: StepClock,
         tokens_before: int,
     ) -> None:
         self.config = config
@@ -52,16 +50,14 @@ class MonitorCallback(StepCallback):
         self.total_steps = total_steps
         self.peak_flops_per_device = peak_flops_per_device
         self.flops = flops
-        self.data_wait_seconds = data_wait_seconds
+        self.clock = clock
         self.tokens_before = tokens_before
-        self.meter: ThroughputMeter | None = None
         self.added: dict[str, float] = {}
         self._logged_counts = (0, 0, 0)
-        self._logged_wait = 0.0
+        self._steps_to_log = 0
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self.meter = ThroughputMeter(trainer.world_size, self.peak_flops_per_device, time.perf_counter())
-        self._logged_wait = self.data_wait_seconds()
+        self.clock.read()  # what came before is no step
 
     def add_validation(self, loss: float) -> None:
         """Have the held-out loss logged with the step at hand."""
@@ -72,52 +68,39 @@ class MonitorCallback(StepCallback):
         for sink in self.sinks:
             sink.event(name, **facts)
 
-    @contextmanager
-    def no_training(self, trainer: pl.Trainer) -> Iterator[None]:
-        """Around validations and checkpoints: their time is left out of the rates.
-
-        Steps that the device has not finished are waited for first, or their time would be left out too.
-        """
-        device = trainer.strategy.root_device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        yield
-        assert self.meter is not None
-        self.meter.exclude(time.perf_counter() - started)
-
     def is_due(self, step: int) -> bool:
         """Whether step ``step`` is logged."""
         return step in (1, self.total_steps) or step % self.config.log_every_steps == 0
 
     def on_step_end(self, trainer: pl.Trainer, module: Any, step: int) -> None:
-        assert self.meter is not None
-        self.meter.add(0, 0.0, 0.0)
+        self._steps_to_log += 1
         if not (self.is_due(step) or self.added):
             return
         loss = module.mean_loss()  # waits for the device: the times below are of finished work
-        now = time.perf_counter()
+        with self.clock.during("logging"):
+            metrics = {
+                "step": step,
+                "loss": loss,
+                "lr": module.current_learning_rate(),
+                "grad_norm": module.read_gradient_norm(),
+                **self._rates(trainer.world_size, module),
+                "memory_gb": memory_gb(trainer.strategy.root_device.type),
+                **self.added,
+            }
+            if self.config.batch_digest:
+                metrics["batch_digest"] = module.batch_digest()
+            self.added = {}
+            for sink in self.sinks:
+                sink.log(metrics)
+
+    def _rates(self, world_size: int, module: Any) -> dict[str, Any]:
+        """Tokens so far, and the rates and times since the last logged step."""
         counts = module.counts
-        now_counts = (counts.real_tokens, counts.sum_squared_lengths, counts.predictions)
-        local = [new - old for new, old in zip(now_counts, self._logged_counts, strict=True)]
-        total = module.control.sum_integers(*local, counts.real_tokens)
-        wait = self.data_wait_seconds()
-        self.meter.num_tokens += total[0]
-        self.meter.flops += self.flops(*total[:3])
-        self.meter.data_wait_seconds += wait - self._logged_wait
-        self._logged_counts, self._logged_wait = now_counts, wait
-        metrics: dict[str, Any] = {
-            "step": step,
-            "loss": loss,
-            "lr": module.current_learning_rate(),
-            "grad_norm": module.read_gradient_norm(),
-            "tokens": self.tokens_before + total[3],
-            **self.meter.read(now),
-            "memory_gb": memory_gb(trainer.strategy.root_device.type),
-            **self.added,
-        }
-        if self.config.batch_digest:
-            metrics["batch_digest"] = module.batch_digest()
-        self.added = {}
-        for sink in self.sinks:
-            sink.log(metrics)
+        now = (counts.real_tokens, counts.sum_squared_lengths, counts.predictions)
+        local = [new - old for new, old in zip(now, self._logged_counts, strict=True)]
+        *total, tokens = module.control.sum_integers(*local, counts.real_tokens)
+        rates = step_rates(
+            self._steps_to_log, total[0], self.flops(*total), self.clock.read(), self.peak_flops_per_device, world_size
+        )
+        self._logged_counts, self._steps_to_log = now, 0
+        return {"tokens": self.tokens_before + tokens, **rates}

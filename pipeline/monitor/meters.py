@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+
+from pipeline.monitor.step_clock import OUTSIDE_TRAINING, PHASES, Phase
 
 
 def perplexity(loss: float) -> float:
@@ -36,58 +38,36 @@ def model_flops_utilization(
     return flops_per_step / seconds_per_step / (peak_flops_per_device * world_size)
 
 
-@dataclass
-class ThroughputMeter:
-    """Counts what happened since the last logged step.
+def step_rates(
+    num_steps: int,
+    num_tokens: int,
+    flops: float,
+    seconds: Mapping[Phase, float],
+    peak_flops_per_device: float | None,
+    world_size: int,
+) -> dict[str, float | None]:
+    """Rates of some steps, and where their time went.
 
-    Call :meth:`add` with the global counts of one or more optimizer steps, and :meth:`read` at logged steps. Time
-    spent outside training (validation, checkpoints) is taken out with :meth:`exclude`.
+    Args:
+        num_steps: optimizer steps, at least 1.
+        num_tokens: real tokens of their global batches.
+        flops: of all ranks.
+        seconds: by phase, on this rank.
+
+    Returns:
+        ``tokens_per_second`` (global), ``seconds_per_step``, ``mfu`` (None on unknown devices) and
+        ``data_wait_fraction``, which leave out validations and checkpoints; ``time_<phase>``: seconds a step of every
+        phase, validations and checkpoints too.
     """
-
-    world_size: int
-    peak_flops_per_device: float | None
-    started_seconds: float
-    """Clock (``time.perf_counter()``) at the start of the first step."""
-    num_steps: int = 0
-    num_tokens: int = 0
-    flops: float = 0.0
-    data_wait_seconds: float = 0.0
-    excluded_seconds: float = 0.0
-
-    def add(self, num_tokens: int, flops: float, data_wait_seconds: float, num_steps: int = 1) -> None:
-        """Optimizer steps: real tokens and FLOPs of their global batches, seconds this rank waited for data."""
-        self.num_steps += num_steps
-        self.num_tokens += num_tokens
-        self.flops += flops
-        self.data_wait_seconds += data_wait_seconds
-
-    def exclude(self, seconds: float) -> None:
-        """Seconds that were no training."""
-        self.excluded_seconds += seconds
-
-    def read(self, now_seconds: float) -> dict[str, float | None]:
-        """Rates since the last call, and start anew.
-
-        Returns:
-            ``tokens_per_second`` (global), ``seconds_per_step``, ``mfu`` (None on unknown devices) and
-            ``data_wait_fraction``, all None if no step was added.
-        """
-        seconds = max(now_seconds - self.started_seconds - self.excluded_seconds, 1e-9)
-        rates: dict[str, float | None] = dict.fromkeys(
-            ("tokens_per_second", "seconds_per_step", "mfu", "data_wait_fraction")
-        )
-        if self.num_steps:
-            mfu = model_flops_utilization(self.flops, seconds, self.peak_flops_per_device, self.world_size)
-            rates = {
-                "tokens_per_second": self.num_tokens / seconds,
-                "seconds_per_step": seconds / self.num_steps,
-                "mfu": mfu,
-                "data_wait_fraction": min(self.data_wait_seconds / seconds, 1.0),
-            }
-        self.started_seconds = now_seconds
-        self.num_steps = self.num_tokens = 0
-        self.flops = self.data_wait_seconds = self.excluded_seconds = 0.0
-        return rates
+    outside = sum(seconds[phase] for phase in OUTSIDE_TRAINING)
+    training = max(sum(seconds.values()) - outside, 1e-9)
+    return {
+        "tokens_per_second": num_tokens / training,
+        "seconds_per_step": training / num_steps,
+        "mfu": model_flops_utilization(flops, training, peak_flops_per_device, world_size),
+        "data_wait_fraction": seconds["data_wait"] / training,
+        **{f"time_{phase}": seconds[phase] / num_steps for phase in PHASES},
+    }
 
 
 class EtaMeter:

@@ -16,6 +16,7 @@ from pipeline.train.process import quiet_lightning, set_threads
 from pipeline.train.run_directory import check_run_directory, note_finished
 from pipeline.train.saving import Lifecycle
 from pipeline.train.setup import find_start, make_meta, make_model, make_monitor, make_trainer, start_sinks
+from pipeline.train.step_timing import TimedBatches, make_clock
 from pipeline.train.strategies import resolve_device
 from pipeline.train.streams import open_streams
 from pipeline.train.validation import Validation
@@ -62,9 +63,10 @@ def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
     module = PretrainModule(make_model(config, streams, start), config, plan, start.step)
     if config.train.compile:
         compile_step(module)
-    loader = streams.train_loader(start.step, plan, facts, device)
+    module.clock = make_clock(device)
+    loader = TimedBatches(streams.train_loader(start.step, plan, facts, device), module.clock)
     sinks = start_sinks(config, streams, start, plan, device) if facts.rank == 0 else []
-    monitor = make_monitor(config, streams, start, device, sinks, loader)
+    monitor = make_monitor(config, streams, start, device, sinks, module.clock)
     lifecycle = Lifecycle(
         config.checkpoint,
         run_directory,

@@ -67,7 +67,7 @@ class Lifecycle(StepCallback):
         last = step == self.total_steps
         if not (last or module.stop_agreed or step % self.config.every_steps == 0):
             return
-        with self.monitor.no_training(trainer):
+        with self.monitor.clock.during("checkpoint"):
             self._save(trainer, module, step)
         if module.stop_agreed and not last:
             self.stopped_at = step

@@ -23,6 +23,7 @@ from pipeline.monitor.callback import MonitorCallback
 from pipeline.monitor.events import append_event
 from pipeline.monitor.peak_flops import number_format, peak_flops
 from pipeline.monitor.sinks import Sink, make_sinks
+from pipeline.monitor.step_clock import StepClock
 from pipeline.train.checkpoint import CheckpointMeta, checkpoint_directory, list_checkpoints, load_weights, read_meta
 from pipeline.train.identity import check_identity, check_layout
 from pipeline.train.run_directory import enter_run_directory
@@ -105,7 +106,7 @@ def shown_config(config: RunConfig) -> dict[str, Any]:
 
 
 def make_monitor(
-    config: RunConfig, streams: Streams, start: Start, device: torch.device, sinks: list[Sink], loader: Any
+    config: RunConfig, streams: Streams, start: Start, device: torch.device, sinks: list[Sink], clock: StepClock
 ) -> MonitorCallback:
     """The monitor's callback with the FLOP count of this model and the peak of this device."""
     peak = config.monitor.peak_flops_per_device
@@ -120,7 +121,7 @@ def make_monitor(
         flops=lambda tokens, squares, predictions: flops_per_step(
             config.model, streams.vocab_size, tokens, squares, predictions
         ),
-        data_wait_seconds=lambda: float(loader.wait_seconds),
+        clock=clock,
         tokens_before=start.tokens,
     )
 

@@ -9,14 +9,15 @@ import pytest
 
 from pipeline.monitor.meters import (
     EtaMeter,
-    ThroughputMeter,
     format_count,
     format_seconds,
     memory_gb,
     model_flops_utilization,
     perplexity,
+    step_rates,
 )
 from pipeline.monitor.peak_flops import number_format, peak_flops
+from pipeline.monitor.step_clock import PHASES
 
 
 def test_perplexity_at_its_edges() -> None:
@@ -32,22 +33,23 @@ def test_mfu_is_achieved_over_peak_of_all_devices() -> None:
     assert model_flops_utilization(4e15, 0.0, 1e15, 8) is None
 
 
-def test_throughput_counts_since_the_last_reading() -> None:
-    meter = ThroughputMeter(world_size=2, peak_flops_per_device=100.0, started_seconds=50.0)
-    for _ in range(4):
-        meter.add(num_tokens=300, flops=200.0, data_wait_seconds=0.5)
-    meter.exclude(2.0)
-    assert meter.read(60.0) == {
-        "tokens_per_second": 1200 / 8,
-        "seconds_per_step": 2.0,
-        "mfu": 800 / 8 / 200,
-        "data_wait_fraction": 0.25,
+def test_rates_leave_out_validations_and_checkpoints() -> None:
+    seconds = dict.fromkeys(PHASES, 0.0) | {"data_wait": 2.0, "forward": 2.5, "backward": 3.0, "other": 0.5}
+    seconds |= {"validation": 5.0, "checkpoint": 7.0}
+    rates = step_rates(4, 1200, 800.0, seconds, peak_flops_per_device=100.0, world_size=2)
+    assert rates["tokens_per_second"] == 1200 / 8
+    assert rates["seconds_per_step"] == 2.0
+    assert rates["mfu"] == 800 / 8 / 200
+    assert rates["data_wait_fraction"] == 0.25
+    assert {name: value for name, value in rates.items() if name.startswith("time_") and value} == {
+        "time_data_wait": 0.5,
+        "time_forward": 0.625,
+        "time_backward": 0.75,
+        "time_other": 0.125,
+        "time_validation": 1.25,
+        "time_checkpoint": 1.75,
     }
-    assert set(meter.read(61.0).values()) == {None}
-    meter.add(10, 1.0, 7.0)
-    assert meter.read(62.0)["tokens_per_second"] == 10.0
-    meter.add(10, 1.0, 7.0)
-    assert meter.read(63.0)["data_wait_fraction"] == 1.0
+    assert step_rates(4, 1200, 800.0, seconds, None, 2)["mfu"] is None
 
 
 def test_eta_follows_the_recent_pace() -> None:

@@ -1,0 +1,61 @@
+"""The clock of a run's steps: which one, and how waits for data and for other ranks get onto it.
+
+What can be said of the reduction of gradients. Under ``ddp`` it runs beside the backward pass, bucket by bucket, and
+costs nothing until the last gradient has been computed: `communication` is the time from then, when the last bucket
+is handed over, until the backward pass returns. Under ZeRO the engine mixes its communication with the backward pass
+and with the optimizer, in whose phases it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.monitor.step_clock import StepClock, StreamClock
+from pipeline.objectives.batch import Batch
+
+
+def make_clock(device: torch.device) -> StepClock:
+    """The clock for steps on ``device``."""
+    if device.type == "cuda":
+        return StreamClock(lambda: torch.cuda.Event(enable_timing=True))
+    return StepClock()
+
+
+class TimedBatches:
+    """The batches of a loader; the time until each is there is `data_wait`."""
+
+    def __init__(self, loader: Iterable[Batch], clock: StepClock) -> None:
+        self.loader = loader
+        self.clock = clock
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self.loader)
+        enter = self.clock.enter
+        while True:
+            enter("data_wait")
+            batch = next(batches, None)
+            enter("other")
+            if batch is None:
+                return
+            yield batch
+
+
+def time_gradient_reduction(strategy_model: Any, clock: StepClock) -> None:
+    """Have ``clock`` notice when DDP hands its last bucket over; nothing for other strategies.
+
+    The hook reduces as DDP does without one: the mean over the ranks.
+    """
+    if not isinstance(strategy_model, DistributedDataParallel):
+        return
+
+    def reduce(state: None, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        if bucket.is_last():
+            clock.enter("communication")
+        return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # None is the default group
+
+    strategy_model.register_comm_hook(None, reduce)
