@@ -1,0 +1,146 @@
+"""Our side of the training benchmarks: the step by itself, and the whole loop of `pretrain train`.
+
+The step is the module of a run (model, loss, optimizer, compilation as the config says) in a bare loop over the real
+loader: what the hardware does without Lightning, logs and checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.clock import StepClock
+from benchmarks.workload import Workload
+from pipeline.base.ranks import RankFacts
+from pipeline.config.derived import batch_plan
+from pipeline.config.run import RunConfig
+from pipeline.objectives.batch import Batch
+from pipeline.train.compilation import compile_step
+from pipeline.train.module import PretrainModule
+from pipeline.train.run import train
+from pipeline.train.setup import Start, make_model
+from pipeline.train.streams import Streams, open_streams
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def initial_model(config: RunConfig, streams: Streams) -> Any:
+    """The model that a run of this config starts with."""
+    return make_model(config, streams, Start())
+
+
+class OurStep:
+    """A model that is trained step by step on the rows of a workload.
+
+    Args:
+        config: of the workload, with whatever switches are measured.
+    """
+
+    def __init__(self, workload: Workload, config: RunConfig) -> None:
+        self.config = config
+        self.device = torch.device(workload.hardware.device)
+        self.streams = open_streams(config)
+        plan = batch_plan(config, 1)
+        self.module = PretrainModule(initial_model(config, self.streams), config, plan, 0).to(self.device)
+        self.optimizer = self.module.configure_optimizers()
+        if config.train.compile:
+            compile_step(self.module)
+        self.batches: Iterator[Batch] = iter(self.streams.train_loader(0, plan, RankFacts(), self.device))
+
+    def __call__(self) -> Tensor:
+        """One optimizer step on the next batch; the mean loss over its predictions, a scalar on the device."""
+        batch = next(self.batches)
+        predictions = max(int(batch.window_predictions), 1)
+        loss = self.loss_sum(batch.to(self.device)) / predictions
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.module.model.parameters(), self.config.train.gradient_clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def loss_sum(self, batch: Batch) -> Tensor:
+        """Sum of the cross-entropies of a batch on the device, in the precision of the config."""
+        with self.autocast():
+            return self.module.loss_sum(batch)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the config."""
+        dtype = AUTOCAST_DTYPES.get(self.config.train.precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def real_tokens_a_step(self, num_steps: int = 50) -> float:
+        """Tokens that are no padding, mean over the first steps."""
+        train = self.streams.train
+        return sum(int(train.rows(step).segment_length.sum()) for step in range(num_steps)) / num_steps
+
+    def seconds_a_step(self, num_steps: int, warmup_steps: int = 1) -> float:
+        """Mean over the next ``num_steps``, after some that are not counted."""
+        clock = StepClock(self.device.type)
+        for _ in range(warmup_steps + num_steps):
+            self()
+            clock.tick()
+        return clock.seconds_a_step(warmup_steps)
+
+    def close(self) -> None:
+        """End the loader's thread."""
+        close = getattr(self.batches, "close", None)
+        if close is not None:
+            close()
+
+
+def losses_of_first_steps(workload: Workload, config: RunConfig, num_steps: int) -> list[float]:
+    """Loss of each of the first steps, before its update."""
+    step = OurStep(workload, config)
+    try:
+        return [float(step()) for _ in range(num_steps)]
+    finally:
+        step.close()
+
+
+def trained_metrics(config: RunConfig, num_steps: int) -> list[dict[str, Any]]:
+    """Train as `pretrain train` does, in this process and a new directory; the logged lines.
+
+    Lines come after the first step, and after every ``monitor.log_every_steps``.
+    """
+    with tempfile.TemporaryDirectory(prefix="pretrain-benchmark-") as directory:
+        run_directory = Path(directory) / "run"
+        train(
+            replace(config, run_directory=str(run_directory), train=replace(config.train, steps=num_steps)), RankFacts()
+        )
+        lines = (run_directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def seconds_a_step_of_training(config: RunConfig, num_steps: int, seed: int = 0) -> float:
+    """Seconds a step of `pretrain train` after its first step, which warms up (and compiles)."""
+    logged = replace(config.monitor, log_every_steps=num_steps + 1)
+    lines = trained_metrics(replace(config, seed=seed, monitor=logged), num_steps + 1)
+    return float(lines[-1]["seconds_per_step"])
+
+
+def stock_model(workload: Workload, attention: str) -> Any:
+    """The stock class with our initial weights and an attention function of transformers' own."""
+    import transformers
+
+    from pipeline.models.build import hf_config, stock_state_dict
+    from pipeline.models.families import FAMILIES
+
+    config = workload.config()
+    manifest = workload.streams.manifest
+    hf = hf_config(config.model, vocab_size=manifest.vocab_size, special_ids=manifest.special_ids)
+    hf._attn_implementation = attention
+    model = getattr(transformers, FAMILIES[config.model.family].model_class)(hf)
+    weights = stock_state_dict(initial_model(config, workload.streams))
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    tied = set(model.state_dict()) - {name for name, _ in model.named_parameters()}
+    if unexpected or set(missing) - tied:
+        raise AssertionError(f"weights do not fit the stock class: missing {missing}, unexpected {unexpected}")
+    model.tie_weights()
+    return model.train()
