@@ -1,44 +1,66 @@
-"""AdamW with decoupled weight decay (Loshchilov and Hutter 2019), on matrices and embeddings only."""
+"""AdamW with decoupled weight decay (Loshchilov and Hutter 2019), and what its relatives share with it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from pipeline.config.optimization import OptimizerConfig, betas_of, epsilon_of
-
-_FUSED_DEVICES = ("cuda", "cpu")
+from pipeline.optim.foreach import ForeachOptimizer
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters, tied ones once, as a group with decay and a group without, in the order of the module.
+class AdamW(ForeachOptimizer):
+    """AdamW for moments that are kept in bf16; with fp32 moments torch's own is used, which has one kernel for all.
 
-    Parameters of one dimension (biases, norms) do not decay: decay keeps products of matrices small, which scale and
-    shift do not enter. Empty groups are left out.
+        m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
+        w = w - lr (m' / (sqrt(v') + eps) + decay w)          m', v': corrected for their start at 0
+
+    Groups have ``lr``, ``betas``, ``eps``, ``weight_decay``.
     """
-    groups: dict[float, list[nn.Parameter]] = {weight_decay: [], 0.0: []}
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            groups[weight_decay if _num_dimensions(parameter) > 1 else 0.0].append(parameter)
-    return [{"params": members, "weight_decay": decay} for decay, members in groups.items() if members]
+
+    moments = ("exp_avg", "exp_avg_sq")
+
+    def update(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], *moments: Any) -> None:
+        first, second = moments
+        directions = adam_directions(gradients, first, second, group["betas"], group["eps"], group["step"])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, directions, alpha=-group["lr"])
 
 
-def make_optimizer(module: nn.Module, config: OptimizerConfig, fused: bool | None = None) -> torch.optim.AdamW:
-    """AdamW over :func:`parameter_groups`.
+def adam_directions(
+    gradients: list[Tensor],
+    first: list[Tensor],
+    second: list[Tensor],
+    betas: tuple[float, float],
+    epsilon: float,
+    step: int,
+) -> list[Tensor]:
+    """Update both moments in place; m' / (sqrt(v') + eps) with the moments corrected for their start at 0.
 
     Args:
-        fused: one kernel for all parameters. None: where torch has one for their device. It must be False under a
-            ``GradScaler`` if gradients are clipped: a fused optimizer divides by the scale itself, after the clipping.
+        step: number of this step, from 1.
     """
-    groups = parameter_groups(module, config.weight_decay)
-    if fused is None:
-        fused = all(p.device.type in _FUSED_DEVICES for group in groups for p in group["params"])
-    betas, epsilon = betas_of(config), epsilon_of(config)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=epsilon, fused=fused)
+    beta1, beta2 = betas
+    torch._foreach_lerp_(first, gradients, 1 - beta1)
+    torch._foreach_mul_(second, beta2)
+    torch._foreach_addcmul_(second, gradients, gradients, value=1 - beta2)
+    denominators = torch._foreach_sqrt(second)
+    torch._foreach_div_(denominators, (1 - beta2**step) ** 0.5)
+    torch._foreach_add_(denominators, epsilon)
+    directions = list(torch._foreach_div(first, denominators))
+    torch._foreach_div_(directions, 1 - beta1**step)
+    return directions
 
 
-def _num_dimensions(parameter: nn.Parameter) -> int:
-    # ZeRO-3 leaves an empty vector in place of every parameter and keeps its shape beside it.
-    return len(getattr(parameter, "ds_shape", parameter.shape))
+def decayed_betas(betas: tuple[float, float], step: int) -> tuple[float, float]:
+    """Decays that hold the mean of all gradients so far instead of correcting a moment that began at 0.
+
+    Args:
+        step: number of this step, from 1: both decays of step 1 are 0.
+    """
+    return _decayed(betas[0], step), _decayed(betas[1], step)
+
+
+def _decayed(beta: float, step: int) -> float:
+    return beta * (1 - beta ** (step - 1)) / (1 - beta**step)

@@ -33,7 +33,7 @@ def learning_rate(
         budget_share: hours trained before this step / ``budget_hours``; above 1 counts as 1.
     """
     peak = optimizer.learning_rate
-    position, warmup, last, decay = float(step), float(schedule.warmup_steps), total_steps - 1.0, schedule.decay_steps
+    position, warmup, last, decay = map(float, (step, schedule.warmup_steps, total_steps - 1, schedule.decay_steps))
     if schedule.budget_hours is not None:
         position, warmup, last, decay = min(budget_share, 1.0), schedule.warmup_share, 1.0, schedule.decay_share
     if position < warmup:

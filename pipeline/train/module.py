@@ -21,7 +21,7 @@ from pipeline.data.digest import combine_row_digests
 from pipeline.monitor.step_clock import StepClock
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.loss import batch_loss, packed_loss_sum
-from pipeline.optim.adamw import make_optimizer
+from pipeline.optim.build import make_optimizer
 from pipeline.optim.schedules import learning_rate
 from pipeline.train.control import ControlPlane
 from pipeline.train.step_timing import time_gradient_reduction
@@ -100,7 +100,7 @@ class PretrainModule(pl.LightningModule):
         self.row_digests.clear()
         rate = self.current_learning_rate()
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_scale"]
 
     def on_train_start(self) -> None:
         time_gradient_reduction(self.trainer.strategy.model, self.clock)

@@ -1,0 +1,102 @@
+"""What our own optimizers share: state of chosen precision, updates of many tensors a call, steps counted in groups.
+
+An update runs over lists of tensors (``torch._foreach_*``): a kernel for many parameters instead of several for each.
+The lists are cut so that temporary memory stays small against the model.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pipeline.optim.rounding import StochasticRounding
+
+_CHUNK_ELEMENTS = 2**25
+"""Elements that are updated at a time: 128 MiB of fp32 for each temporary list."""
+
+
+class ForeachOptimizer(Optimizer):
+    """An optimizer whose state is some moments of every parameter and the number of steps of every group.
+
+    Moments are computed in the parameter's precision. Kept in bf16, they are rounded stochastically: rounded to the
+    nearest, a second moment with a decay of 0.999 would stand still, since a step changes it by less than half of the
+    last of bf16's 8 bits. The random bits are a function of step, group and place alone, so all replicas of the model
+    round alike and a resumed run goes on as if it had not been stopped.
+    """
+
+    moments: ClassVar[tuple[str, ...]]
+    """Names of the state tensors of a parameter."""
+
+    def __init__(
+        self, groups: list[dict[str, Any]], defaults: dict[str, Any], state_dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__(groups, {"step": 0, **defaults})
+        self.state_dtype = state_dtype
+        self._rounding = StochasticRounding()
+
+    @abstractmethod
+    def update(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], *moments: Any) -> None:
+        """One step of some parameters of a group, in place; ``group["step"]`` counts it already.
+
+        Args:
+            moments: for each name of :attr:`moments` a list of tensors, to be updated in place.
+        """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of all parameters with a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group_number, group in enumerate(self.param_groups):
+            members = [parameter for parameter in group["params"] if parameter.grad is not None]
+            group["step"] += bool(members)
+            for chunk_number, parameters in enumerate(_chunks(members)):
+                gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+                stored = [self._stored(name, parameters) for name in self.moments]
+                computed = [
+                    [moment.to(p.dtype) for moment, p in zip(kept, parameters, strict=True)] for kept in stored
+                ]  # `to` gives the stored tensor itself where it has the parameter's precision
+                self.update(group, parameters, gradients, *computed)
+                if self.state_dtype == torch.bfloat16:
+                    self._rounding.reseed(group["step"], group_number, chunk_number)
+                    for kept, exact in zip(stored, computed, strict=True):
+                        self._rounding.store(kept, exact)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Torch casts loaded state to the parameter's precision; moments return to the precision they are kept in."""
+        super().load_state_dict(state_dict)
+        for parameter, state in self.state.items():
+            for name in self.moments:
+                if name in state:
+                    state[name] = state[name].to(self._dtype_of(parameter))
+
+    def _stored(self, name: str, parameters: Sequence[Tensor]) -> list[Tensor]:
+        for parameter in parameters:
+            if name not in self.state[parameter]:
+                self.state[parameter][name] = torch.zeros_like(parameter, dtype=self._dtype_of(parameter))
+        return [self.state[parameter][name] for parameter in parameters]
+
+    def _dtype_of(self, parameter: Tensor) -> torch.dtype:
+        return torch.bfloat16 if self.state_dtype == torch.bfloat16 else parameter.dtype
+
+
+def _chunks(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The parameters in their order, in lists of at most :data:`_CHUNK_ELEMENTS`, or of one tensor."""
+    chunk: list[Tensor] = []
+    num_elements = 0
+    for parameter in parameters:
+        if chunk and num_elements + parameter.numel() > _CHUNK_ELEMENTS:
+            yield chunk
+            chunk, num_elements = [], 0
+        chunk.append(parameter)
+        num_elements += parameter.numel()
+    if chunk:
+        yield chunk
