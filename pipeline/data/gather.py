@@ -1,86 +1,36 @@
 """From pieces to rows: tokens copied from the maps, special tokens placed, segments measured.
 
-Letters: R rows, S sequence length, P pieces, K segments, C shards that rows come from.
+Letters: R rows, S sequence length, P pieces, K segments, C shards that rows come from, B blocks of a shard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.pieces import ENDS_DOCUMENT, SECOND_PART, has_flag
+from pipeline.base.jit import kernel
+from pipeline.base.memory_kernels import address_of, array_at
+from pipeline.data.pieces import ENDS_DOCUMENT, SECOND_PART
 from pipeline.data.rows import NO_PAIR, PER_ROW, PER_SEGMENT, RowFormat, Rows
-
-WordStarts = Callable[[int, int], NDArray[np.bool_]]
-"""``Shard.word_starts``: of (first item, number of tokens), whether each of them begins a word."""
 
 FILLER: Final = -1
 """Row number of a filler row."""
 
 
-@dataclass(frozen=True, eq=False)
-class Slots:
-    """Where pieces stand. A segment is a piece, or the two parts of a pair, with its special tokens."""
+class WordBits(Protocol):
+    """What gathering reads of a shard whose words are wanted."""
 
-    first_token: NDArray[np.int64]
-    """Slot in its row of every piece's first token, (P,)."""
+    first_items: NDArray[np.int64]
+    """First item of every block, ascending, (B,)."""
 
-    is_second: NDArray[np.bool_]
-    """Whether the piece is the second part of a pair, (P,)."""
+    word_addresses: NDArray[np.uint64]
+    """Where the bits of every block lie, a bit for each of its items, little bit order; 0 until loaded, (B,)."""
 
-    has_end: NDArray[np.bool_]
-    """Whether the piece is followed by the segment's end ids, (P,)."""
-
-    first_piece: NDArray[np.int64]
-    """First piece of every segment, (K,)."""
-
-    start: NDArray[np.int64]
-    """First slot of every segment in its row, (K,)."""
-
-    length: NDArray[np.int64]
-    """Slots of every segment, special tokens included, (K,)."""
-
-
-def place_pieces(pieces: NDArray[np.void], row: NDArray[np.int64], num_rows: int, row_format: RowFormat) -> Slots:
-    """Where pieces stand in their rows.
-
-    Segments stand side by side from slot 0. The end ids of a row's last segment are left out where the row has no slot
-    left for them (concatenation cut a document exactly at its end).
-
-    Args:
-        pieces: sorted by row, (P,) of ``pieces.PIECE``; a row may have none.
-        row: row of every piece, (P,).
-    """
-    num_begin, num_middle, num_end = (
-        len(ids) for ids in (row_format.begin_ids, row_format.middle_ids, row_format.end_ids)
-    )
-    is_second = has_flag(pieces, SECOND_PART)
-    has_end = np.ones(len(pieces), np.bool_)
-    has_end[:-1] = ~is_second[1:]
-    if row_format.end_only_at_document_end:
-        has_end &= has_flag(pieces, ENDS_DOCUMENT)
-    before = np.where(is_second, num_middle, num_begin)
-    slots = pieces["length"].astype(np.int64) + before + has_end * num_end  # (P,)
-    end = np.cumsum(slots)
-    border = np.searchsorted(row, np.arange(num_rows + 1))  # (R+1,) first piece of every row
-    slots_before = np.concatenate([[0], end])[border]  # (R+1,) of all rows before
-    too_long = border[1:][np.diff(slots_before) > row_format.sequence_length] - 1
-    start = end - slots - slots_before[row]  # (P,)
-    slots[too_long] -= num_end
-    has_end[too_long] = False
-    first_piece = np.flatnonzero(~is_second)
-    return Slots(
-        first_token=start + before,
-        is_second=is_second,
-        has_end=has_end,
-        first_piece=first_piece,
-        start=start[first_piece],
-        length=np.add.reduceat(slots, first_piece) if len(first_piece) else np.zeros(0, np.int64),
-    )
+    def load_words(self, block: int) -> object:
+        """Fill in the address of a block."""
 
 
 def gather_rows(
@@ -95,9 +45,12 @@ def gather_rows(
     source: NDArray[np.int64],
     first_document: NDArray[np.int64],
     row_format: RowFormat,
-    word_starts: Sequence[WordStarts] | None = None,
+    words: Sequence[WordBits] | None = None,
 ) -> Rows:
     """Build rows.
+
+    Segments stand side by side from slot 0. The end ids of a row's last segment are left out where the row has no slot
+    left for them (concatenation cut a document exactly at its end).
 
     Args:
         pieces: row after row, (P,) of ``pieces.PIECE``.
@@ -106,112 +59,211 @@ def gather_rows(
         map_of_row: which of them every row comes from, (R,).
         row_numbers, epoch, shard, source: of every row, (R,).
         first_document: documents of the split before the shard of every row, (R,).
-        word_starts: the methods of that name of the C shards; given, ``Rows.word_starts`` is filled.
+        words: of the C shards; given, ``Rows.word_starts`` is filled.
+
+    Raises:
+        ValueError: pieces that outgrow their row or their shard, or shards of different token types: a bug.
     """
     num_rows, length = len(row_numbers), row_format.sequence_length
-    row = np.repeat(np.arange(num_rows), counts)  # (P,)
-    slots = place_pieces(pieces, row, num_rows, row_format)
-
-    map_of_piece = map_of_row[row].tolist()
-    first_token = row * length + slots.first_token  # (P,)
-    tokens = _copy_tokens(pieces, first_token, maps, map_of_piece, num_rows * length, row_format.pad_id)
-    specials = _special_slots(pieces, first_token, slots, row_format)
-    for place, special in specials:
-        tokens[place] = special
-    words = None
-    if word_starts is not None:
-        words = _copy_words(pieces, first_token, word_starts, map_of_piece, num_rows * length)
-        for place in (first_token, *(place for place, _ in specials)):
-            words[place] = True
-
-    first = slots.first_piece
-    segment_row = row[first]
-    return Rows(
-        tokens=tokens.reshape(num_rows, length),
-        row_numbers=row_numbers,
-        segment_row=segment_row.astype(np.int32),
-        segment_start=slots.start.astype(np.int32),
-        segment_length=slots.length.astype(np.int32),
-        document=first_document[segment_row] + pieces["document"][first],
-        offset=pieces["offset"][first].astype(np.int64),
-        epoch=epoch,
-        shard=shard.astype(np.int32),
-        source=source.astype(np.int32),
-        word_starts=None if words is None else words.reshape(num_rows, length),
-        **(_pairs(pieces, slots, first_document[segment_row]) if row_format.middle_ids else {}),
-    )
-
-
-def _copy_tokens(
-    pieces: NDArray[np.void],
-    first_token: NDArray[np.int64],
-    maps: Sequence[NDArray[np.unsignedinteger]],
-    map_of_piece: list[int],
-    num_slots: int,
-    pad_id: int,
-) -> NDArray[np.unsignedinteger]:
-    """Flat rows with padding wherever no piece stands, (R*S,) of the maps' dtype.
-
-    ``join`` copies the views of all pieces, and views of padding for the gaps between them, in one pass over memory,
-    several times faster than an assignment of slices a piece.
-    """
     dtypes = {flat.dtype for flat in maps}
     if len(dtypes) > 1:
         raise ValueError(f"rows of shards with different token types: {sorted(map(str, dtypes))}")
-    dtype = dtypes.pop() if dtypes else np.dtype(np.uint16)
-    item, length = pieces["item"].astype(np.int64), pieces["length"].astype(np.int64)
-    gap = np.append(first_token, num_slots)  # (P+1,) slots before every piece, and behind the last
-    gap[1:] -= first_token + length
-    padding = np.full(int(gap.max()), pad_id, dtype).data
-    gaps = gap.tolist()
-    padding_of = {size: padding[:size] for size in set(gaps)}
-    views = map([flat.data for flat in maps].__getitem__, map_of_piece)
-    parts: list[memoryview] = [padding] * (2 * len(pieces) + 1)
-    parts[0::2] = map(padding_of.__getitem__, gaps)
-    parts[1::2] = map(memoryview.__getitem__, views, map(slice, item.tolist(), (item + length).tolist()))
-    return np.frombuffer(bytearray().join(parts), dtype)
+    tokens = np.empty((num_rows, length), dtypes.pop() if dtypes else np.uint16)
+    segments = np.zeros(len(pieces), _SEGMENT)
+    memory = np.array([(address_of(flat), len(flat)) for flat in maps], np.uint64).reshape(-1, 2)  # (C, 2)
+    begin, middle, end = (
+        np.array(ids, np.int64) for ids in (row_format.begin_ids, row_format.middle_ids, row_format.end_ids)
+    )
+    form = (begin, middle, end, row_format.pad_id, row_format.end_only_at_document_end)
+    first_slots = np.empty(len(pieces), np.int64)
+    num_segments = _fill_rows(pieces, counts, memory, map_of_row, first_document, form, tokens, segments, first_slots)
+    if num_segments < 0:
+        raise ValueError(f"the pieces of row {-1 - num_segments} of these outgrow it, or lie outside their shard")
+    segments = segments[:num_segments]
+    word_starts = None
+    if words is not None:
+        word_starts = _word_starts(pieces, counts, words, map_of_row, first_slots, segments, tokens.shape)
+    names = _OF_SEGMENT + (_OF_PAIR if row_format.middle_ids else ())
+    return Rows(
+        tokens=tokens,
+        row_numbers=row_numbers,
+        epoch=epoch,
+        shard=shard.astype(np.int32),
+        source=source.astype(np.int32),
+        word_starts=word_starts,
+        **{name: np.ascontiguousarray(segments[name]) for name in names},
+    )
 
 
+_OF_SEGMENT: Final = ("segment_row", "segment_start", "segment_length", "document", "offset")
+_OF_PAIR: Final = ("second_start", "second_document", "second_offset", "pair_label")
+_SEGMENT: Final = np.dtype(
+    [
+        ("document", "<i8"),
+        ("offset", "<i8"),
+        ("second_document", "<i8"),
+        ("second_offset", "<i8"),
+        ("segment_row", "<i4"),
+        ("segment_start", "<i4"),
+        ("segment_length", "<i4"),
+        ("second_start", "<i4"),
+        ("pair_label", "<i1"),
+    ],
+    align=True,
+)
+"""A segment as the kernel writes it: the fields of ``Rows``."""
+
+
+@kernel
+def _fill_rows(
+    pieces: NDArray[np.void],
+    counts: NDArray[np.int64],
+    memory: NDArray[np.uint64],
+    map_of_row: NDArray[np.int64],
+    first_document: NDArray[np.int64],
+    row_format: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int, bool],
+    tokens: NDArray[np.unsignedinteger],
+    segments: NDArray[np.void],
+    first_slots: NDArray[np.int64],
+) -> int:
+    """Fill the last three: rows, their segments, and the flat slot of every piece's first token.
+
+    Returns:
+        the number of segments; or -1 - row of the first row that cannot be.
+    """
+    begin_ids, middle_ids, end_ids, pad_id, end_only_at_document_end = row_format
+    num_rows, length = tokens.shape
+    piece, num_segments = 0, 0
+    for row in range(num_rows):
+        slots = tokens[row]
+        at, last = 0, piece + counts[row] - 1
+        flat = array_at(memory[map_of_row[row], 0], memory[map_of_row[row], 1], slots) if counts[row] else slots
+        while piece <= last:
+            own = pieces[piece]
+            size, item = int(own.length), int(own.item)
+            is_second = own.flags & SECOND_PART != 0
+            has_end = piece == last or pieces[piece + 1].flags & SECOND_PART == 0
+            if end_only_at_document_end and own.flags & ENDS_DOCUMENT == 0:
+                has_end = False
+            before = middle_ids if is_second else begin_ids
+            if at + len(before) + size > length or item + size > len(flat):
+                return -1 - row
+            if not is_second:
+                _begin_segment(segments[num_segments], row, at, first_document[row], own)
+                num_segments += 1
+            at = _write(slots, at, before)
+            if is_second:
+                _add_second(segments[num_segments - 1], at, first_document[row], own)
+            first_slots[piece] = row * length + at
+            for offset in range(size):
+                slots[at + offset] = flat[item + offset]
+            at += size
+            if has_end and at + len(end_ids) <= length:
+                at = _write(slots, at, end_ids)
+            elif has_end and piece < last:
+                return -1 - row
+            segments[num_segments - 1].segment_length = at - segments[num_segments - 1].segment_start
+            if segments[num_segments - 1].pair_label == NO_PAIR:
+                segments[num_segments - 1].second_start = at
+            piece += 1
+        slots[at:] = pad_id
+    return num_segments
+
+
+@kernel
+def _write(slots: NDArray[np.unsignedinteger], at: int, ids: NDArray[np.int64]) -> int:
+    """Write special tokens; return the slot after them."""
+    for place in range(len(ids)):
+        slots[at + place] = ids[place]
+    return at + len(ids)
+
+
+@kernel
+def _begin_segment(segment: Any, row: int, start: int, first_document: int, piece: Any) -> None:
+    segment.segment_row = row
+    segment.segment_start = start
+    segment.document = first_document + piece.document
+    segment.offset = piece.offset
+    segment.second_document = -1
+    segment.second_offset = -1
+    segment.pair_label = NO_PAIR
+
+
+@kernel
+def _add_second(segment: Any, first_token: int, first_document: int, piece: Any) -> None:
+    document, offset = first_document + int(piece.document), int(piece.offset)
+    # A part that stands before the first one in the same document: the two were swapped.
+    segment.pair_label = document != segment.document or offset < segment.offset
+    segment.second_start = first_token
+    segment.second_document = document
+    segment.second_offset = offset
+
+
+def _word_starts(
+    pieces: NDArray[np.void],
+    counts: NDArray[np.int64],
+    words: Sequence[WordBits],
+    map_of_row: NDArray[np.int64],
+    first_slots: NDArray[np.int64],
+    segments: NDArray[np.void],
+    shape: tuple[int, ...],
+) -> NDArray[np.bool_]:
+    """Where tokens begin words, (R, S)."""
+    starts = np.zeros(shape, np.bool_)
+    first_items = np.concatenate([np.zeros(0, np.int64), *(bits.first_items for bits in words)])
+    first_block = np.cumsum([0, *(len(bits.first_items) for bits in words)])  # (C+1,)
+    missing = np.empty(len(pieces), np.int64)
+    while True:
+        addresses = np.concatenate([np.zeros(0, np.uint64), *(bits.word_addresses for bits in words)])
+        num_missing = _copy_words(
+            pieces, counts, map_of_row, first_slots, segments, first_items, first_block, addresses, missing, starts
+        )
+        if not num_missing:
+            return starts
+        for block in np.unique(missing[:num_missing]).tolist():
+            shard = int(np.searchsorted(first_block, block, side="right")) - 1
+            words[shard].load_words(block - int(first_block[shard]))
+
+
+@kernel
 def _copy_words(
     pieces: NDArray[np.void],
-    first_token: NDArray[np.int64],
-    word_starts: Sequence[WordStarts],
-    map_of_piece: list[int],
-    num_slots: int,
-) -> NDArray[np.bool_]:
-    """Where the tokens of pieces begin words, (R*S,)."""
-    words = np.zeros(num_slots, np.bool_)
-    columns = (first_token.tolist(), pieces["item"].tolist(), pieces["length"].tolist(), map_of_piece)
-    for to, item, length, number in zip(*columns, strict=True):
-        words[to : to + length] = word_starts[number](item, length)
-    return words
+    counts: NDArray[np.int64],
+    map_of_row: NDArray[np.int64],
+    first_slots: NDArray[np.int64],
+    segments: NDArray[np.void],
+    first_items: NDArray[np.int64],
+    first_block: NDArray[np.int64],
+    addresses: NDArray[np.uint64],
+    missing: NDArray[np.int64],
+    starts: NDArray[np.bool_],
+) -> int:
+    """Fill the last one, or the one before it with the blocks whose words are not loaded; return how many these are.
 
-
-def _special_slots(
-    pieces: NDArray[np.void], first_token: NDArray[np.int64], slots: Slots, row_format: RowFormat
-) -> list[tuple[NDArray[np.int64], int]]:
-    """Places in the flat rows that hold a special token, and which."""
-    after = first_token + pieces["length"]  # (P,)
-    begin = first_token[~slots.is_second] - len(row_format.begin_ids)
-    middle = first_token[slots.is_second] - len(row_format.middle_ids)
-    runs = ((begin, row_format.begin_ids), (middle, row_format.middle_ids), (after[slots.has_end], row_format.end_ids))
-    return [(first + place, special) for first, ids in runs for place, special in enumerate(ids)]
-
-
-def _pairs(pieces: NDArray[np.void], slots: Slots, first_document: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """The fields of :class:`Rows` that only pairs have; ``first_document`` of every segment, (K,)."""
-    first = slots.first_piece
-    second = np.minimum(first + 1, len(pieces) - 1)
-    is_pair = slots.is_second[second] & (second > first)
-    document, offset = pieces["document"].astype(np.int64), pieces["offset"].astype(np.int64)
-    # A part that stands before the first one in the same document: the two were swapped.
-    moved = (document[second] != document[first]) | (offset[second] < offset[first])
-    return {
-        "second_start": np.where(is_pair, slots.first_token[second], slots.start + slots.length).astype(np.int32),
-        "second_document": np.where(is_pair, first_document + document[second], -1),
-        "second_offset": np.where(is_pair, offset[second], -1),
-        "pair_label": np.where(is_pair, moved, NO_PAIR).astype(np.int8),
-    }
+    Special tokens and the first token of every piece begin a word whatever the bits say.
+    """
+    flat = starts.reshape(-1)
+    like = np.empty(0, np.uint8)
+    for number in range(len(segments)):
+        first = segments[number].segment_row * starts.shape[1] + segments[number].segment_start
+        flat[first : first + segments[number].segment_length] = True
+    num_missing = end_piece = 0
+    for row in range(len(counts)):
+        first, end = first_block[map_of_row[row]], first_block[map_of_row[row] + 1]
+        first_piece, end_piece = end_piece, end_piece + counts[row]
+        for piece in range(first_piece, end_piece):
+            item, size, slot = int(pieces[piece].item), int(pieces[piece].length), first_slots[piece]
+            block = first + np.searchsorted(first_items[first:end], item, side="right") - 1
+            if addresses[block] == 0:
+                missing[num_missing] = block
+                num_missing += 1
+                continue
+            bit = item - first_items[block]
+            bits = array_at(addresses[block], (bit + size + 7) >> 3, like)
+            for offset in range(1, size):
+                at = bit + offset
+                flat[slot + offset] = (bits[at >> 3] >> (at & 7)) & 1
+    return num_missing
 
 
 def filler_rows(num_rows: int, row_format: RowFormat, like: Rows) -> Rows:

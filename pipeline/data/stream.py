@@ -260,7 +260,7 @@ class RowStream:
             source=planned.source,
             first_document=first_document[shard_of_row],
             row_format=phase.row_format,
-            word_starts=[shard.word_starts for shard in shards] if self.words else None,
+            words=shards if self.words else None,
         )
 
     def _without_excluded(self, planned: Planned) -> Planned:

@@ -13,7 +13,6 @@ import json
 import mmap
 import os
 import tarfile
-from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Self
@@ -143,8 +142,11 @@ class Shard:
         self._use(mapped)
         self._checked = np.zeros(len(index.blocks), np.bool_)  # (B,)
         self._num_unchecked = len(index.blocks)
-        self._first_items: list[int] = index.blocks["first_item"].tolist()
-        self._words: list[NDArray[np.uint8] | None] = [None] * len(index.blocks)
+        self.first_items: NDArray[np.int64] = index.blocks["first_item"].astype(np.int64)
+        """First item of every block, (B,)."""
+        self.word_addresses = np.zeros(len(index.blocks), np.uint64)
+        """Where the bits of :meth:`load_words` lie, 0 until they are loaded, (B,)."""
+        self._words: dict[int, NDArray[np.uint8]] = {}
         self._members: dict[int, dict[str, NDArray[np.uint8]]] = {}
 
     @classmethod
@@ -237,7 +239,7 @@ class Shard:
                 f"{where} has XXH3 checksum {found:016x}; the index says {expected:016x}: its bytes have changed. "
                 f"{WAY_OUT}"
             )
-        first = self._first_items[block]
+        first = self.first_items[block]
         last_document = self._end_document(block) - 1
         tokens = self.tokens[first : int(self.index.starts[last_document] + self.index.lengths[last_document])]
         if (largest := int(tokens.max())) >= self.vocab_size:
@@ -288,7 +290,7 @@ class Shard:
         """
         block = self._block_of(document)
         sentences = self._sentences_of(block)
-        begin = int(self.index.starts[document]) - self._first_items[block]
+        begin = int(self.index.starts[document]) - self.first_items[block]
         end = begin + int(self.index.lengths[document])
         first, last = np.searchsorted(sentences, [begin, end])
         return sentences[first:last] - begin
@@ -305,24 +307,37 @@ class Shard:
         lengths, first_sentences, num_sentences = [np.zeros(0, np.uint32)], [], 0
         for block, first_document in enumerate(self.index.blocks["first_document"].tolist()):
             sentences = self._sentences_of(block)  # (sentences of the block + 1,)
-            starts = self.index.starts[first_document : self._end_document(block)] - self._first_items[block]
+            starts = self.index.starts[first_document : self._end_document(block)] - self.first_items[block]
             lengths.append(np.diff(sentences).astype(np.uint32))
             first_sentences.append(np.searchsorted(sentences, starts) + num_sentences)
             num_sentences += len(sentences) - 1
         return np.concatenate(lengths), np.concatenate([*first_sentences, [num_sentences]]).astype(np.int64)
 
+    def load_words(self, block: int) -> NDArray[np.uint8]:
+        """Which tokens of a block begin a word, a bit each, as ``layout.pack_bits`` packs them; without a copy.
+
+        Raises:
+            UserError: the corpus was built without words, or the block is damaged.
+        """
+        if block not in self._words:
+            bits = self._array(block, "words", "word starts", np.dtype("u1"))
+            last = self._end_document(block) - 1
+            num_tokens = int(self.index.starts[last] + self.index.lengths[last] - self.first_items[block])
+            if 8 * len(bits) < num_tokens:
+                raise UserError(f"{self.path}: block {block:06d} has no word starts for all its tokens. {WAY_OUT}")
+            self._words[block] = bits
+            self.word_addresses[block] = bits.__array_interface__["data"][0]
+        return self._words[block]
+
     def word_starts(self, first_item: int, num_tokens: int) -> NDArray[np.bool_]:
         """Whether each of ``tokens[first_item : first_item + num_tokens]``, all of one document, begins a word, (T,).
 
         Raises:
-            UserError: the corpus was built without words, or a block is damaged.
+            UserError: as :meth:`load_words`.
         """
-        block = bisect_right(self._first_items, first_item) - 1
-        words = self._words[block]
-        if words is None:
-            words = self._words[block] = self._array(block, "words", "word starts", np.dtype("u1"))
-        begin = first_item - self._first_items[block]
-        return unpack_bits(words, begin, begin + num_tokens)
+        block = int(np.searchsorted(self.first_items, first_item, side="right")) - 1
+        begin = first_item - int(self.first_items[block])
+        return unpack_bits(self.load_words(block), begin, begin + num_tokens)
 
     def _sentences_of(self, block: int) -> NDArray[np.int64]:
         """Where sentences begin in a block, every document's border and the end included."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import pytest
 
 from pipeline.base.keyed import key
+from pipeline.base.memory_kernels import address_of
 from pipeline.data import pairs
 from pipeline.data.gather import FILLER, filler_rows, gather_rows, join_rows, split_rows
 from pipeline.data.packing import PACKINGS
@@ -23,6 +24,7 @@ from pipeline.data.pieces import (
     locate,
 )
 from pipeline.data.rows import NO_PAIR, PER_ROW, PER_SEGMENT, RowFormat, Rows
+from pipeline.shards.layout import pack_bits
 
 LENGTH = 32
 BERT = RowFormat(LENGTH, (2,), (3,), 0, end_only_at_document_end=False)
@@ -45,9 +47,17 @@ class FakeShard:
     flat_words: np.ndarray
     starts: np.ndarray
     first_documents: np.ndarray
+    loaded: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def word_starts(self, item: int, length: int) -> np.ndarray:
-        return self.flat_words[item : item + length]
+    def __post_init__(self) -> None:
+        self.first_items = self.starts[self.first_documents]
+        self.word_addresses = np.zeros(len(self.first_items), np.uint64)
+
+    def load_words(self, block: int) -> None:
+        assert block not in self.loaded
+        end = [*self.first_items, len(self.flat)][block + 1]
+        self.loaded[block] = pack_bits(self.flat_words[self.first_items[block] : end])
+        self.word_addresses[block] = address_of(self.loaded[block])
 
 
 def make_shard(seed: int, num_documents: int = 40, dtype: type = np.uint16) -> FakeShard:
@@ -99,7 +109,7 @@ def gather(shards: list[FakeShard], number: np.ndarray, rows: list[np.ndarray], 
         source=np.zeros(len(rows), np.int64),
         first_document=100 * number,
         row_format=form,
-        word_starts=[shard.word_starts for shard in shards] if words else None,
+        words=shards if words else None,
     )
 
 
@@ -214,12 +224,22 @@ def test_shards_of_different_token_types_do_not_mix() -> None:
         gather(shards, np.arange(2), pieces, BERT)
 
 
+@pytest.mark.parametrize("change", [("item", 10**6), ("length", LENGTH), ("length", 60000)])
+def test_pieces_that_cannot_be_are_refused(change: tuple[str, int]) -> None:
+    """A wrong plan must not read beyond a map or write beyond a row."""
+    shard = make_shard(0)
+    pieces = plan_rows(shard, "best_fit", BERT, 0)[:4]
+    pieces[2][change[0]][0] = change[1]
+    with pytest.raises(ValueError, match="the pieces of row 2 of these outgrow it, or lie outside their shard"):
+        gather([shard], np.zeros(4, np.int64), pieces, BERT)
+
+
 def assert_same_rows(found: Rows, expected: Rows) -> None:
-    for field in fields(Rows):
-        one, other = getattr(found, field.name), getattr(expected, field.name)
-        assert (one is None) == (other is None), field.name
+    for column in fields(Rows):
+        one, other = getattr(found, column.name), getattr(expected, column.name)
+        assert (one is None) == (other is None), column.name
         if one is not None:
-            np.testing.assert_array_equal(one, other, err_msg=field.name)
+            np.testing.assert_array_equal(one, other, err_msg=column.name)
             assert one.dtype == other.dtype
 
 
@@ -250,4 +270,4 @@ def test_filler_rows_can_stand_beside_others() -> None:
 
 
 def test_every_field_is_a_row_s_or_a_segment_s() -> None:
-    assert {*PER_ROW, *PER_SEGMENT, "segment_row"} == {field.name for field in fields(Rows)}
+    assert {*PER_ROW, *PER_SEGMENT, "segment_row"} == {field.name for column in fields(Rows)}

@@ -11,10 +11,10 @@ from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
 from pipeline.config.run import Packing
 from pipeline.data.concatenate import payload
-from pipeline.data.gather import place_pieces
+from pipeline.data.gather import gather_rows
 from pipeline.data.packing import PACKINGS, find_packing, max_segments_per_row
-from pipeline.data.pieces import ENDS_DOCUMENT, ShardLengths, ShardPlan, has_flag
-from pipeline.data.rows import RowFormat
+from pipeline.data.pieces import ENDS_DOCUMENT, ShardLengths, ShardPlan, has_flag, locate
+from pipeline.data.rows import RowFormat, Rows
 from tests.corpora import random_lengths
 
 BERT = {"begin_ids": (2,), "end_ids": (3,), "pad_id": 0, "end_only_at_document_end": False}
@@ -29,6 +29,24 @@ def row_format(kind: str, length: int) -> RowFormat:
 
 def make_plan(packing: str, lengths: np.ndarray, form: RowFormat, seed: int) -> ShardPlan:
     return PACKINGS[packing].plan(ShardLengths(lengths), form, key(seed, 1), key(seed, 2))
+
+
+def gathered(plan: ShardPlan, lengths: np.ndarray, form: RowFormat) -> Rows:
+    """The rows of a plan, from a shard of nothing but documents."""
+    locate(plan.pieces, np.cumsum(lengths, dtype=np.int64) - lengths)
+    zeros = np.zeros(plan.num_rows, np.int64)
+    return gather_rows(
+        plan.pieces,
+        np.diff(plan.first_piece),
+        [np.zeros(int(lengths.sum()), np.uint16)],
+        zeros,
+        row_numbers=np.arange(plan.num_rows),
+        epoch=zeros,
+        shard=zeros,
+        source=zeros,
+        first_document=zeros,
+        row_format=form,
+    )
 
 
 def length_sets() -> list[np.ndarray]:
@@ -64,13 +82,14 @@ def test_every_token_once_in_rows_that_hold_it(packing: str, kind: str, length: 
         assert max(token + 1 for document, token in tokens if document == 0) == lengths[0]
         ends = pieces["offset"] + pieces["length"] == lengths[pieces["document"]]
         np.testing.assert_array_equal(ends, has_flag(pieces, ENDS_DOCUMENT))
-        slots = place_pieces(pieces, np.repeat(np.arange(plan.num_rows), counts), plan.num_rows, form)
-        end = slots.start + slots.length
+        rows = gathered(plan, lengths, form)
+        end = rows.segment_start + rows.segment_length
         assert end.max() <= length
+        np.testing.assert_array_equal(np.bincount(rows.segment_row), counts)
         first = plan.first_piece[:-1]
-        assert (slots.start[first] == 0).all()
+        assert (rows.segment_start[first] == 0).all()
         inside = np.setdiff1d(np.arange(len(pieces)), first)
-        np.testing.assert_array_equal(slots.start[inside], end[inside - 1])
+        np.testing.assert_array_equal(rows.segment_start[inside], end[inside - 1])
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
