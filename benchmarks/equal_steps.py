@@ -119,9 +119,9 @@ def assert_same_training(workload: Workload, with_trainer: bool, tolerance: floa
 def _examples(batch: Batch, causal: bool) -> list[dict[str, Any]]:
     inputs, labels = dense(batch)
     if causal:
-        # The first token is never predicted, but the Trainer would count it and divide the loss by one more a row.
-        first = torch.arange(inputs.shape[1]) == 0
-        return [{"input_ids": row, "labels": row.masked_fill(first, IGNORED)} for row in inputs]
+        # Labels stand where the token does; the first token is never predicted, nor is padding.
+        shifted = torch.cat([torch.full_like(labels[:, :1], IGNORED), labels[:, :-1]], 1)
+        return [{"input_ids": row, "labels": label} for row, label in zip(inputs, shifted, strict=True)]
     lengths = [int(row.nonzero().max()) + 1 for row in inputs]  # the padding is 0 and stands at the end
     masks = [(torch.arange(len(row)) < length).long() for row, length in zip(inputs, lengths, strict=True)]
     return [

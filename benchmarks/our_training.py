@@ -75,11 +75,6 @@ class OurStep:
         dtype = AUTOCAST_DTYPES.get(self.config.train.precision)
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
-    def real_tokens_a_step(self, num_steps: int = 50) -> float:
-        """Tokens that are no padding, mean over the first steps."""
-        train = self.streams.train
-        return sum(int(train.rows(step).segment_length.sum()) for step in range(num_steps)) / num_steps
-
     def seconds_a_step(self, num_steps: int, warmup_steps: int = 1) -> float:
         """Mean over the next ``num_steps``, after some that are not counted."""
         clock = StepClock(self.device.type)

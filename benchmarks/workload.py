@@ -140,6 +140,15 @@ class Workload:
                 found.append(rows.tokens[row, start : start + length])
         return found
 
+    def real_tokens_a_step(self) -> float:
+        """Tokens of a step of ours that are no padding."""
+        return real_tokens_a_step(self.streams)
+
+
+def real_tokens_a_step(streams: Streams, num_steps: int = 50) -> float:
+    """Tokens of a step that are no padding, mean over the first steps."""
+    return sum(int(streams.train.rows(step).segment_length.sum()) for step in range(num_steps)) / num_steps
+
 
 def full_rows(documents: Sequence[NDArray[np.unsignedinteger]], sequence_length: int) -> NDArray[np.unsignedinteger]:
     """Documents end to end, cut every S tokens, the rest left out, (R, S): the grouping of `run_mlm` and `run_clm`."""

@@ -1,0 +1,147 @@
+"""The ladder: from a plain loop over padded documents to the project's step, one switch at a time.
+
+Every rung is a bare loop with the same weights, optimizer, clipping and corpus; what changes is named.
+
+Letters: R rows, S sequence length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.equal_steps import IGNORED, dense
+from benchmarks.our_training import OurStep, stock_model
+from benchmarks.record import Table, significant
+from benchmarks.workload import Workload, real_tokens_a_step
+from pipeline.config.run import RunConfig
+from pipeline.objectives.batch import Batch
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A step of the ladder: what it adds to the one below."""
+
+    name: str
+    attention: str | None = None
+    """transformers' own attention on the stock class, over documents a row (BERT) or full rows (GPT); None: packed."""
+
+    all_positions: bool = False
+    """The head computes the logits of every token."""
+
+    fused_optimizer: bool = True
+    """AdamW as one kernel, else torch's default for the device."""
+
+    switches: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the config by their dotted names."""
+
+
+class _StockStep(OurStep):
+    """The stock class with stock attention over unpacked rows: all logits, the stock loss."""
+
+    def __init__(self, workload: Workload, config: RunConfig, attention: str) -> None:
+        super().__init__(workload, config)
+        self.module.model = stock_model(workload, attention).to(self.device)
+        self.is_causal = workload.shape.is_causal
+
+    def loss_sum(self, batch: Batch) -> Tensor:
+        inputs, labels = dense(batch)  # R S, twice
+        arguments = {} if self.is_causal else {"attention_mask": (inputs != 0).long()}
+        with self.autocast():
+            logits = self.module.model(input_ids=inputs, use_cache=False, **arguments).logits  # R S V
+            return torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+            )
+
+
+class _AllPositions(OurStep):
+    """Packed rows, but the head computes the logits of every token."""
+
+    def loss_sum(self, batch: Batch) -> Tensor:
+        positions = torch.arange(batch.input_ids.numel(), device=self.device)
+        return super().loss_sum(replace(batch, prediction_positions=positions, labels=dense(batch)[1].flatten()))
+
+
+def open_rung(workload: Workload, rung: Rung) -> OurStep:
+    """The step of a rung."""
+    config = with_switches(workload.config(compile=False), rung.switches)
+    step: OurStep
+    if rung.attention is not None:
+        unpacked = {"packing": "concatenate", "cross_document_attention": True}
+        if not workload.shape.is_causal:
+            unpacked = {"packing": "one_document"}
+        config = replace(config, data=replace(config.data, **unpacked))
+        step = _StockStep(workload, config, rung.attention)
+    elif rung.all_positions:
+        step = _AllPositions(workload, config)
+    else:
+        step = OurStep(workload, config)
+    if not rung.fused_optimizer or rung.attention is not None:
+        parameters = step.module.model.parameters()
+        fused = True if rung.fused_optimizer else None
+        step.optimizer = torch.optim.AdamW(parameters, lr=config.optimizer.learning_rate, fused=fused)
+    return step
+
+
+def with_switches(config: RunConfig, switches: Mapping[str, Any]) -> RunConfig:
+    """The config with some keys changed, given by dotted names."""
+    for name, value in switches.items():
+        section, key = name.split(".")
+        config = replace(config, **{section: replace(getattr(config, section), **{key: value})})
+    return config
+
+
+def has_switches(rung: Rung) -> bool:
+    """Whether the config knows all keys of a rung."""
+    config = RunConfig()
+    return all(
+        key in {known.name for known in dataclasses.fields(getattr(config, section))}
+        for section, key in (name.split(".") for name in rung.switches)
+    )
+
+
+def rungs(is_causal: bool) -> list[Rung]:
+    """From the bottom up; each keeps what those below it have switched on."""
+    packed = Rung("packed rows, attention inside documents", all_positions=True, fused_optimizer=False)
+    sparse = replace(packed, name="head on the predicted positions only", all_positions=False)
+    fused = replace(sparse, name="fused optimizer", fused_optimizer=True)
+    compiled = replace(fused, name="torch.compile", switches={"train.compile": True})
+    rows = "full rows" if is_causal else "padded documents"
+    plain = [
+        Rung(f"{rows}, eager attention", attention="eager", fused_optimizer=False),
+        Rung(f"{rows}, SDPA", attention="sdpa", fused_optimizer=False),
+    ]
+    if is_causal:  # it predicts at every position but a document's last: there is nothing to leave out
+        return [*plain, replace(sparse, name=packed.name), fused, compiled]
+    return [*plain, packed, sparse, fused, compiled]
+
+
+def measure_ladder(
+    workload: Workload,
+    chosen: Sequence[Rung],
+    time_step: Callable[[OurStep], float],
+) -> Table:
+    """Every rung, one after the other.
+
+    Args:
+        time_step: seconds a step of a rung that was just opened.
+    """
+    rows: list[list[str | float | int]] = []
+    below = first = 0.0
+    for rung in chosen:
+        step = open_rung(workload, rung)
+        try:
+            speed = real_tokens_a_step(step.streams) / time_step(step)
+        finally:
+            step.close()
+        del step
+        gain, total = (f"{speed / other:.2f}" if other else "" for other in (below, first))
+        print(f"  {rung.name}: {speed:,.0f} real tokens/s", flush=True)
+        rows.append([rung.name, significant(speed), gain, total])
+        below, first = speed, first or speed
+    return Table(["switch", "real tokens/s", "times the one above", "times the first"], rows)
