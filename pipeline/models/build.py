@@ -14,6 +14,7 @@ from pipeline.config.run import ModelConfig
 from pipeline.models.attention import ATTENTION_NAME, register_attention
 from pipeline.models.families import FAMILIES, num_positions
 from pipeline.models.flop_formulas import register_flop_formulas
+from pipeline.models.mup import scale_initial_weights
 from pipeline.models.packed import prepare_packed
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def build_model(
     seed: int | None = None,
     device: str | None = None,
 ) -> PreTrainedModel:
-    """The stock class of the family with its stock initial weights, in training mode, ready for ``packed_logits``.
+    """The stock class of the family, its stock initial weights (muP: scaled), in training mode, for ``packed_logits``.
 
     With a seed, the weights depend on config and seed alone and torch's generator of the CPU is left as it was; without
     one they are drawn from that generator.
@@ -65,6 +66,8 @@ def build_model(
         if seed is not None:
             torch.manual_seed(seed)
         model = model_class(hf)
+    if config.mup_base_width is not None:
+        scale_initial_weights(model, config)
     prepare_packed(model)
     return model.train()
 

@@ -22,6 +22,12 @@ class Family:
     config_class: str
     """Its config class."""
 
+    output_norm: str
+    """The layer norm whose output meets the vocabulary weights."""
+
+    head_entry: str
+    """First module of the vocabulary head, whose input rows are chosen."""
+
     config_names: Mapping[str, tuple[str, ...]]
     """Keys of the Hugging Face config for every field of :class:`ModelConfig`."""
 
@@ -30,9 +36,6 @@ class Family:
 
     token_ids: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Special-token keys of the config, each from the first special token that the tokenizer has."""
-
-    head_entry: str | None = None
-    """First module of the vocabulary head, whose input rows are chosen; None: ``forward`` takes ``logits_to_keep``."""
 
     forward_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Constant arguments of ``forward``."""
@@ -72,6 +75,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "bert": Family(
         model_class="BertForMaskedLM",
         config_class="BertConfig",
+        output_norm="cls.predictions.transform.LayerNorm",
         config_names=_ENCODER_NAMES,
         token_ids={"pad_token_id": ("pad",)},
         head_entry="cls",
@@ -83,6 +87,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "roberta": Family(
         model_class="RobertaForMaskedLM",
         config_class="RobertaConfig",
+        output_norm="lm_head.layer_norm",
         config_names=_ENCODER_NAMES,
         defaults={"type_vocab_size": 1, "layer_norm_eps": 1e-5},
         token_ids={"pad_token_id": ("pad",), "bos_token_id": ("bos", "cls"), "eos_token_id": ("eos", "sep")},
@@ -96,6 +101,8 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "gpt2": Family(
         model_class="GPT2LMHeadModel",
         config_class="GPT2Config",
+        output_norm="transformer.ln_f",
+        head_entry="lm_head",
         config_names={
             "hidden_size": ("n_embd",),
             "num_layers": ("n_layer",),
