@@ -9,7 +9,6 @@ is two forward passes (the weights that it computes again are no work of the mod
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,36 +18,34 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 from pipeline.models import segment_attention  # makes the operators known to torch
 
 
-def segment_attention_flops(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens: Tensor,
-    seed: Tensor | None,
-    dropout: float,
-    causal: bool,
-    *_: Any,
-    **__: Any,
-) -> int:
-    """QK^T and PV inside every segment: 4 H D sum(n_i^2), half of it where causal. Arguments as of the operator."""
+def attention_flops(query: Tensor, cu_seqlens: Tensor, causal: bool) -> int:
+    """QK^T and PV inside every segment: 4 H D sum(n_i^2), half of it where causal.
+
+    Args:
+        query: (T, H, D).
+        cu_seqlens: int (K + 1,), starts of the segments and the end of the last.
+    """
     num_heads, width = query.shape[-2:]
     lengths = cu_seqlens.diff().to(torch.int64)  # K
     return 4 * num_heads * width * int((lengths * lengths).sum()) // (2 if causal else 1)
 
 
-def segment_attention_backward_flops(gradient: Tensor, *arguments: Any, **_: Any) -> int:
-    """Gradients of the weights, V, Q and K: four products where the forward pass has two."""
-    query, key, value, _output, *rest = arguments
-    return 2 * segment_attention_flops(query, key, value, *rest)
-
-
 def register_flop_formulas() -> None:
     """Have :class:`FlopCounterMode` count packed attention; may be called again."""
-    operators: dict[Any, Callable[..., int]] = {
-        segment_attention.segment_attention: segment_attention_flops,
-        segment_attention.segment_attention_backward: segment_attention_backward_flops,
+    # The backward pass has four products, the gradients of the weights, V, Q and K, where the forward pass has two.
+    operators: dict[Any, int] = {
+        segment_attention.segment_attention_forward: 1,
+        segment_attention.segment_attention_backward: 2,
     }
-    for operator, formula in operators.items():
-        packet = operator._opoverload.overloadpacket
-        if packet not in flop_registry:
-            register_flop_formula(packet, get_raw=True)(formula)
+    for operator, num_forwards in operators.items():
+        if operator._opoverload.overloadpacket not in flop_registry:
+            _register(operator._opoverload, num_forwards)
+
+
+def _register(overload: Any, num_forwards: int) -> None:
+    names = [argument.name for argument in overload._schema.arguments]
+
+    @register_flop_formula(overload.overloadpacket, get_raw=True)
+    def formula(*values: Any, **named: Any) -> int:
+        given = {**dict(zip(names, values, strict=False)), **named}
+        return num_forwards * attention_flops(given["query"], given["cu_seqlens"], given["causal"])

@@ -116,7 +116,10 @@ class PretrainModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.clock.enter("forward")
-        torch.manual_seed(self._dropout_key)
+        # Not torch.manual_seed: it seeds every kind of device, and without CUDA it notes the whole stack each time.
+        torch.default_generator.manual_seed(self._dropout_key)
+        if batch.input_ids.is_cuda:
+            torch.cuda.manual_seed(self._dropout_key)
         loss_sum = self.loss_sum(batch)
         detached = loss_sum.detach()
         self.local_loss_sum = detached if self.local_loss_sum is None else self.local_loss_sum + detached
