@@ -155,8 +155,9 @@ def _fill_rows(
             if is_second:
                 _add_second(segments[num_segments - 1], at, first_document[row], own)
             first_slots[piece] = row * length + at
-            for offset in range(size):
-                slots[at + offset] = flat[item + offset]
+            origin, target = flat[item : item + size], slots[at : at + size]
+            for offset in range(size):  # views, so that no index needs a check of its sign
+                target[offset] = origin[offset]
             at += size
             if has_end and at + len(end_ids) <= length:
                 at = _write(slots, at, end_ids)

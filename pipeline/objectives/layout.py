@@ -177,8 +177,9 @@ def _add_run(
         return num_bounds
     if num_bounds < len(bounds):
         bounds[num_bounds] = begin + first
-    for slot in range(first, end):
-        positions[slot] = slot - first
+    run = positions[first:end]
+    for slot in range(len(run)):
+        run[slot] = slot
     return num_bounds + 1
 
 

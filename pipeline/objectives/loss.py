@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from pipeline.models.packed import packed_logits
+from pipeline.models.packed import packed_head_loss
 from pipeline.objectives.batch import Batch
-from pipeline.objectives.predictions import KEPT
 
 
 def packed_loss_sum(
@@ -38,11 +35,15 @@ def packed_loss_sum(
         labels: int64 (P,); -100 is not counted.
         max_seqlen: bound of the segment lengths, a constant of the run.
     """
-    logits = packed_logits(
-        model, input_ids.view(1, -1), position_ids.view(1, -1), cu_seqlens, max_seqlen, prediction_positions
-    )  # P V
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return cross_entropy(logits, labels, ignore_index=KEPT, reduction="sum")
+    return packed_head_loss(
+        model,
+        input_ids.view(1, -1),
+        position_ids.view(1, -1),
+        cu_seqlens,
+        max_seqlen,
+        prediction_positions,
+        labels,
+    )
 
 
 def batch_loss(model: nn.Module, batch: Batch, loss_function: Callable[..., Tensor] = packed_loss_sum) -> Tensor:

@@ -45,7 +45,7 @@ class MaskingSettings:
     config: ObjectiveConfig
     mask_id: int
     is_ordinary: NDArray[np.bool_]
-    """Whether an id may be predicted: all but special ones, (V,)."""
+    """Whether an id may be predicted: all but special ones, and none beyond the vocabulary, (V+1,)."""
 
     ordinary_ids: NDArray[np.int64]
     """Those ids: random replacements are drawn from them."""
@@ -61,8 +61,8 @@ def masking_settings(
     config: ObjectiveConfig, *, seed: int, mask_id: int, vocab_size: int, special_ids: Collection[int]
 ) -> MaskingSettings:
     """Prepare tables for a tokenizer of ``vocab_size`` ids, whose padding is among ``special_ids``."""
-    is_ordinary = np.ones(vocab_size, np.bool_)
-    is_ordinary[list(special_ids)] = False
+    is_ordinary = np.ones(vocab_size + 1, np.bool_)
+    is_ordinary[[*special_ids, vocab_size]] = False
     streams = (_ORDER_STREAMS[config.masking], _LENGTH_STREAM, _FATE_STREAM, _RANDOM_ID_STREAM)
     return MaskingSettings(
         config,
@@ -153,13 +153,14 @@ def _mask_rows(
     num_rows, length = tokens.shape
     maskable = np.empty(length, np.bool_)
     sizes, places, fates = np.empty(length, np.int64), np.empty(length, np.int64), np.empty(length, np.int64)
+    beyond = np.uint64(len(is_ordinary) - 1)
     total = 0
     for row in range(num_rows):
-        num_maskable = 0
+        num_maskable, ids, inputs = 0, tokens[row], corrupted[row]
         for place in range(length):
-            token = np.int64(tokens[row, place])
-            corrupted[row, place] = token
-            maskable[place] = 0 <= token < len(is_ordinary) and is_ordinary[token]
+            inputs[place] = ids[place]
+        for place in range(length):
+            maskable[place] = is_ordinary[min(np.uint64(ids[place]), beyond)]
             num_maskable += maskable[place]
         wanted = num_predictions(num_maskable, rate)
         number = np.uint64(row_numbers[row])

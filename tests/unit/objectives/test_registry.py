@@ -35,7 +35,7 @@ def test_config_reaches_the_masks() -> None:
     assert isinstance(mlm, MaskedLanguageModel)
     masking = mlm.masking
     assert (masking.config, masking.mask_id) == (config, 4)
-    assert np.flatnonzero(~masking.is_ordinary).tolist() == ALL_SPECIAL_IDS
+    assert np.flatnonzero(~masking.is_ordinary).tolist() == [*ALL_SPECIAL_IDS, VOCABULARY.vocab_size]
     assert masking.ordinary_ids.tolist() == [number for number in range(200) if number not in ALL_SPECIAL_IDS]
     assert masking.keys[3] == key(12, int.from_bytes(b"PICK", "big"))
 
