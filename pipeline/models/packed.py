@@ -1,4 +1,4 @@
-"""The forward pass of a stock model over one packed row, with logits at the predicted positions only.
+"""The forward pass of a stock model over one packed row, with logits, or their loss, at the predicted positions only.
 
 Letters: T tokens of the packed row, P predicted positions, V vocabulary, K segments, E width of the model.
 """
@@ -10,14 +10,16 @@ from typing import Any, Final, cast
 from torch import Tensor, nn
 
 from pipeline.models.families import FAMILIES, Family
+from pipeline.models.head_loss import HeadLoss
 
-_HOOK_NAME: Final = "select_rows"
+_SELECT_NAME: Final = "select_rows"
+_LOSS_NAME: Final = "head_loss"
 
 
 class SelectRows:
     """A forward pre-hook of the head's first module: it passes on the hidden states of the predicted positions only.
 
-    The stock class has no argument for this, and computing all logits costs more memory than the whole encoder. An
+    Most stock classes have no argument for this, and computing all logits costs more memory than the whole encoder. An
     object, not a closure, so that copying a model copies the link between the two places that hold it.
     """
 
@@ -28,16 +30,21 @@ class SelectRows:
         if self.positions is None:
             return None
         hidden, *rest = arguments
-        return (hidden[:, self.positions], *rest)  # 1 P E
+        # Backward this adds whole rows; `hidden[:, positions]`, GPT-2's `logits_to_keep` too, would sort them on CUDA.
+        return (hidden.index_select(1, self.positions), *rest)  # 1 P E
 
 
 def prepare_packed(model: nn.Module) -> None:
-    """Install the hook of the family on ``model``, once; without ``packed_logits`` the model stays as it was."""
-    entry = family_of(model).head_entry
-    if entry is not None and not hasattr(model, _HOOK_NAME):
-        hook = SelectRows()
-        model.get_submodule(entry).register_forward_pre_hook(hook)
-        setattr(model, _HOOK_NAME, hook)
+    """Install what the functions below need on ``model``, once; called without them, the model stays as it was."""
+    if hasattr(model, _SELECT_NAME):
+        return
+    select = SelectRows()
+    model.get_submodule(family_of(model).head_entry).register_forward_pre_hook(select)
+    setattr(model, _SELECT_NAME, select)
+    decoder = cast("Any", model).get_output_embeddings()
+    loss = HeadLoss(decoder)
+    decoder.forward = loss.forward
+    setattr(model, _LOSS_NAME, loss)
 
 
 def packed_logits(
@@ -61,24 +68,60 @@ def packed_logits(
     Returns:
         (P, V). No other logits are computed.
     """
+    return _forward(model, input_ids, position_ids, cu_seqlens, max_seqlen, prediction_positions).squeeze(0)  # P V
+
+
+def packed_head_loss(
+    model: nn.Module,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    prediction_positions: Tensor,
+    labels: Tensor,
+) -> Tensor:
+    """Sum of the cross-entropies at the predicted positions, without their logits: see :mod:`.head_loss`.
+
+    Args:
+        model, input_ids, position_ids, cu_seqlens, max_seqlen: as for :func:`packed_logits`.
+        prediction_positions: int64 (P,), indices into T, all different.
+        labels: int64 (P,); -100 is not counted.
+
+    Returns:
+        Scalar, fp32 (fp64 for an fp64 model).
+    """
+    loss: HeadLoss = getattr(model, _LOSS_NAME)
+    loss.labels = labels
+    try:
+        return _forward(model, input_ids, position_ids, cu_seqlens, max_seqlen, prediction_positions)
+    finally:
+        loss.labels = None
+
+
+def _forward(
+    model: nn.Module,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    prediction_positions: Tensor,
+) -> Tensor:
+    """What the stock forward calls its logits."""
     family = family_of(model)
     if family.positions_follow_padding:
         position_ids = position_ids + (_config_of(model).pad_token_id + 1)
-    arguments = dict(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        cu_seq_lens_q=cu_seqlens,
-        cu_seq_lens_k=cu_seqlens,
-        max_length_q=max_seqlen,
-        max_length_k=max_seqlen,
-        **family.forward_arguments,
-    )
-    if family.head_entry is None:
-        return model(**arguments, logits_to_keep=prediction_positions).logits.squeeze(0)  # P V
-    select: SelectRows = getattr(model, _HOOK_NAME)
+    select: SelectRows = getattr(model, _SELECT_NAME)
     select.positions = prediction_positions
     try:
-        return model(**arguments).logits.squeeze(0)  # P V
+        return model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            cu_seq_lens_q=cu_seqlens,
+            cu_seq_lens_k=cu_seqlens,
+            max_length_q=max_seqlen,
+            max_length_k=max_seqlen,
+            **family.forward_arguments,
+        ).logits
     finally:
         select.positions = None
 

@@ -1,0 +1,191 @@
+"""The loss of a vocabulary head, chunk by chunk: the logits of all positions never exist at once.
+
+Letters: P positions, C of them in a chunk, E width, V vocabulary, U the same, rounded up to a multiple of 64.
+
+Of a chunk, the logits, the loss and all three gradients are computed in the forward pass, and nothing but sums is kept
+(Hsu et al. 2024, "Liger Kernel", section 3.2; the idea of not storing logits is also that of Wijmans et al. 2024, "Cut
+your losses in large-vocabulary language models"). The backward pass only multiplies by the gradient of the loss.
+
+torch's own ``linear_cross_entropy`` (2.13 and newer) does the same, and ``benchmarks/head.py`` measures it: on a CPU
+its fp32 path is slower than whole logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+IGNORED: Final = -100
+"""Label of a position that is not predicted: torch's ``ignore_index``."""
+
+VOCABULARY_MULTIPLE: Final = 64
+"""Rows of the weight are padded to this: matrix kernels of GPUs want aligned rows of logits."""
+
+# Logits of a chunk, at most. On a CPU they stay in the last-level cache, and below 32 MiB, from where on glibc returns
+# freed memory to the system. On a GPU a chunk is long enough (5,000 positions of GPT-2) that adding its share to the
+# gradient of the weight, a pass over V x E, costs little beside its products.
+_CHUNK_BYTES: Final = {"cpu": 24 << 20, "cuda": 512 << 20}
+
+# Products of bf16 are emulated on CPUs without an instruction for them, and are there 40 times slower than fp32.
+_CPU_HAS_BF16: Final = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
+
+
+class HeadLoss:
+    """The forward of the head's last linear layer: as stock, or, while labels are set, the sum of the losses.
+
+    Set in the place of the layer's own, on the instance: so the weight is used inside the module that owns it, where
+    ZeRO-3 has gathered it, and the stock model around it hands the result on as its "logits". An object, not a closure,
+    so that copying a model copies the link between the two places that hold it.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self.linear = linear
+        self.labels: Tensor | None = None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        weight, bias = self.linear.weight, self.linear.bias
+        if self.labels is None:
+            return nn.functional.linear(hidden, weight, bias)
+        return linear_cross_entropy_sum(hidden.flatten(0, -2), weight, bias, self.labels)
+
+
+def linear_cross_entropy_sum(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk_bytes: int | None = None
+) -> Tensor:
+    """Sum over the positions of ``cross_entropy(hidden @ weight.T + bias, labels)``.
+
+    Under autocast the products are computed in its dtype, reductions in fp32 at least.
+
+    Args:
+        hidden: (P, E).
+        weight: (V, E).
+        bias: (V,).
+        labels: int64 (P,); :data:`IGNORED` is not counted and has no gradient.
+        chunk_bytes: logits of a chunk, at most; default: what suits the device.
+
+    Returns:
+        Scalar, fp32 (fp64 for fp64). Its gradient can be taken once, and not differentiated again.
+    """
+    device = hidden.device.type
+    dtype = _product_dtype(hidden)
+    row_bytes = _padded_size(len(weight)) * dtype.itemsize
+    most = max(1, (chunk_bytes or _CHUNK_BYTES.get(device, _CHUNK_BYTES["cuda"])) // row_bytes)
+    num_chunks = max(1, -(-len(labels) // most))
+    num_rows = max(1, -(-len(labels) // num_chunks))  # chunks of one size: no short last one
+    with torch.autocast(device, enabled=False):
+        if torch.is_grad_enabled():
+            return _LinearCrossEntropySum.apply(hidden, weight, bias, labels, dtype, num_rows)
+        return _loss_and_gradients(hidden, weight, bias, labels, dtype, num_rows, with_gradients=False)[0]
+
+
+class _LinearCrossEntropySum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, dtype: torch.dtype, num_rows: int
+    ) -> Tensor:
+        loss, *gradients = _loss_and_gradients(hidden, weight, bias, labels, dtype, num_rows, with_gradients=True)
+        ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        # In place, to spare the memory of a second gradient; autograd refuses a second backward pass after it.
+        gradients = (None if gradient is None else gradient.mul_(scale) for gradient in ctx.saved_tensors)
+        return (*gradients, None, None, None)
+
+
+def _loss_and_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    dtype: torch.dtype,
+    num_rows: int,
+    with_gradients: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The loss and the gradients of hidden (P, E), weight (V, E) and bias (V,), each in the dtype of its tensor."""
+    exact = torch.promote_types(dtype, torch.float32)
+    vocabulary = len(weight)
+    padded = _padded_weight(weight, dtype)  # U E
+    shift = None if bias is None else bias.to(exact)  # V
+    loss = torch.zeros((), dtype=exact, device=hidden.device)
+    of_hidden: list[Tensor] = []
+    of_weight: Tensor | None = None
+    of_bias: Tensor | None = None
+    for inputs, targets in zip(hidden.to(dtype).split(num_rows), labels.split(num_rows), strict=True):
+        logits = inputs @ padded.T  # C U
+        scores = logits[:, :vocabulary].to(exact)  # C V
+        if shift is not None:
+            scores = scores.add_(shift)
+        log_probabilities = torch.log_softmax(scores, -1)  # C V
+        counted = (targets != IGNORED)[:, None]  # C 1
+        index = torch.where(counted, targets[:, None], 0)  # C 1
+        loss = loss - torch.where(counted, log_probabilities.gather(1, index), 0).sum()
+        if not with_gradients:
+            continue
+        of_logits = _gradient_of_logits(log_probabilities, index, logits)  # C U
+        of_hidden.append(torch.where(counted, of_logits @ padded, 0).to(hidden.dtype))  # C E
+        # Positions that do not count are masked in the narrow factor, not in the C x U one.
+        of_weight = _add_product(of_weight, of_logits, torch.where(counted, inputs, 0), exact)  # U E
+        if shift is not None:
+            of_bias = _add_product(of_bias, of_logits, counted.to(dtype), exact)  # U 1
+    if not with_gradients:
+        return loss, None, None, None
+    assert of_weight is not None
+    return (
+        loss,
+        torch.cat(of_hidden),
+        of_weight[:vocabulary].to(weight.dtype),
+        None if bias is None or of_bias is None else of_bias[:vocabulary, 0].to(bias.dtype),
+    )
+
+
+def _gradient_of_logits(log_probabilities: Tensor, index: Tensor, logits: Tensor) -> Tensor:
+    """softmax - one_hot(index), 0 in the padding, (C, U): eagerly in the memory of ``logits``, which are overwritten."""
+    vocabulary = log_probabilities.shape[1]
+    if torch.compiler.is_compiling():  # one fused pass
+        classes = torch.arange(vocabulary, device=index.device)
+        gradient = log_probabilities.exp() - (classes == index).to(log_probabilities.dtype)  # C V
+        return pad(gradient.to(logits.dtype), (0, logits.shape[1] - vocabulary))
+    columns = logits[:, :vocabulary]
+    one = torch.ones_like(index, dtype=log_probabilities.dtype)  # C 1
+    if columns.dtype == log_probabilities.dtype:
+        torch.exp(log_probabilities, out=columns).scatter_add_(1, index, -one)
+    else:
+        columns.copy_(log_probabilities.exp_().scatter_add_(1, index, -one))
+    return logits
+
+
+def _add_product(total: Tensor | None, of_logits: Tensor, inputs: Tensor, exact: torch.dtype) -> Tensor:
+    """``total + of_logits.T @ inputs``.
+
+    The sum over chunks is kept in fp32 at least: in bf16 every further chunk would be rounded to the size of the sum.
+    """
+    if total is None:
+        return (of_logits.T @ inputs).to(exact)
+    if inputs.dtype == exact:
+        return total.addmm_(of_logits.T, inputs)
+    return total.add_(of_logits.T @ inputs)
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    """The dtype in which autocast would compute a linear layer, or one that is faster and more exact."""
+    device = hidden.device.type
+    dtype = hidden.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    slow = device == "cpu" and (dtype == torch.float16 or (dtype == torch.bfloat16 and not _CPU_HAS_BF16))
+    return torch.float32 if slow else dtype
+
+
+def _padded_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """(U, E) in ``dtype``: zeros after the last row. The cast of autocast makes a copy anyway."""
+    missing = _padded_size(len(weight)) - len(weight)
+    return pad(weight.to(dtype), (0, 0, 0, missing)) if missing else weight.to(dtype)
+
+
+def _padded_size(vocabulary: int) -> int:
+    return -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
