@@ -6,6 +6,8 @@ The cost is the sum of squared segment lengths, not T squared: segments of equal
 together, the others one by one. The operator is opaque because a loop over data-dependent lengths cannot be traced;
 its gradient is written by hand because autograd does not run inside a custom operator. It saves no N x N matrix: the
 backward pass computes the weights again (Chen et al. 2016, "Training deep nets with sublinear memory cost").
+
+Without dropout, CPUs have a kernel (`flash_blocks.py`); with it, and on a GPU, the formulas are written out below.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+
+from pipeline.models.flash_blocks import flash_backward, flash_forward, flash_takes
 
 # Scores computed at once, at most: larger blocks leave the processor's cache, smaller ones cost more calls.
 _BLOCK_SCORES = 1 << 20
 
 
-@torch.library.custom_op("pretrain::segment_attention", mutates_args=())
 def segment_attention(
     query: Tensor,
     key: Tensor,
@@ -36,7 +38,7 @@ def segment_attention(
     """softmax(scale Q K^T) V of every segment by itself (Vaswani et al. 2017, equation 1).
 
     Args:
-        query, key, value: (T, H, D), any floating dtype; the softmax is computed in fp32 at least.
+        query, key, value: (T, H, D), any floating dtype; computed in fp32 at least.
         cu_seqlens: int (K + 1,), starts of the segments and the end of the last; equal neighbours are an empty segment.
         seed: int64 (1,), draws the dropout; None where ``dropout`` is 0. The same seed gives the same dropout.
         dropout: share of the attention weights that is zeroed, the rest is scaled by 1 / (1 - dropout).
@@ -45,18 +47,41 @@ def segment_attention(
     Returns:
         (T, H, D) in the dtype of ``query``; 0 at tokens of no segment.
     """
+    return segment_attention_forward(query, key, value, cu_seqlens, seed, dropout, causal, scale)[0]
+
+
+@torch.library.custom_op("pretrain::segment_attention", mutates_args=())
+def segment_attention_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    seed: Tensor | None,
+    dropout: float,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The output of :func:`segment_attention`, and what the kernel's backward pass needs.
+
+    Returns:
+        (T, H, D), and the logarithms of the softmax's sums, (T, H) in fp32 at least; the plain formulas leave them 0.
+    """
     output = query.new_zeros(query.shape)  # T H D
+    log_sums = query.new_zeros(query.shape[:2], dtype=_raised_dtype(query))  # T H
     generator = _generator(seed, query.device)
     with torch.autocast(query.device.type, enabled=False):
         for index, length in _blocks(cu_seqlens, query.shape[1]):
-            q, k, v = (_take(tensor, index, length) for tensor in (query, key, value))  # G H N D
-            if generator is None:
-                block = scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)  # G H N D
+            q, k, v = (_raised(_take(tensor, index, length)) for tensor in (query, key, value))  # G H N D
+            if generator is None and flash_takes(query):
+                block, sums = flash_forward(q, k, v, causal, scale)  # G H N D, G H N
+                _put(log_sums, index, sums)
             else:
-                weights = _weights(_raised(q) * scale, _raised(k), causal)  # G H N N
-                block = torch.matmul(weights.mul_(_keep(weights, dropout, generator)), _raised(v))  # G H N D
+                weights = _weights(q * scale, k, causal)  # G H N N
+                if generator is not None:
+                    weights.mul_(_keep(weights, dropout, generator))
+                block = torch.matmul(weights, v)  # G H N D
             _put(output, index, block)
-    return output
+    return output, log_sums
 
 
 @torch.library.custom_op("pretrain::segment_attention_backward", mutates_args=())
@@ -66,42 +91,33 @@ def segment_attention_backward(
     key: Tensor,
     value: Tensor,
     output: Tensor,
+    log_sums: Tensor,
     cu_seqlens: Tensor,
     seed: Tensor | None,
     dropout: float,
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, (T, H, D) each, from the gradient of the output (T, H, D).
-
-    With weights P, dropout mask M and A = P * M: dV = A^T dO, dP = (dO V^T) * M, dS = P * (dP - rowsum(dO * O)),
-    dQ = scale dS K, dK = scale dS^T Q (Dao et al. 2022, FlashAttention, appendix B.2).
-    """
+    """Gradients of query, key and value, (T, H, D) each, from the gradient of the output (T, H, D)."""
     gradients = tuple(tensor.new_zeros(tensor.shape) for tensor in (query, key, value))  # 3 x T H D
     generator = _generator(seed, query.device)
+    gradient = gradient.contiguous()  # a sum's is one number with strides of 0
     with torch.autocast(query.device.type, enabled=False):
         for index, length in _blocks(cu_seqlens, query.shape[1]):
-            tensors = (query, key, value, output, gradient)
-            q, k, v, out, d_out = (_raised(_take(tensor, index, length)) for tensor in tensors)  # G H N D
-            q = q * scale
-            weights = _weights(q, k, causal)  # G H N N
-            kept = weights
-            d_weights = torch.matmul(d_out, v.transpose(-1, -2))  # G H N N
-            if generator is not None:
-                mask = _keep(weights, dropout, generator)
-                kept = weights * mask
-                d_weights.mul_(mask)
-            _put(gradients[2], index, torch.matmul(kept.transpose(-1, -2), d_out))
-            row_sums = (d_out * out).sum(-1, keepdim=True)  # G H N 1
-            d_scores = d_weights.sub_(row_sums).mul_(weights)  # G H N N
-            _put(gradients[0], index, torch.matmul(d_scores, k).mul_(scale))
-            _put(gradients[1], index, torch.matmul(d_scores.transpose(-1, -2), q))
+            tensors = (gradient, query, key, value, output)
+            d_out, q, k, v, out = (_raised(_take(tensor, index, length)) for tensor in tensors)  # G H N D
+            if generator is None and flash_takes(query):
+                blocks = flash_backward(d_out, q, k, v, out, _take(log_sums, index, length), causal, scale)
+            else:
+                blocks = _plain_backward(d_out, q, k, v, out, dropout, generator, causal, scale)
+            for whole, block in zip(gradients, blocks, strict=True):
+                _put(whole, index, block)
     return gradients[0], gradients[1], gradients[2]
 
 
-@segment_attention.register_fake
-def _(query: Tensor, *_: Any) -> Tensor:
-    return query.new_empty(query.shape)
+@segment_attention_forward.register_fake
+def _(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return query.new_empty(query.shape), query.new_empty(query.shape[:2], dtype=_raised_dtype(query))
 
 
 @segment_attention_backward.register_fake
@@ -109,17 +125,47 @@ def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> t
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, cu_seqlens, seed, *ctx.settings = inputs
-    ctx.save_for_backward(query, key, value, output, cu_seqlens, seed)
+    ctx.save_for_backward(query, key, value, *output, cu_seqlens, seed)
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     gradients = segment_attention_backward(gradient, *ctx.saved_tensors, *ctx.settings)
     return (*gradients, None, None, None, None, None)
 
 
-segment_attention.register_autograd(_backward, setup_context=_save)
+segment_attention_forward.register_autograd(_backward, setup_context=_save)
+
+
+def _plain_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    dropout: float,
+    generator: torch.Generator | None,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of one block, (G, H, N, D) as all its tensors.
+
+    With weights P, dropout mask M and A = P * M: dV = A^T dO, dP = (dO V^T) * M, dS = P * (dP - rowsum(dO * O)),
+    dQ = scale dS K, dK = scale dS^T Q (Dao et al. 2022, FlashAttention, appendix B.2).
+    """
+    query = query * scale
+    weights = _weights(query, key, causal)  # G H N N
+    kept = weights
+    d_weights = torch.matmul(gradient, value.transpose(-1, -2))  # G H N N
+    if generator is not None:
+        mask = _keep(weights, dropout, generator)
+        kept = weights * mask
+        d_weights.mul_(mask)
+    d_value = torch.matmul(kept.transpose(-1, -2), gradient)
+    row_sums = (gradient * output).sum(-1, keepdim=True)  # G H N 1
+    d_scores = d_weights.sub_(row_sums).mul_(weights)  # G H N N
+    return torch.matmul(d_scores, key).mul_(scale), torch.matmul(d_scores.transpose(-1, -2), query), d_value
 
 
 def _blocks(cu_seqlens: Tensor, num_heads: int) -> Iterator[tuple[Tensor | slice, int]]:
@@ -142,18 +188,22 @@ def _blocks(cu_seqlens: Tensor, num_heads: int) -> Iterator[tuple[Tensor | slice
 
 
 def _take(tensor: Tensor, index: Tensor | slice, length: int) -> Tensor:
-    """(T, H, D) -> (G, H, N, D)."""
+    """(T, H, ...) -> (G, H, N, ...)."""
     return tensor[index].unflatten(0, (-1, length)).transpose(1, 2)
 
 
 def _put(tensor: Tensor, index: Tensor | slice, block: Tensor) -> None:
-    """Write (G, H, N, D) into (T, H, D), in the dtype of the latter."""
+    """Write (G, H, N, ...) into (T, H, ...), in the dtype of the latter."""
     tensor[index] = block.transpose(1, 2).flatten(0, 1).to(tensor.dtype)
 
 
 def _raised(tensor: Tensor) -> Tensor:
     """fp32 at least: batched bf16 products of strided blocks are 40 times slower than fp32 ones on a CPU."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(_raised_dtype(tensor))
+
+
+def _raised_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _weights(scaled_query: Tensor, key: Tensor, causal: bool) -> Tensor:

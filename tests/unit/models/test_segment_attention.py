@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 import torch
 from torch import Tensor
 
+from pipeline.models import flash_blocks
 from pipeline.models import segment_attention as module
-from pipeline.models.segment_attention import segment_attention
+from pipeline.models.segment_attention import segment_attention, segment_attention_forward
 
 WIDTH = 8
 SCALE = 0.3
@@ -31,11 +30,14 @@ def inputs(lengths: list[int], dtype: torch.dtype = torch.float64) -> tuple[list
     return [part.detach().requires_grad_() for part in fused.unbind(1)], cu_seqlens
 
 
+def segment_numbers(cu_seqlens: Tensor) -> Tensor:
+    """Number of the segment of every token, (T,)."""
+    return torch.repeat_interleave(torch.arange(len(cu_seqlens) - 1), cu_seqlens.diff().long())
+
+
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool) -> Tensor:
     """softmax(scale Q K^T) V over all T tokens with a mask that separates the segments; autograd does the gradient."""
-    number = torch.zeros(len(q), dtype=torch.int64)
-    for index, (first, last) in enumerate(pairwise(cu_seqlens.tolist())):
-        number[first:last] = index
+    number = segment_numbers(cu_seqlens)
     allowed = number[:, None] == number[None, :]
     if causal:
         allowed = allowed.tril()
@@ -44,12 +46,20 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal:
     return torch.einsum("hqk,khd->qhd", weights, v)
 
 
+@pytest.mark.parametrize("kernel", ["flash", "plain"])
 @pytest.mark.parametrize("block_scores", [1, 64, 1 << 20])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", LENGTHS)
-def test_equals_masked_attention(name: str, causal: bool, block_scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_masked_attention(
+    name: str, causal: bool, block_scores: int, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the kernel, its causal blocks of three queries, and without it."""
     monkeypatch.setattr(module, "_BLOCK_SCORES", block_scores)
+    monkeypatch.setattr(flash_blocks, "_BLOCK_QUERIES", 3)
+    if kernel == "plain":
+        monkeypatch.setattr(flash_blocks, "_BACKWARD", None)
     tensors, cu_seqlens = inputs(LENGTHS[name])
+    assert flash_blocks.flash_takes(tensors[0]) == (kernel == "flash")
     output = segment_attention(*tensors, cu_seqlens, None, 0.0, causal, SCALE)
     truth = plain_attention(*tensors, cu_seqlens, causal)
     torch.testing.assert_close(output, truth, rtol=1e-12, atol=1e-12)
@@ -69,6 +79,32 @@ def test_gradient_equals_finite_differences(causal: bool, dropout: float) -> Non
     assert torch.autograd.gradcheck(
         lambda q, k, v: segment_attention(q, k, v, cu_seqlens, seed, dropout, causal, SCALE), tensors, fast_mode=True
     )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_dropout_equals_plain_attention_with_the_same_mask(causal: bool) -> None:
+    """The mask is read off with weights of one value and values of one key at a time: output = weight x mask."""
+    tensors, cu_seqlens = inputs([5, 3])
+    total, dropout, seed = 8, 0.4, torch.tensor([9])
+    one_key = torch.eye(total, dtype=torch.float64)[:, None, :].expand(total, 2, total)  # value j is unit vector j
+    equal = torch.zeros_like(one_key)  # no score above another; as wide as there are tokens
+    output = segment_attention(equal, equal, one_key, cu_seqlens, seed, dropout, causal, SCALE)  # T H T
+    kept = (output.transpose(0, 1) > 0).double() / (1 - dropout)  # H T T
+    q, k, v = tensors
+    number = segment_numbers(cu_seqlens)
+    allowed = number[:, None] == number[None, :]
+    allowed = allowed.tril() if causal else allowed
+    scores = torch.einsum("qhd,khd->hqk", q, k) * SCALE
+    weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1) * kept
+    truth = torch.einsum("hqk,khd->qhd", weights, v)
+    assert 0 < (kept[:, allowed] > 0).double().mean() < 1
+    ours = segment_attention(*tensors, cu_seqlens, seed, dropout, causal, SCALE)
+    torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-12)
+    direction = torch.randn(truth.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for gradient, expected in zip(
+        torch.autograd.grad(ours, tensors, direction), torch.autograd.grad(truth, tensors, direction), strict=True
+    ):
+        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_dropout_is_named_by_its_seed() -> None:
@@ -117,4 +153,4 @@ def test_operator_keeps_the_rules_of_torch(dropout: float) -> None:
     """Schema, fake tensors, autograd registration and tracing agree with what the operator does."""
     tensors, cu_seqlens = inputs(LENGTHS["different lengths"], torch.float32)
     seed = torch.tensor([5]) if dropout else None
-    torch.library.opcheck(segment_attention, (*tensors, cu_seqlens, seed, dropout, True, SCALE))
+    torch.library.opcheck(segment_attention_forward, (*tensors, cu_seqlens, seed, dropout, True, SCALE))

@@ -1,0 +1,93 @@
+"""Attention of segments of one length by torch's flash kernel for CPUs, and its gradient.
+
+Letters: G segments, H heads, N tokens of each, D head width, Q queries of a block, K keys that a block can see.
+
+The kernel never holds an N x N matrix (Dao et al. 2022, FlashAttention). Its ``is_causal`` computes the whole square
+up to 512 keys and masks half of it, so a causal segment is cut into blocks of queries here, each with the keys up to
+its last query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# What scaled_dot_product_attention itself calls on a CPU. Private, so a torch without them gets the plain formulas.
+_FORWARD: Callable[..., Any] | None = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_BACKWARD: Callable[..., Any] | None = getattr(
+    torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None
+)
+_BLOCK_QUERIES = 128  # smaller blocks skip more of the square and call the kernel more often
+
+
+def flash_takes(query: Tensor) -> bool:
+    """Whether the kernel exists for this device."""
+    return query.device.type == "cpu" and _FORWARD is not None and _BACKWARD is not None
+
+
+def flash_forward(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """Outputs (G, H, N, D) and the logarithms of the softmax's sums (G, H, N).
+
+    Args:
+        query, key, value: (G, H, N, D), fp32 or fp64: the kernel's bf16 is many times slower.
+    """
+    assert _FORWARD is not None
+    if not causal:
+        return _FORWARD(query, key, value, scale=scale)
+    parts = [
+        _FORWARD(query[:, :, first:last], key[:, :, :last], value[:, :, :last], attn_mask=mask, scale=scale)
+        for first, last, mask in _query_blocks(query)
+    ]  # (G H Q D, G H Q) each
+    outputs, sums = zip(*reversed(parts), strict=True)
+    return torch.cat(outputs, 2), torch.cat(sums, 2)
+
+
+def flash_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    log_sums: Tensor,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, (G, H, N, D) each, from that of the output and what the forward gave."""
+    assert _BACKWARD is not None
+    if not causal:
+        return _BACKWARD(gradient, query, key, value, output, log_sums, 0.0, False, scale=scale)
+    d_queries: list[Tensor] = []
+    d_key = d_value = key.new_empty(0)
+    for first, last, mask in _query_blocks(query):
+        rows = (slice(None), slice(None), slice(first, last))
+        keys, values = key[:, :, :last], value[:, :, :last]  # G H K D
+        d_query, d_keys, d_values = _BACKWARD(
+            gradient[rows], query[rows], keys, values, output[rows], log_sums[rows], 0.0, False,
+            attn_mask=mask, scale=scale,
+        )  # fmt: skip
+        d_queries.append(d_query)
+        if last == query.shape[2]:  # the first block seen, whose queries see all keys
+            d_key, d_value = d_keys, d_values
+        else:
+            d_key[:, :, :last] += d_keys
+            d_value[:, :, :last] += d_values
+    return torch.cat(d_queries[::-1], 2), d_key, d_value
+
+
+def _query_blocks(query: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """Bounds of the blocks of queries, the last block first, and the mask (Q, K) of each."""
+    length = query.shape[2]
+    for first in reversed(range(0, length, _BLOCK_QUERIES)):
+        last = min(first + _BLOCK_QUERIES, length)
+        yield first, last, _future_mask(last - first, last, query.dtype)
+
+
+@lru_cache(maxsize=256)
+def _future_mask(num_queries: int, num_keys: int, dtype: torch.dtype) -> Tensor:
+    """(Q, K): minus infinity where a query, the last of which stands at the last key, would see a later one; else 0."""
+    mask = torch.full((num_queries, num_keys), float("-inf"), dtype=dtype)
+    return mask.triu_(num_keys - num_queries + 1)
