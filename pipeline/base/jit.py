@@ -12,11 +12,16 @@ line.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 import numba
+import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+Whole: TypeAlias = int | np.integer[Any]
+"""A whole number in a kernel. Numba compiles once for every type that it is called with: `int64` and `int32` make two,
+and of one `int64` and one `uint64` it makes a float."""
 
 _OPTIONS: Final[dict[str, Any]] = {"nogil": True, "error_model": "numpy"}
 

@@ -5,23 +5,26 @@ A document of n tokens is ``n div cap`` full pieces, a row each, and a remainder
 do not. Remainders and short documents share rows by best-fit decreasing, at most S // 8 a row
 (:mod:`pipeline.data.fit`). Which document takes which slot of its size is keyed.
 
-Letters: D documents of a shard, I items, R rows, S sequence length, F full pieces.
+Letters: D documents of a shard, F full pieces, I items (remainders), K pieces, R rows, S sequence length.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.keyed import hashes, sorted_by_group
-from pipeline.data.fit import Run, expand, pack
-from pipeline.data.fit import count_rows as count_run_rows
-from pipeline.data.pieces import ShardLengths, ShardPlan, make_pieces
+from pipeline.base.jit import kernel
+from pipeline.base.keyed_kernels import hash_u64
+from pipeline.data.fit import count_fitted_rows, fit_items
+from pipeline.data.pieces import ENDS_DOCUMENT, ShardLengths, ShardPlan, as_pieces
 from pipeline.data.rows import RowFormat
 
 VERSION = 2
+
+_ENDS_DOCUMENT: Final = ENDS_DOCUMENT << 16
+"""In the word of a piece that holds its length and its flags."""
 
 
 def max_segments(row_format: RowFormat) -> int:
@@ -29,78 +32,87 @@ def max_segments(row_format: RowFormat) -> int:
     return max(1, row_format.sequence_length // 8)
 
 
-class Cut(NamedTuple):
-    """Documents cut into full pieces and a remainder each."""
-
-    full_document: NDArray[np.int64]
-    """Document of every full piece, in order, (F,)."""
-
-    full_offset: NDArray[np.uint32]
-    """Its first token in the document, (F,)."""
-
-    remainder: NDArray[np.uint32]
-    """Tokens of every document's remainder, none where it is 0, (D,)."""
-
-    remainder_offset: NDArray[np.uint32]
-    """Its first token in the document, (D,)."""
+@kernel
+def count_cuts(lengths: NDArray[np.uint32], cap: int) -> tuple[int, int]:
+    """Full pieces, F, and remainders, I, of documents of these lengths, (D,)."""
+    num_full = num_rest = 0
+    for length in lengths:
+        num_full += length // cap
+        num_rest += length % cap > 0
+    return num_full, num_rest
 
 
-def cut_documents(lengths: NDArray[np.integer], cap: int, cuts_key: int) -> Cut:
-    """Cut documents of these lengths, (D,), into full pieces of ``cap`` tokens and a remainder at a keyed place."""
-    full, remainder = split_lengths(lengths, cap)
-    long = np.flatnonzero(full)
-    # A 32-bit hash times the number of places, its high half: a place, without a division.
-    hashed = hashes(cuts_key, long) >> np.uint64(32)
-    hashed *= full[long] + np.uint64(1)
-    before = np.zeros_like(full)  # (D,) full pieces before the remainder
-    before[long] = hashed >> np.uint64(32)
-    document = np.repeat(long, full[long])  # (F,)
-    turn = np.arange(len(document), dtype=np.uint32)  # (F,) which full piece of its document
-    turn -= (np.cumsum(full, dtype=np.uint32) - full)[document]
-    offset = turn * np.uint32(cap)
-    offset += remainder[document] * (turn >= before[document])
-    return Cut(document, offset, remainder, before * np.uint32(cap))
-
-
-def split_lengths(lengths: NDArray[np.integer], cap: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Full pieces and tokens of the remainder of every document, (D,) each."""
-    tokens: NDArray[np.uint32] = lengths.astype(np.uint32, copy=False)
-    full: NDArray[np.uint32] = tokens // np.uint32(cap)
-    return full, tokens - full * np.uint32(cap)
-
-
-def fit_items(
-    slots: NDArray[np.integer], row_format: RowFormat, base_key: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pack items into rows.
+@kernel
+def cut_documents(lengths: NDArray[np.uint32], cap: int, cuts_key: np.uint64) -> tuple[NDArray[np.uint32], int]:
+    """Cut documents into full pieces of ``cap`` tokens and a remainder at a keyed place.
 
     Args:
-        slots: of every item, special tokens included, 1 .. S, (I,).
-        base_key: assigns the items to the places of their size.
+        lengths: of the documents, (D,).
 
     Returns:
-        the item at every place, row by row, (I,); items of every row, (R,).
+        the words of the pieces, all full ones and then all remainders, by document, (F + I, 4), and F.
     """
-    sizes, counts = expand(_pack(slots, row_format))
-    item = np.empty(len(slots), np.int64)
-    item[np.argsort(sizes, kind="stable")] = sorted_by_group(base_key, slots)
-    return item, counts
+    num_full, num_rest = count_cuts(lengths, cap)
+    pieces = np.zeros((num_full + num_rest, 4), np.uint32)
+    at, at_rest = 0, num_full
+    for document in range(len(lengths)):
+        length = np.int64(lengths[document])
+        full, rest = length // cap, length % cap
+        before = np.int64(0)  # full pieces before the remainder
+        if full:
+            # A 32-bit hash times the number of places, its high half: a place, without a division.
+            hashed = hash_u64(cuts_key, np.uint64(document)) >> np.uint64(32)
+            before = np.int64(hashed * np.uint64(full + 1) >> np.uint64(32))
+        for turn in range(full):
+            offset = turn * cap + (rest if turn >= before else 0)
+            pieces[at, 1], pieces[at, 2] = document, offset
+            pieces[at, 3] = cap + (_ENDS_DOCUMENT if offset + cap == length else 0)
+            at += 1
+        if rest:
+            pieces[at_rest, 1], pieces[at_rest, 2] = document, before * cap
+            pieces[at_rest, 3] = rest + (_ENDS_DOCUMENT if before == full else 0)
+            at_rest += 1
+    return pieces, num_full
 
 
-def count_fitted_rows(slots: NDArray[np.integer], row_format: RowFormat) -> int:
-    """Rows that :func:`fit_items` needs."""
-    return count_run_rows(_pack(slots, row_format))
+@kernel
+def _plan(
+    lengths: NDArray[np.uint32], cap: int, num_slots: int, most: int, documents_key: np.uint64, cuts_key: np.uint64
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Words of the pieces, (K, 4), and the first piece of every row, then K, (R+1,)."""
+    pieces, num_full = cut_documents(lengths, cap, cuts_key)
+    rests = pieces[num_full:].copy()  # (I, 4)
+    slots = np.empty(len(rests), np.int64)
+    for item in range(len(rests)):
+        slots[item] = (rests[item, 3] & np.uint32(0xFFFF)) + (num_slots - cap)
+    item_at, counts = fit_items(slots, num_slots, most, documents_key)
+    for place in range(len(rests)):
+        pieces[num_full + place] = rests[item_at[place]]
+    first_piece = np.empty(num_full + len(counts) + 1, np.int64)
+    for row in range(num_full + 1):
+        first_piece[row] = row
+    for row in range(len(counts)):
+        first_piece[num_full + row + 1] = first_piece[num_full + row] + counts[row]
+    return pieces, first_piece
 
 
-def _pack(slots: NDArray[np.integer], row_format: RowFormat) -> list[Run]:
-    histogram = np.bincount(slots, minlength=row_format.sequence_length + 1).tolist()
-    return pack(histogram, row_format.sequence_length, max_segments(row_format))
+@kernel
+def _count_rows(lengths: NDArray[np.uint32], cap: int, num_slots: int, most: int) -> int:
+    slots = np.empty(len(lengths), np.int64)
+    num_full = num_rests = 0
+    for length in lengths:
+        num_full += length // cap
+        if length % cap:
+            slots[num_rests] = length % cap + (num_slots - cap)
+            num_rests += 1
+    return num_full + count_fitted_rows(slots[:num_rests], num_slots, most)
 
 
 def count_rows(shard: ShardLengths, row_format: RowFormat) -> int:
     """R_s of a shard."""
-    full, remainder = split_lengths(shard.documents, row_format.sequence_length - row_format.overhead)
-    return int(full.sum()) + count_fitted_rows(remainder[remainder > 0] + row_format.overhead, row_format)
+    length = row_format.sequence_length
+    lengths = np.array(shard.documents, np.uint32)
+    return int(_count_rows(lengths, length - row_format.overhead, length, max_segments(row_format)))
 
 
 def plan(shard: ShardLengths, row_format: RowFormat, documents_key: int, cuts_key: int) -> ShardPlan:
@@ -110,15 +122,12 @@ def plan(shard: ShardLengths, row_format: RowFormat, documents_key: int, cuts_ke
         documents_key: assigns the documents to the places of their size.
         cuts_key: places the remainder among the full pieces of a long document.
     """
-    cap = row_format.sequence_length - row_format.overhead
-    cut = cut_documents(shard.documents, cap, cuts_key)
-    short = np.flatnonzero(cut.remainder)  # (I,) documents
-    item, counts = fit_items(cut.remainder[short] + row_format.overhead, row_format, documents_key)
-    document = short[item]
-    num_full = len(cut.full_document)
-    pieces = make_pieces(
-        shard.documents,
-        (cut.full_document, cut.full_offset, cap),
-        (document, cut.remainder_offset[document], cut.remainder[document]),
+    pieces, first_piece = _plan(
+        np.array(shard.documents, np.uint32),
+        row_format.sequence_length - row_format.overhead,
+        row_format.sequence_length,
+        max_segments(row_format),
+        np.uint64(documents_key),
+        np.uint64(cuts_key),
     )
-    return ShardPlan(pieces, np.concatenate([np.arange(num_full + 1), num_full + np.cumsum(counts)]))
+    return ShardPlan(as_pieces(pieces), first_piece)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.data.best_fit import cut_documents, split_lengths
-from pipeline.data.pieces import ShardLengths, ShardPlan, make_pieces
+from pipeline.data.best_fit import count_cuts, cut_documents
+from pipeline.data.pieces import ShardLengths, ShardPlan, as_pieces
 from pipeline.data.rows import RowFormat
 
 VERSION = 1
@@ -22,8 +22,7 @@ def max_segments(row_format: RowFormat) -> int:
 
 def count_rows(shard: ShardLengths, row_format: RowFormat) -> int:
     """R_s of a shard: ``ceil(n / (S - overhead))`` for a document of n tokens."""
-    full, remainder = split_lengths(shard.documents, row_format.sequence_length - row_format.overhead)
-    return int(full.sum()) + int(np.count_nonzero(remainder))
+    return sum(count_cuts(np.array(shard.documents, np.uint32), row_format.sequence_length - row_format.overhead))
 
 
 def plan(shard: ShardLengths, row_format: RowFormat, documents_key: int, cuts_key: int) -> ShardPlan:
@@ -35,11 +34,5 @@ def plan(shard: ShardLengths, row_format: RowFormat, documents_key: int, cuts_ke
     """
     del documents_key
     cap = row_format.sequence_length - row_format.overhead
-    cut = cut_documents(shard.documents, cap, cuts_key)
-    short = np.flatnonzero(cut.remainder)
-    pieces = make_pieces(
-        shard.documents,
-        (cut.full_document, cut.full_offset, cap),
-        (short, cut.remainder_offset[short], cut.remainder[short]),
-    )
-    return ShardPlan(pieces, first_piece=np.arange(len(pieces) + 1))
+    pieces, _ = cut_documents(np.array(shard.documents, np.uint32), cap, np.uint64(cuts_key))
+    return ShardPlan(as_pieces(pieces), first_piece=np.arange(len(pieces) + 1))

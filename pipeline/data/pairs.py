@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.keyed import MAX_PERMUTATION, hashes, key
-from pipeline.data.best_fit import count_fitted_rows, fit_items
 from pipeline.data.best_fit import max_segments as max_segments
+from pipeline.data.fit import count_fitted_rows, fit_items
 from pipeline.data.pieces import SECOND_PART, ShardLengths, ShardPlan, make_pieces
 from pipeline.data.rows import RowFormat
 
@@ -117,8 +117,7 @@ def exchange(second: NDArray[np.int64], document: NDArray[np.int64], base_key: i
         ValueError: more chunks than the 24 bits of a sort key can number.
     """
     num_chunks = len(second)
-    if num_chunks > MAX_PERMUTATION:
-        raise ValueError(f"a shard has {num_chunks} chunks of sentences; at most {MAX_PERMUTATION} can be exchanged")
+    _check_number(num_chunks)
     keys = hashes(key(base_key, _PARTNERS), (second << 32) + document) >> np.uint64(40)
     keys |= second.astype(np.uint64) << np.uint64(24)
     keys = (keys << np.uint64(24)) | np.arange(num_chunks, dtype=np.uint64)
@@ -142,10 +141,16 @@ def exchange(second: NDArray[np.int64], document: NDArray[np.int64], base_key: i
     return taken_from
 
 
+def _check_number(num_chunks: int) -> None:
+    if num_chunks > MAX_PERMUTATION:
+        raise ValueError(f"a shard has {num_chunks} chunks of sentences; at most {MAX_PERMUTATION} can be exchanged")
+
+
 def count_rows(shard: ShardLengths, row_format: RowFormat) -> int:
     """R_s of a shard."""
     chunks = make_chunks(shard, row_format.sequence_length - row_format.overhead)
-    return count_fitted_rows(chunks.length + row_format.overhead, row_format)
+    length, most = row_format.sequence_length, max_segments(row_format)
+    return int(count_fitted_rows(chunks.length + row_format.overhead, length, most))
 
 
 def plan(
@@ -159,7 +164,13 @@ def plan(
         mode: what the second parts are.
     """
     chunks = make_chunks(shard, row_format.sequence_length - row_format.overhead)
-    item, counts = fit_items(chunks.length + row_format.overhead, row_format, documents_key)  # (I,), (R,)
+    _check_number(len(chunks.length))
+    item, counts = fit_items(  # (I,), (R,)
+        chunks.length + row_format.overhead,
+        row_format.sequence_length,
+        max_segments(row_format),
+        np.uint64(documents_key),
+    )
     first = first_parts(chunks, key(cuts_key, _SPLIT))
     second = chunks.length - first
     other = np.arange(len(first))

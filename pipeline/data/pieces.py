@@ -78,6 +78,11 @@ def make_pieces(
     return pieces
 
 
+def as_pieces(words: NDArray[np.uint32]) -> NDArray[np.void]:
+    """Pieces, (K,), as kernels write them: words of item, document, offset, and length with flags above it, (K, 4)."""
+    return words.reshape(-1).view(PIECE)
+
+
 def locate(pieces: NDArray[np.void], starts: NDArray[np.int64]) -> None:
     """Fill in where the tokens of a plan's pieces lie.
 

@@ -7,8 +7,18 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from pipeline.data.fit import best_fit_decreasing, count_rows, deal_small_items, expand, pack
+from pipeline.base.keyed import key, sorted_by_group
+from pipeline.data.fit import (
+    Runs,
+    best_fit_decreasing,
+    count_rows,
+    deal_small_items,
+    in_keyed_order,
+    pack,
+    place_items,
+)
 
 
 def textbook(num_items: list[int], num_slots: int, max_segments: int) -> list[list[int]]:
@@ -31,14 +41,21 @@ def textbook(num_items: list[int], num_slots: int, max_segments: int) -> list[li
     return rows
 
 
-def content(runs: list) -> Counter:
-    sizes, counts = expand(runs)
+def sizes_in(runs: Runs, histogram: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sizes of the items, row after row, and items of every row."""
+    sizes = np.repeat(np.arange(len(histogram)), histogram)
+    item, counts = place_items(runs, np.arange(len(sizes), dtype=np.uint32), np.cumsum(histogram))
+    return sizes[item], counts
+
+
+def content(runs: Runs, histogram: NDArray[np.int64]) -> Counter:
+    sizes, counts = sizes_in(runs, histogram)
     ends = np.cumsum(counts)
     rows = zip(ends.tolist(), counts.tolist(), strict=True)
     return Counter(tuple(sizes[end - count : end].tolist()) for end, count in rows)
 
 
-def random_histogram(generator: np.random.Generator, num_slots: int) -> list[int]:
+def random_histogram(generator: np.random.Generator, num_slots: int) -> NDArray[np.int64]:
     kind = generator.integers(0, 4)
     num_items = int(generator.integers(1, 400))
     if kind == 0:
@@ -49,7 +66,7 @@ def random_histogram(generator: np.random.Generator, num_slots: int) -> list[int
         sizes = generator.integers(1, max(2, num_slots // 8), num_items)
     else:
         sizes = generator.choice([num_slots // 2, num_slots // 2 + 1, num_slots // 3, 3, 1], num_items)
-    return np.bincount(np.maximum(1, sizes).astype(int), minlength=num_slots + 1).tolist()
+    return np.bincount(np.maximum(1, sizes).astype(int), minlength=num_slots + 1)
 
 
 @pytest.mark.parametrize("bounded", [False, True])
@@ -59,8 +76,9 @@ def test_runs_equal_the_textbook_rows(bounded: bool) -> None:
         num_slots = int(generator.integers(8, 129))
         histogram = random_histogram(generator, num_slots)
         bound = max(1, num_slots // 8) if bounded else num_slots
-        runs, _ = best_fit_decreasing(histogram, num_slots, bound)
-        assert content(runs) == Counter(tuple(row) for row in textbook(histogram, num_slots, bound))
+        runs = best_fit_decreasing(histogram, num_slots, bound)
+        expected = Counter(tuple(row) for row in textbook(histogram.tolist(), num_slots, bound))
+        assert content(runs, histogram) == expected
 
 
 @pytest.mark.parametrize("packer", [pack, deal_small_items])
@@ -71,8 +89,8 @@ def test_every_item_is_placed_once_within_slots_and_bound(packer) -> None:
         histogram = random_histogram(generator, num_slots)
         bound = max(1, num_slots // 8)
         runs = packer(histogram, num_slots, bound)
-        sizes, counts = expand(runs)
-        assert np.bincount(sizes, minlength=num_slots + 1).tolist() == histogram
+        sizes, counts = sizes_in(runs, histogram)
+        assert np.bincount(sizes, minlength=num_slots + 1).tolist() == histogram.tolist()
         assert len(counts) == count_rows(runs)
         assert counts.min() >= 1
         assert counts.max() <= bound
@@ -81,10 +99,9 @@ def test_every_item_is_placed_once_within_slots_and_bound(packer) -> None:
 
 def test_dealing_saves_rows_where_tiny_items_would_fill_rows_up() -> None:
     # 60 items of 60 slots leave 8 slots a row of 128; 900 of 3 then meet the bound of 16 a row.
-    histogram = [0] * 129
+    histogram = np.zeros(129, np.int64)
     histogram[60], histogram[3], histogram[10] = 60, 900, 300
-    bounded, bound_met = best_fit_decreasing(histogram, 128, 16)
-    assert bound_met
+    bounded = best_fit_decreasing(histogram, 128, 16)
     packed = pack(histogram, 128, 16)
     assert count_rows(packed) < count_rows(bounded)
     assert count_rows(packed) >= -(-sum(size * count for size, count in enumerate(histogram)) // 128)
@@ -92,10 +109,20 @@ def test_dealing_saves_rows_where_tiny_items_would_fill_rows_up() -> None:
 
 def test_the_bound_changes_nothing_where_it_is_not_met() -> None:
     generator = np.random.default_rng(3)
-    histogram = np.bincount(generator.integers(30, 129, 500), minlength=129).tolist()
-    assert content(pack(histogram, 128, 16)) == content(best_fit_decreasing(histogram, 128, 128)[0])
+    histogram = np.bincount(generator.integers(30, 129, 500), minlength=129)
+    bounded, unbounded = pack(histogram, 128, 16), best_fit_decreasing(histogram, 128, 128)
+    assert content(bounded, histogram) == content(unbounded, histogram)
 
 
 def test_nothing_to_pack() -> None:
-    assert pack([0] * 129, 128, 16) == []
-    assert [len(part) for part in expand([])] == [0, 0]
+    nothing = np.zeros(129, np.int64)
+    assert count_rows(pack(nothing, 128, 16)) == 0
+    assert [len(part) for part in sizes_in(pack(nothing, 128, 16), nothing)] == [0, 0]
+
+
+@pytest.mark.parametrize("num_items", [0, 1, 7, 5000])
+def test_items_of_a_size_stand_in_the_keyed_order(num_items: int) -> None:
+    slots = np.random.default_rng(num_items).integers(1, 40, num_items)
+    order, ends = in_keyed_order(slots, np.bincount(slots, minlength=65), np.uint64(key(num_items)))
+    np.testing.assert_array_equal(order, sorted_by_group(key(num_items), slots))
+    np.testing.assert_array_equal(ends, np.cumsum(np.bincount(slots, minlength=65)))
