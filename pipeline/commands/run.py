@@ -1,20 +1,30 @@
-"""Commands that train a run and read what it left: `pretrain train`, `batch`, `export`, `report`, `demo`."""
+"""Commands that train a run and read what it left: `pretrain train`, `bench`, `batch`, `export`, `report`, `demo`."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from pipeline.commands.parsers import add_command, add_json
-from pipeline.commands.printing import print_facts
+from pipeline.commands.printing import print_facts, print_lines
 
 
 def add_run_commands(commands: Any) -> None:
     """Declare them."""
     train = add_command(commands, "train", run_train, "train, or go on training, a run", overrides=True)
     train.add_argument("config", type=Path, help="run config (YAML)")
+    bench = add_command(commands, "bench", run_bench, "measure a config's step on this machine", overrides=True)
+    bench.add_argument("config", type=Path, help="run config (YAML)")
+    bench.add_argument("--steps", type=int, default=20, metavar="N", help="steps that are measured (default 20)")
+    bench.add_argument("--warmup", type=int, default=5, metavar="N", help="steps before them (default 5)")
+    bench.add_argument("--step", type=int, metavar="K", help="first step (default: the last stage's first)")
+    choices, default = ("auto", "corpus", "synthetic"), "default: the corpus if it is there"
+    bench.add_argument("--data", choices=choices, default="auto", help=f"what is read ({default})")
+    bench.add_argument("--output", type=Path, metavar="FILE", help="write the facts as JSON, too")
+    add_json(bench)
     batch = add_command(commands, "batch", run_batch, "replay the batch of a step, without a model", overrides=True)
     batch.add_argument("config", type=Path, help="run config (YAML)")
     batch.add_argument("--step", type=int, required=True, metavar="K", help="step, counted from 1 as in the metrics")
@@ -47,6 +57,37 @@ def run_train(namespace: argparse.Namespace, overrides: list[str]) -> int:
     from pipeline.train.run import train
 
     train(config, facts)
+    return 0
+
+
+def run_bench(namespace: argparse.Namespace, overrides: list[str]) -> int:
+    from pipeline.base.files import write_json_atomically
+    from pipeline.base.logs import configure_logging
+    from pipeline.base.ranks import rank_facts
+    from pipeline.config.derived import batch_plan
+    from pipeline.config.loading import load_run_config
+
+    config = load_run_config(namespace.config, overrides)
+    facts = rank_facts()
+    configure_logging(facts.rank, facts.world_size)
+    batch_plan(config, facts.world_size)  # refuse before torch is imported
+    from pipeline.train.bench import bench
+    from pipeline.train.bench_report import bench_lines, bench_record
+
+    measured = bench(
+        config,
+        num_steps=namespace.steps,
+        warmup_steps=namespace.warmup,
+        data=namespace.data,
+        step=namespace.step,
+        facts=facts,
+    )
+    if facts.rank > 0:
+        return 0
+    record = bench_record(measured, " ".join(["pretrain", *sys.argv[1:]]))
+    if namespace.output is not None:
+        write_json_atomically(namespace.output, record)
+    print_lines(bench_lines(record), record, namespace.json)
     return 0
 
 

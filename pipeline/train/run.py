@@ -7,17 +7,19 @@ from pathlib import Path
 
 from pipeline.base.logs import get_logger
 from pipeline.base.ranks import RankFacts, rank_facts
-from pipeline.config.derived import batch_plan
 from pipeline.config.run import RunConfig
-from pipeline.models.attention import check_device
-from pipeline.train.compilation import check_compiler, compile_step
-from pipeline.train.module import PretrainModule
-from pipeline.train.process import quiet_lightning, set_threads
 from pipeline.train.run_directory import check_run_directory, note_finished
 from pipeline.train.saving import Lifecycle
-from pipeline.train.setup import find_start, make_meta, make_model, make_monitor, make_trainer, start_sinks
-from pipeline.train.step_timing import TimedBatches, make_clock
-from pipeline.train.strategies import resolve_device
+from pipeline.train.setup import (
+    find_start,
+    make_meta,
+    make_module,
+    make_monitor,
+    make_trainer,
+    prepare_process,
+    start_sinks,
+)
+from pipeline.train.step_timing import TimedBatches
 from pipeline.train.streams import open_streams
 from pipeline.train.validation import Validation
 
@@ -40,46 +42,33 @@ def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
     Raises:
         UserError: everything that a user can get wrong, before the first step.
     """
-    # What can be refused is refused first, by every rank alike and before anything is written.
     facts = facts or rank_facts()
-    plan = batch_plan(config, facts.world_size)
-    device = resolve_device(config.train, facts)
-    check_device(config.model, device.type, config.train.precision)
+    plan, device = prepare_process(config, facts)
     run_directory = Path(config.run_directory)
     check_run_directory(run_directory)
-    if config.train.compile:
-        check_compiler(device)
-    set_threads(config.train, facts)
-    quiet_lightning()
 
     streams = open_streams(config)
     start = find_start(config, streams.identity, facts.world_size)
-    if start.step >= config.train.steps:
+    if start.ends(config):
         get_logger().info("nothing to do: step %d of %d is done", start.step, config.train.steps)
         if facts.rank == 0:
             note_finished(run_directory, start.step)
         return RunOutcome(run_directory, start.step, finished=True)
 
-    module = PretrainModule(make_model(config, streams, start), config, plan, start.step)
-    if config.train.compile:
-        compile_step(module)
-    module.clock = make_clock(device)
+    module = make_module(config, streams, start, plan, device)
     loader = TimedBatches(streams.train_loader(start.step, plan, facts, device), module.clock)
     sinks = start_sinks(config, streams, start, plan, device) if facts.rank == 0 else []
     monitor = make_monitor(config, streams, start, device, sinks, module.clock)
     lifecycle = Lifecycle(
         config.checkpoint,
         run_directory,
-        total_steps=config.train.steps,
         resume_from=start.directory,
-        make_meta=lambda step, tokens: make_meta(
-            config, streams.identity(step), facts.world_size, step, start.tokens + tokens
+        make_meta=lambda step, tokens, seconds: make_meta(
+            config, streams.identity(step), facts.world_size, step, start.tokens + tokens, seconds
         ),
         monitor=monitor,
     )
-    validation = Validation(
-        lambda step: streams.validation_batches(step, plan, facts), config.evaluation, config.train.steps, monitor
-    )
+    validation = Validation(lambda step: streams.validation_batches(step, plan, facts), config.evaluation, monitor)
     # The order counts: validation is logged with its step, and both come before the save.
     trainer = make_trainer(config, plan, facts, device, streams.num_parameters, [validation, monitor, lifecycle])
     try:

@@ -21,7 +21,7 @@ from pipeline.train.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from pipeline.train.control import ControlPlane
+from pipeline.train.control import join_ranks
 from pipeline.train.faults import StopSignals
 
 
@@ -30,7 +30,7 @@ class Lifecycle(StepCallback):
 
     Args:
         resume_from: checkpoint whose optimizer state is restored before the first step.
-        make_meta: (step, real tokens of the whole run so far) -> what the checkpoint says of itself.
+        make_meta: (step, real tokens of this start, seconds of the whole run) -> what the checkpoint says of itself.
     """
 
     def __init__(
@@ -38,14 +38,12 @@ class Lifecycle(StepCallback):
         config: CheckpointConfig,
         run_directory: Path,
         *,
-        total_steps: int,
         resume_from: Path | None,
-        make_meta: Callable[[int, int], CheckpointMeta],
+        make_meta: Callable[[int, int, float], CheckpointMeta],
         monitor: MonitorCallback,
     ) -> None:
         self.config = config
         self.run_directory = run_directory
-        self.total_steps = total_steps
         self.resume_from = resume_from
         self.make_meta = make_meta
         self.monitor = monitor
@@ -53,22 +51,23 @@ class Lifecycle(StepCallback):
         self.stopped_at: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        module.control = ControlPlane(trainer.world_size)
+        join_ranks(trainer, module)
         module.stop_requested = self.signals.requested
         self.signals.install()
         _check_same_step(module)
-        # Lightning would broadcast a SIGTERM flag, and read it from the device, before every micro-batch; ours rides on
-        # the one reduction a step that is needed anyway.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if self.resume_from is not None:
             load_checkpoint(trainer, module, self.resume_from)
 
     def on_step_end(self, trainer: pl.Trainer, module: Any, step: int) -> None:
-        last = step == self.total_steps
+        last = module.is_last_step
         if not (last or module.stop_agreed or step % self.config.every_steps == 0):
             return
         with self.monitor.clock.during("checkpoint"):
             self._save(trainer, module, step)
+        if last and module.budget.is_spent:
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                self._tell("budget_spent", step, hours=round(module.budget.agreed_seconds / 3600, 3))
         if module.stop_agreed and not last:
             self.stopped_at = step
             trainer.should_stop = True
@@ -79,10 +78,10 @@ class Lifecycle(StepCallback):
     def _save(self, trainer: pl.Trainer, module: Any, step: int) -> None:
         started = time.perf_counter()
         (tokens,) = module.control.sum_integers(module.counts.real_tokens)
-        path = save_checkpoint(trainer, module, self.run_directory, self.make_meta(step, tokens))
+        seconds = module.budget.elapsed_seconds()
+        path = save_checkpoint(trainer, module, self.run_directory, self.make_meta(step, tokens, seconds))
         if trainer.is_global_zero:
-            seconds = round(time.perf_counter() - started, 3)
-            self._tell("checkpoint", step, path=path.name, seconds=seconds)
+            self._tell("checkpoint", step, path=path.name, seconds=round(time.perf_counter() - started, 3))
             prune_checkpoints(self.run_directory, self.config.keep_last)
 
     def _tell(self, name: str, step: int, **facts: Any) -> None:

@@ -12,11 +12,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
 from pipeline.base.ranks import RankFacts
-from pipeline.config.derived import BatchPlan
+from pipeline.config.derived import BatchPlan, batch_plan
 from pipeline.config.loading import to_plain
 from pipeline.config.run import RunConfig
+from pipeline.models.attention import check_device
 from pipeline.models.build import build_model
 from pipeline.models.flops import flops_per_step
 from pipeline.monitor.callback import MonitorCallback
@@ -24,10 +26,16 @@ from pipeline.monitor.events import append_event
 from pipeline.monitor.peak_flops import number_format, peak_flops
 from pipeline.monitor.sinks import Sink, make_sinks
 from pipeline.monitor.step_clock import StepClock
+from pipeline.optim.groups import unused_patterns
+from pipeline.train.budget import TimeBudget
 from pipeline.train.checkpoint import CheckpointMeta, checkpoint_directory, list_checkpoints, load_weights, read_meta
+from pipeline.train.compilation import check_compiler, compile_step
 from pipeline.train.identity import check_identity, check_layout
+from pipeline.train.module import PretrainModule
+from pipeline.train.process import quiet_lightning, set_threads
 from pipeline.train.run_directory import enter_run_directory
-from pipeline.train.strategies import LIGHTNING_PRECISION, ZERO_STAGES, make_strategy
+from pipeline.train.step_timing import make_clock
+from pipeline.train.strategies import LIGHTNING_PRECISION, ZERO_STAGES, make_strategy, resolve_device
 from pipeline.train.streams import Streams
 
 _INIT_STREAM = 0x1417  # keeps the key of the initial weights apart from the others
@@ -41,6 +49,12 @@ class Start:
     step: int = 0
     tokens: int = 0
     directory: Path | None = None
+    training_seconds: float = 0.0
+
+    def ends(self, config: RunConfig) -> bool:
+        """Whether nothing is left to train."""
+        budget = TimeBudget(config.schedule.budget_hours, self.training_seconds)
+        return self.step >= config.train.steps or budget.is_spent
 
 
 def find_start(config: RunConfig, identity: Callable[[int], dict[str, Any]], world_size: int) -> Start:
@@ -60,20 +74,63 @@ def find_start(config: RunConfig, identity: Callable[[int], dict[str, Any]], wor
     meta = read_meta(directory)
     check_identity(meta.identity, identity(meta.step), str(directory))
     check_layout(config.train.strategy, world_size, meta.strategy, meta.world_size, str(directory))
-    return Start(meta.step, meta.tokens_seen, directory)
+    return Start(meta.step, meta.tokens_seen, directory, meta.training_seconds)
+
+
+def prepare_process(config: RunConfig, facts: RankFacts) -> tuple[BatchPlan, torch.device]:
+    """Refuse what can be refused before anything is opened or written, by every rank alike; set threads.
+
+    Raises:
+        UserError: more ranks than rows, a device, a kernel or a compiler that is not there.
+    """
+    plan = batch_plan(config, facts.world_size)
+    device = resolve_device(config.train, facts)
+    check_device(config.model, device.type, config.train.precision)
+    if config.train.compile:
+        check_compiler(device)
+    set_threads(config.train, facts)
+    quiet_lightning()
+    return plan, device
+
+
+def make_module(
+    config: RunConfig, streams: Streams, start: Start, plan: BatchPlan, device: torch.device
+) -> PretrainModule:
+    """The model with what a step computes, compiled if the config says so."""
+    module = PretrainModule(make_model(config, streams, start), config, plan, start.step, start.training_seconds)
+    module.clock = make_clock(device)
+    if config.train.compile:
+        compile_step(module)
+    return module
 
 
 def make_model(config: RunConfig, streams: Streams, start: Start) -> Any:
-    """The stock model with this seed's initial weights, or the checkpoint's (DeepSpeed restores its own later)."""
+    """The stock model with this seed's initial weights, or the checkpoint's (DeepSpeed restores its own later).
+
+    Raises:
+        UserError: see ``build_model``; a group of ``optimizer.groups`` has no parameter.
+    """
     model = build_model(
         config.model,
         vocab_size=streams.manifest.vocab_size,
         special_ids=streams.manifest.special_ids,
         seed=key(config.seed, _INIT_STREAM),
     )
+    _check_groups(model, config)
     if start.directory is not None and config.train.strategy not in ZERO_STAGES:
         load_weights(model, start.directory)
     return model
+
+
+def _check_groups(model: Any, config: RunConfig) -> None:
+    unused = unused_patterns(model, config.optimizer)
+    if unused:
+        names = [name for name, _ in model.named_parameters()]
+        patterns = ", ".join(f"`{pattern}`" for pattern in unused)
+        raise UserError(
+            f"optimizer.groups: {patterns}: no parameter of this model has such a name, or an earlier group has taken "
+            f"it. `*` stands for any text; names are like `{names[0]}` and `{names[len(names) // 2]}`."
+        )
 
 
 def start_sinks(config: RunConfig, streams: Streams, start: Start, plan: BatchPlan, device: torch.device) -> list[Sink]:
@@ -105,19 +162,24 @@ def shown_config(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
+def device_peak_flops(config: RunConfig, device: torch.device) -> float | None:
+    """Peak of one device in the precision of the run, FLOP/s: the config's, or the table's; None where unknown."""
+    peak = config.monitor.peak_flops_per_device
+    if peak is None and device.type == "cuda":
+        numbers = number_format(config.train.precision, config.train.matmul_precision)
+        return peak_flops(torch.cuda.get_device_name(device), numbers)
+    return peak
+
+
 def make_monitor(
     config: RunConfig, streams: Streams, start: Start, device: torch.device, sinks: list[Sink], clock: StepClock
 ) -> MonitorCallback:
     """The monitor's callback with the FLOP count of this model and the peak of this device."""
-    peak = config.monitor.peak_flops_per_device
-    if peak is None and device.type == "cuda":
-        numbers = number_format(config.train.precision, config.train.matmul_precision)
-        peak = peak_flops(torch.cuda.get_device_name(device), numbers)
     return MonitorCallback(
         config.monitor,
         sinks,
         total_steps=config.train.steps,
-        peak_flops_per_device=peak,
+        peak_flops_per_device=device_peak_flops(config, device),
         flops=lambda tokens, squares, predictions: flops_per_step(
             config.model, streams.vocab_size, tokens, squares, predictions
         ),
@@ -126,7 +188,9 @@ def make_monitor(
     )
 
 
-def make_meta(config: RunConfig, identity: dict[str, Any], world_size: int, step: int, tokens: int) -> CheckpointMeta:
+def make_meta(
+    config: RunConfig, identity: dict[str, Any], world_size: int, step: int, tokens: int, seconds: float
+) -> CheckpointMeta:
     """What a checkpoint says of itself."""
     return CheckpointMeta(
         step=step,
@@ -136,6 +200,7 @@ def make_meta(config: RunConfig, identity: dict[str, Any], world_size: int, step
         world_size=world_size,
         identity=identity,
         facts={"versions": {name: version(name) for name in _PACKAGES}},
+        training_seconds=round(seconds, 3),
     )
 
 

@@ -8,7 +8,9 @@ and with the optimizer, in whose phases it stays.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,6 +26,30 @@ def make_clock(device: torch.device) -> StepClock:
     if device.type == "cuda":
         return StreamClock(lambda: torch.cuda.Event(enable_timing=True))
     return StepClock()
+
+
+class StepMarks:
+    """Moments between steps: of the host, or on CUDA of the stream, where adding one waits for nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_device = device.type == "cuda"
+        self._marks: list[Any] = []
+
+    def add(self) -> None:
+        """A step has ended, or the first begins."""
+        if not self._on_device:
+            self._marks.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._marks.append(event)
+
+    def seconds(self) -> list[float]:
+        """From every mark to the next one; waits for the device."""
+        if not self._on_device:
+            return [end - begin for begin, end in pairwise(self._marks)]
+        self._marks[-1].synchronize()
+        return [begin.elapsed_time(end) / 1000 for begin, end in pairwise(self._marks)]
 
 
 class TimedBatches:
