@@ -74,7 +74,7 @@ class MonitorCallback(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, module: Any, step: int) -> None:
         self._steps_to_log += 1
-        if not (self.is_due(step) or self.added):
+        if not (self.is_due(step) or self.added or module.is_last_step):
             return
         loss = module.mean_loss()  # waits for the device: the times below are of finished work
         with self.clock.during("logging"):

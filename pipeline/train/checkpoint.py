@@ -54,6 +54,8 @@ class CheckpointMeta:
     world_size: int
     identity: dict[str, Any]
     facts: dict[str, Any]
+    training_seconds: float = 0.0
+    """Time of the run up to here, which a schedule with a time budget goes on from."""
 
 
 def read_meta(directory: Path) -> CheckpointMeta:
@@ -70,7 +72,7 @@ def read_meta(directory: Path) -> CheckpointMeta:
                 f"checkpoint {directory} has format {value['format_version']}; this version reads up to "
                 f"{FORMAT_VERSION}: update pretrain."
             )
-        return CheckpointMeta(**{name: value[name] for name in CheckpointMeta.__dataclass_fields__})
+        return CheckpointMeta(**{name: value[name] for name in CheckpointMeta.__dataclass_fields__ if name in value})
     except (KeyError, TypeError) as error:
         raise UserError(_damaged(directory, f"{META_NAME}: {error!r}")) from None
 

@@ -18,11 +18,13 @@ from pipeline.config.derived import BatchPlan
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import schedule_in_steps
 from pipeline.data.digest import combine_row_digests
+from pipeline.models.mup import mup_scales
 from pipeline.monitor.step_clock import StepClock
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.loss import batch_loss, packed_loss_sum
 from pipeline.optim.build import make_optimizer
 from pipeline.optim.schedules import learning_rate
+from pipeline.train.budget import TimeBudget
 from pipeline.train.control import ControlPlane
 from pipeline.train.step_timing import time_gradient_reduction
 from pipeline.train.strategies import ZERO_STAGES, engine_of
@@ -53,7 +55,9 @@ class PretrainModule(pl.LightningModule):
     number; dropout is keyed by (seed, step, first row of the micro-batch), so nothing else needs saving.
     """
 
-    def __init__(self, model: Any, config: RunConfig, plan: BatchPlan, first_step: int) -> None:
+    def __init__(
+        self, model: Any, config: RunConfig, plan: BatchPlan, first_step: int, spent_seconds: float = 0.0
+    ) -> None:
         super().__init__()
         self.model = model
         self.config = config
@@ -61,6 +65,7 @@ class PretrainModule(pl.LightningModule):
         self.schedule = schedule_in_steps(config)
         self.first_step = first_step
         self.step = first_step
+        self.budget = TimeBudget(config.schedule.budget_hours, spent_seconds)
         self.clock = StepClock()
         self.control: ControlPlane | None = None
         self.stop_requested: Callable[[], bool] = lambda: False
@@ -92,7 +97,11 @@ class PretrainModule(pl.LightningModule):
     def _begin_step(self, batch: Batch) -> None:
         assert self.control is not None
         self.clock.enter("communication")
-        predictions, stops = self.control.sum_integers(batch.window_predictions, int(self.stop_requested()))
+        milliseconds = self.budget.elapsed_milliseconds() if self.trainer.is_global_zero else 0
+        predictions, stops, milliseconds = self.control.sum_integers(
+            batch.window_predictions, int(self.stop_requested()), milliseconds
+        )
+        self.budget.agree(milliseconds)
         self.clock.enter("other")
         self.global_predictions = predictions
         self.stop_agreed = stops > 0
@@ -103,7 +112,13 @@ class PretrainModule(pl.LightningModule):
             group["lr"] = rate * group["lr_scale"]
 
     def on_train_start(self) -> None:
+        self.budget.start()
         time_gradient_reduction(self.trainer.strategy.model, self.clock)
+
+    @property
+    def is_last_step(self) -> bool:
+        """Whether the run ends with the step at hand: it has all its steps, or has spent its time."""
+        return self.step + 1 == self.config.train.steps or self.budget.is_spent
 
     @property
     def finishes_step(self) -> bool:
@@ -143,14 +158,18 @@ class PretrainModule(pl.LightningModule):
         self.clock.enter("other")
 
     def current_learning_rate(self) -> float:
-        """Learning rate of ``self.step``, a pure function of it."""
-        return learning_rate(self.step, self.schedule, self.config.optimizer, self.config.train.steps)
+        """Learning rate of ``self.step``, a pure function of it and of the share of a time budget."""
+        train = self.config.train
+        return learning_rate(self.step, self.schedule, self.config.optimizer, train.steps, self.budget.share)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # With fp16 Lightning unscales gradients only for optimizers that are not fused; clipping needs them unscaled.
         train = self.config.train
         fused = False if train.precision == "fp16" and train.strategy not in ZERO_STAGES else None
-        return make_optimizer(self.model, self.config.optimizer, fused)
+        mup = self.config.model.mup_base_width is not None
+        return make_optimizer(
+            self.model, self.config.optimizer, fused, mup_scales(self.model, self.config.model) if mup else None
+        )
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

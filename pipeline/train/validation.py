@@ -29,16 +29,14 @@ class Validation(StepCallback):
         self,
         batches_of: Callable[[int], Sequence[Batch]],
         config: EvaluationConfig,
-        total_steps: int,
         monitor: MonitorCallback,
     ) -> None:
         self.batches_of = batches_of
         self.every_steps = config.every_steps
-        self.total_steps = total_steps
         self.monitor = monitor
 
     def on_step_end(self, trainer: pl.Trainer, module: Any, step: int) -> None:
-        due = step == self.total_steps or (self.every_steps > 0 and step % self.every_steps == 0)
+        due = module.is_last_step or (self.every_steps > 0 and step % self.every_steps == 0)
         if not due:
             return
         with self.monitor.clock.during("validation"):

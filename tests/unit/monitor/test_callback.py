@@ -51,6 +51,7 @@ def module_after(tokens: int) -> Any:
         control=types.SimpleNamespace(sum_integers=lambda *values: list(values)),
         mean_loss=lambda: 2.0,
         current_learning_rate=lambda: 0.1,
+        is_last_step=False,
         read_gradient_norm=lambda: None,
     )
 
