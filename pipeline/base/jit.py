@@ -1,9 +1,10 @@
 """One way to compile a kernel with numba: kept on disk, without the interpreter's lock, with C's integer arithmetic.
 
-The machine code lies in ``__pycache__`` beside the source, or under ``NUMBA_CACHE_DIR`` where that is set; where that
-cannot be written, in the user's cache folder; where that cannot be written either, every process compiles anew. It is
-made anew when the kernel's own file, the processor or the version of numba changes, but not when a kernel that it calls
-from another file does: what is called across files (``keyed_kernels``) is settled and pinned by tests.
+The machine code lies in ``pipeline/__pycache__``, or under ``NUMBA_CACHE_DIR`` where that is set; where the package
+cannot be written, in ``~/.cache/pretrain``; where that cannot be written either, every process compiles anew. Numba
+compiles again when a kernel's own file, the processor or numba's version changes, but would not notice a change of a
+kernel that is called from another file and was compiled into it: so the folder is named by a digest of all files with
+kernels.
 
 Importing numba takes about half a second: modules with kernels are imported where data are read, not by the command
 line.
@@ -11,7 +12,12 @@ line.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
 import numba
@@ -31,7 +37,43 @@ def kernel(function: Function) -> Function:
 
     An integer divided by zero gives 0 and no error; indices are not checked.
     """
+    with _own_folder():
+        try:
+            return cast(Function, numba.njit(function, cache=True, **_OPTIONS))
+        except RuntimeError:  # there is no place to keep it
+            return cast(Function, numba.njit(function, **_OPTIONS))
+
+
+@contextmanager
+def _own_folder() -> Iterator[None]:
+    """Numba reads where to keep machine code when a function is decorated; other users of numba keep their folder."""
+    settings = cast(Any, numba.config)
+    before = settings.CACHE_DIR
+    settings.CACHE_DIR = str(cache_folder())
     try:
-        return cast(Function, numba.njit(function, cache=True, **_OPTIONS))
-    except RuntimeError:  # there is no place to keep it
-        return cast(Function, numba.njit(function, **_OPTIONS))
+        yield
+    finally:
+        settings.CACHE_DIR = before
+
+
+@cache
+def cache_folder() -> Path:
+    """Where the machine code of this version of the kernels lies."""
+    package = Path(__file__).parents[1]
+    beside = package / "__pycache__"
+    if given := os.environ.get("NUMBA_CACHE_DIR"):
+        parent = Path(given)
+    elif os.access(beside if beside.is_dir() else package, os.W_OK):
+        parent = beside
+    else:
+        parent = Path("~/.cache/pretrain").expanduser()
+    digest = hashlib.sha256()
+    for path in sorted(path for name in _PACKAGES for path in (package / name).glob("*.py")):
+        content = path.read_bytes()
+        if b"@kernel" in content:
+            digest.update(content)
+    return parent / f"kernels-{digest.hexdigest()[:16]}"
+
+
+_PACKAGES: Final = ("base", "data", "objectives")
+"""Only these may import numba (docs/development.md)."""

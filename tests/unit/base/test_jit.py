@@ -1,4 +1,4 @@
-"""Where compiled kernels are kept, and that they work where they cannot be kept."""
+"""Kernels on disk: found again by the next process, and made anew when a kernel of another file changes."""
 
 from __future__ import annotations
 
@@ -8,50 +8,73 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pipeline.base.jit
+import pytest
 
-_KERNEL = """
-from pipeline.base.jit import kernel
+import pipeline.base
+from pipeline.base import jit
+
+CALLED = "from pipeline.base.jit import kernel\n\n@kernel\ndef called(x):\n    return x + {number}\n"
+CALLING = """
+from pipeline.base.jit import cache_folder, kernel
+from pipeline.base.called import called
 
 @kernel
-def doubled(number):
-    return number + number
+def calling(x):
+    return 2 * called(x)
 
-print(doubled(21), doubled.stats.cache_path)
+if __name__ == "__main__":
+    print(calling(20), sum(calling.stats.cache_hits.values()), cache_folder())
 """
 
 
-def _run(folder: Path, **environment: str) -> list[str]:
-    """What the kernel gives in a process that imports a copy of the package from ``folder``."""
-    package = folder / "pipeline" / "base"
-    package.mkdir(parents=True)
-    shutil.copy(pipeline.base.jit.__file__, package)
-    script = folder / "script.py"
-    script.write_text(_KERNEL)
-    found = subprocess.run(
-        [sys.executable, str(script)],
-        env={**os.environ, "PYTHONPATH": str(folder), **environment},
+def package(directory: Path) -> Path:
+    """A package with two kernels, one in each of two files, and the real `jit.py`."""
+    base = directory / "pipeline/base"
+    base.mkdir(parents=True)
+    for folder in (base, base.parent):
+        (folder / "__init__.py").touch()
+    shutil.copy(Path(pipeline.base.__path__[0]) / "jit.py", base)
+    (base / "called.py").write_text(CALLED.format(number=1))
+    (base / "calling.py").write_text(CALLING)
+    return base
+
+
+def run(directory: Path, **environment: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.base.calling"],
+        cwd=directory,
+        env={**{name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}, **environment},
         capture_output=True,
         text=True,
         check=True,
     )
-    return found.stdout.split()
+    return done.stdout.split()
 
 
-def test_a_kernel_is_kept_beside_its_source(tmp_path: Path) -> None:
-    assert _run(tmp_path, NUMBA_CACHE_DIR="") == ["42", str(tmp_path / "__pycache__")]
-    assert list((tmp_path / "__pycache__").glob("*.nbc"))
+def test_the_next_process_finds_the_machine_code_unless_a_called_kernel_changed(tmp_path: Path) -> None:
+    base = package(tmp_path)
+    first, second = run(tmp_path), run(tmp_path)
+    assert (first[:2], second[:2]) == (["42", "0"], ["42", "1"])
+    assert Path(first[2]).parent == base.parent / "__pycache__"
+    (base / "called.py").write_text(CALLED.format(number=2))
+    assert run(tmp_path)[:2] == ["44", "0"]
+    elsewhere = run(tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "given"))
+    assert elsewhere[:2] == ["44", "0"]
+    assert Path(elsewhere[2]).parent == tmp_path / "given"
 
 
-def test_a_kernel_is_kept_where_the_user_says(tmp_path: Path) -> None:
-    result, place = _run(tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "kept"))
-    assert result == "42"
-    assert list(Path(place).relative_to(tmp_path / "kept").parts)
-    assert list(Path(place).glob("*.nbc"))
+def test_a_package_that_cannot_be_written_has_its_kernels_in_the_user_s_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(jit.os, "access", lambda path, mode: False)
+    assert jit.cache_folder.__wrapped__().parent == tmp_path / ".cache/pretrain"
 
 
 def test_a_kernel_works_where_nothing_can_be_kept(tmp_path: Path) -> None:
-    (tmp_path / "__pycache__").touch()
-    (tmp_path / "file").touch()
-    nowhere = str(tmp_path / "file" / "cache")
-    assert _run(tmp_path, NUMBA_CACHE_DIR=nowhere, HOME=nowhere, XDG_CACHE_HOME=nowhere) == ["42", "None"]
+    base = package(tmp_path)
+    for folder in (base, base.parent, tmp_path):
+        (folder / "__pycache__").touch()
+    nowhere = str(tmp_path / "__pycache__" / "cache")
+    assert run(tmp_path, HOME=nowhere, XDG_CACHE_HOME=nowhere)[:2] == ["42", "0"]
