@@ -151,6 +151,10 @@ class ModelConfig:
     """muP (Yang et al. 2022): initial weights and learning rates are scaled so that settings tuned on a model with this
     `hidden_size` (and `intermediate_size` and `num_heads` smaller in proportion) hold for this one. Default: off."""
 
+    drop_ins: bool = True
+    """Faster modules in place of stock ones where a measurement supports it: same weights, same results but for
+    rounding, same export (`docs/performance.md`)."""
+
     extra: dict[str, Any] = field(default_factory=dict)
     """Further keys for the Hugging Face config class, passed as they are, e.g. `{hidden_act: gelu_new}`."""
 

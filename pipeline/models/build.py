@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.base.errors import UserError
 from pipeline.config.run import ModelConfig
 from pipeline.models.attention import ATTENTION_NAME, register_attention
+from pipeline.models.drop_ins import install_drop_ins
 from pipeline.models.families import FAMILIES, num_positions
 from pipeline.models.flop_formulas import register_flop_formulas
 from pipeline.models.mup import scale_initial_weights
@@ -68,6 +69,8 @@ def build_model(
         model = model_class(hf)
     if config.mup_base_width is not None:
         scale_initial_weights(model, config)
+    if config.drop_ins:
+        install_drop_ins(model)
     prepare_packed(model)
     return model.train()
 
