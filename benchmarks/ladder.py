@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.batch_size import release_memory
 from benchmarks.equal_steps import IGNORED, dense
 from benchmarks.our_training import OurStep, stock_model
 from benchmarks.record import Table, significant
@@ -36,6 +37,9 @@ class Rung:
 
     fused_optimizer: bool = True
     """AdamW as one kernel, else torch's default for the device."""
+
+    graphs: bool = False
+    """The compiled step is replayed as a CUDA graph."""
 
     switches: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the config by their dotted names."""
@@ -67,6 +71,19 @@ class _AllPositions(OurStep):
         return super().loss_sum(replace(batch, prediction_positions=positions, labels=dense(batch)[1].flatten()))
 
 
+class _Graphs(OurStep):
+    """The compiled loss replayed as CUDA graphs, forward and backward: no launches from Python."""
+
+    def __init__(self, workload: Workload, config: RunConfig) -> None:
+        super().__init__(workload, config)
+        function = self.module.loss_function
+        self.module.loss_function = torch.compile(function, fullgraph=True, dynamic=False, mode="reduce-overhead")
+
+    def train_step(self) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return super().train_step()
+
+
 def open_rung(workload: Workload, rung: Rung) -> OurStep:
     """The step of a rung."""
     config = with_switches(workload.config(compile=False), rung.switches)
@@ -79,6 +96,8 @@ def open_rung(workload: Workload, rung: Rung) -> OurStep:
         step = _StockStep(workload, config, rung.attention)
     elif rung.all_positions:
         step = _AllPositions(workload, config)
+    elif rung.graphs:
+        step = _Graphs(workload, config)
     else:
         step = OurStep(workload, config)
     if not rung.fused_optimizer or rung.attention is not None:
@@ -105,8 +124,12 @@ def has_switches(rung: Rung) -> bool:
     )
 
 
-def rungs(is_causal: bool) -> list[Rung]:
-    """From the bottom up; each keeps what those below it have switched on."""
+def rungs(is_causal: bool, graphs: bool = False) -> list[Rung]:
+    """From the bottom up; each keeps what those below it have switched on.
+
+    Args:
+        graphs: CUDA graphs too.
+    """
     packed = Rung("packed rows, attention inside documents", all_positions=True, fused_optimizer=False)
     sparse = replace(packed, name="head on the predicted positions only", all_positions=False)
     fused = replace(sparse, name="fused optimizer", fused_optimizer=True)
@@ -116,9 +139,11 @@ def rungs(is_causal: bool) -> list[Rung]:
         Rung(f"{rows}, eager attention", attention="eager", fused_optimizer=False),
         Rung(f"{rows}, SDPA", attention="sdpa", fused_optimizer=False),
     ]
-    if is_causal:  # it predicts at every position but a document's last: there is nothing to leave out
-        return [*plain, replace(sparse, name=packed.name), fused, compiled]
-    return [*plain, packed, sparse, fused, compiled]
+    # A causal model predicts at every position but a document's last: there is nothing to leave out.
+    middle = [replace(sparse, name=packed.name)] if is_causal else [packed, sparse]
+    # Compiled in another mode, so not on top of the rung before it.
+    last = [replace(fused, name="torch.compile with CUDA graphs", graphs=True)] if graphs else []
+    return [*plain, *middle, fused, compiled, *last]
 
 
 def measure_ladder(
@@ -134,14 +159,23 @@ def measure_ladder(
     rows: list[list[str | float | int]] = []
     below = first = 0.0
     for rung in chosen:
-        step = open_rung(workload, rung)
         try:
-            speed = real_tokens_a_step(step.streams) / time_step(step)
+            speed = _speed(workload, rung, time_step)
+        except torch.OutOfMemoryError:
+            rows.append([rung.name, "out of memory", "", ""])
+            continue
         finally:
-            step.close()
-        del step
+            release_memory()
         gain, total = (f"{speed / other:.2f}" if other else "" for other in (below, first))
         print(f"  {rung.name}: {speed:,.0f} real tokens/s", flush=True)
         rows.append([rung.name, significant(speed), gain, total])
         below, first = speed, first or speed
     return Table(["switch", "real tokens/s", "times the one above", "times the first"], rows)
+
+
+def _speed(workload: Workload, rung: Rung, time_step: Callable[[OurStep], float]) -> float:
+    step = open_rung(workload, rung)
+    try:
+        return real_tokens_a_step(step.streams) / time_step(step)
+    finally:
+        step.close()

@@ -54,7 +54,7 @@ class OurStep:
             compile_step(self.module)
         self.batches: Iterator[Batch] = iter(self.streams.train_loader(0, plan, RankFacts(), self.device))
 
-    def __call__(self) -> Tensor:
+    def train_step(self) -> Tensor:
         """One optimizer step on the next batch; the mean loss over its predictions, a scalar on the device."""
         batch = next(self.batches)
         predictions = max(int(batch.window_predictions), 1)
@@ -79,7 +79,7 @@ class OurStep:
         """Mean over the next ``num_steps``, after some that are not counted."""
         clock = StepClock(self.device.type)
         for _ in range(warmup_steps + num_steps):
-            self()
+            self.train_step()
             clock.tick()
         return clock.seconds_a_step(warmup_steps)
 
@@ -94,7 +94,7 @@ def losses_of_first_steps(workload: Workload, config: RunConfig, num_steps: int)
     """Loss of each of the first steps, before its update."""
     step = OurStep(workload, config)
     try:
-        return [float(step()) for _ in range(num_steps)]
+        return [float(step.train_step()) for _ in range(num_steps)]
     finally:
         step.close()
 
@@ -120,8 +120,12 @@ def seconds_a_step_of_training(config: RunConfig, num_steps: int, seed: int = 0)
     return float(lines[-1]["seconds_per_step"])
 
 
-def stock_model(workload: Workload, attention: str) -> Any:
-    """The stock class with our initial weights and an attention function of transformers' own."""
+def stock_model(workload: Workload, attention: str, our_weights: bool = True) -> Any:
+    """The stock class with an attention function of transformers' own, on the CPU with our initial weights.
+
+    Args:
+        our_weights: else new ones, drawn on the device of the workload.
+    """
     import transformers
 
     from pipeline.models.build import hf_config, stock_state_dict
@@ -131,11 +135,13 @@ def stock_model(workload: Workload, attention: str) -> Any:
     manifest = workload.streams.manifest
     hf = hf_config(config.model, vocab_size=manifest.vocab_size, special_ids=manifest.special_ids)
     hf._attn_implementation = attention
-    model = getattr(transformers, FAMILIES[config.model.family].model_class)(hf)
-    weights = stock_state_dict(initial_model(config, workload.streams))
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    tied = set(model.state_dict()) - {name for name, _ in model.named_parameters()}
-    if unexpected or set(missing) - tied:
-        raise AssertionError(f"weights do not fit the stock class: missing {missing}, unexpected {unexpected}")
-    model.tie_weights()
+    with torch.device("cpu" if our_weights else workload.hardware.device):
+        model = getattr(transformers, FAMILIES[config.model.family].model_class)(hf)
+    if our_weights:
+        weights = stock_state_dict(initial_model(config, workload.streams))
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+        tied = set(model.state_dict()) - {name for name, _ in model.named_parameters()}
+        if unexpected or set(missing) - tied:
+            raise AssertionError(f"weights do not fit the stock class: missing {missing}, unexpected {unexpected}")
+        model.tie_weights()
     return model.train()

@@ -6,7 +6,6 @@ weights, gradients, moments, activations, batches.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import drop_free_memory, resident_megabytes
-from benchmarks.workload import Hardware, Shape, Workload, full_rows
+from benchmarks.workload import Workload, full_rows, workload_from_json, workload_to_json
 
 NUM_STEPS: Final = 3
 _DOCUMENT_STEPS: Final = 20
@@ -25,7 +24,7 @@ _DOCUMENT_STEPS: Final = 20
 
 def measure_side(side: str, workload: Workload) -> float:
     """MB of a side, measured in a new process."""
-    arguments = json.dumps({**dataclasses.asdict(workload), "corpus": str(workload.corpus)})
+    arguments = workload_to_json(workload)
     done = subprocess.run([sys.executable, __file__, side, arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{side} failed:\n{done.stdout[-800:]}\n{done.stderr[-1600:]}")
@@ -36,10 +35,8 @@ def main() -> None:
     """Run one side and print its memory as JSON."""
     import torch
 
-    side, arguments = sys.argv[1], json.loads(sys.argv[2])
-    shape, hardware = Shape(**arguments.pop("shape")), Hardware(**arguments.pop("hardware"))
-    workload = Workload(shape, Path(arguments.pop("corpus")), hardware=hardware, **arguments)
-    torch.set_num_threads(hardware.threads)
+    side, workload = sys.argv[1], workload_from_json(sys.argv[2])
+    torch.set_num_threads(workload.hardware.threads)
     print(json.dumps({"side": side, "megabytes": SIDES[side](workload)}))
 
 

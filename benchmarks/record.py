@@ -89,6 +89,36 @@ def significant(value: float, digits: int = 4) -> float:
     return float(f"{value:.{digits}g}")
 
 
+def make_record(
+    benchmark: str,
+    versions: Mapping[str, str],
+    results: Sequence[Result],
+    tables: Mapping[str, Table] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The object of the file.
+
+    Args:
+        facts: anything else that a reader must know, such as the data used.
+    """
+    return {
+        "benchmark": benchmark,
+        "machine": describe(),
+        "versions": dict(versions),
+        "command": " ".join(["python", *_shown_command()]),
+        "facts": dict(facts or {}),
+        "results": [result.as_json() for result in results],
+        "tables": {name: {"header": table.header, "rows": table.rows} for name, table in (tables or {}).items()},
+    }
+
+
+def _shown_command() -> list[str]:
+    """The program, relative to where it was started if it lies below, and its arguments."""
+    program = Path(sys.argv[0]).resolve()
+    here = Path.cwd()
+    return [str(program.relative_to(here)) if program.is_relative_to(here) else program.name, *sys.argv[1:]]
+
+
 def write_record(
     path: Path | None,
     benchmark: str,
@@ -97,24 +127,55 @@ def write_record(
     tables: Mapping[str, Table] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Print the results, and write them to ``path`` if there is one.
-
-    Args:
-        facts: anything else that a reader must know, such as the data used.
-    """
-    record = {
-        "benchmark": benchmark,
-        "machine": describe(),
-        "versions": dict(versions),
-        "command": " ".join(["python", str(Path(sys.argv[0]).resolve().relative_to(Path.cwd())), *sys.argv[1:]]),
-        "facts": dict(facts or {}),
-        "results": [result.as_json() for result in results],
-        "tables": {name: {"header": table.header, "rows": table.rows} for name, table in (tables or {}).items()},
-    }
+    """Print the results, and write them to ``path`` if there is one; see :func:`make_record`."""
+    record = make_record(benchmark, versions, results, tables, facts)
     print_record(record)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write(path, record)
+
+
+def join_record(
+    path: Path | None,
+    benchmark: str,
+    versions: Mapping[str, str],
+    results: Sequence[Result],
+    tables: Mapping[str, Table],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The results together with those of earlier calls in ``path``, written there if it is given.
+
+    What is measured again takes the place of what was there. A file from another machine or of other versions is
+    begun anew: a table must not mix them. ``facts["skipped"]``, what could not be measured by name, is joined too.
+    """
+    record = make_record(benchmark, versions, results, tables, facts)
+    if path is None:
+        return record
+    if path.is_file():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if all(old[name] == record[name] for name in ("benchmark", "machine", "versions")):
+            record = _joined(old, record)
+    _write(path, record)
+    return record
+
+
+def _joined(old: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    names = {result["name"] for result in new["results"]}
+    commands = [*old["command"].split(" ; "), new["command"]]
+    skipped = {
+        name: why for name, why in old["facts"].get("skipped", {}).items() if name.split(",")[0] not in new["tables"]
+    }
+    return {
+        **new,
+        "command": " ; ".join(dict.fromkeys(commands)),
+        "facts": {**old["facts"], **new["facts"], "skipped": {**skipped, **new["facts"].get("skipped", {})}},
+        "results": [*(result for result in old["results"] if result["name"] not in names), *new["results"]],
+        "tables": {**old["tables"], **new["tables"]},
+    }
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def print_record(record: Mapping[str, Any]) -> None:

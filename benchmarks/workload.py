@@ -5,6 +5,8 @@ Letters: R rows of a step, S sequence length, D documents, T tokens.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -148,6 +150,18 @@ class Workload:
 def real_tokens_a_step(streams: Streams, num_steps: int = 50) -> float:
     """Tokens of a step that are no padding, mean over the first steps."""
     return sum(int(streams.train.rows(step).segment_length.sum()) for step in range(num_steps)) / num_steps
+
+
+def workload_to_json(workload: Workload) -> str:
+    """For another process: see :func:`workload_from_json`."""
+    return json.dumps({**dataclasses.asdict(workload), "corpus": str(workload.corpus)})
+
+
+def workload_from_json(text: str) -> Workload:
+    """What :func:`workload_to_json` wrote."""
+    values = json.loads(text)
+    shape, hardware = Shape(**values.pop("shape")), Hardware(**values.pop("hardware"))
+    return Workload(shape=shape, hardware=hardware, corpus=Path(values.pop("corpus")), **values)
 
 
 def full_rows(documents: Sequence[NDArray[np.unsignedinteger]], sequence_length: int) -> NDArray[np.unsignedinteger]:
