@@ -16,6 +16,7 @@ from pipeline.monitor.json_lines import Record, number
 from pipeline.monitor.meters import format_count, format_seconds
 from pipeline.monitor.report_page import page, table
 from pipeline.monitor.sinks import METRICS_NAME, read_metrics
+from pipeline.monitor.step_clock import PHASES
 
 STARTING_EVENTS = ("started", "resumed")
 """Events that begin a stretch of work; wall time counts from each to the last sign of life before the next."""
@@ -171,6 +172,8 @@ def _facts(metrics: Sequence[Record], events: Sequence[Record], config: Mapping[
         facts.append(("Tokens trained on", f"{int(tokens[-1]):,}"))
     if waits := _values(metrics, "data_wait_fraction"):
         facts.append(("Time waiting for data (mean)", f"{100 * sum(waits) / len(waits):.2f} %"))
+    if shares := _time_shares(metrics):
+        facts.append(("Where the time went, rank 0", ", ".join(f"{name} {share:.1%}" for name, share in shares)))
     if memory := _values(metrics, "memory_gb"):
         facts.append(("Memory, most on rank 0", f"{max(memory):.2f} GB"))
     facts.append(("Restarts", str(sum(event.get("event") == "resumed" for event in events))))
@@ -179,6 +182,23 @@ def _facts(metrics: Sequence[Record], events: Sequence[Record], config: Mapping[
         if value is not None:
             facts.append((label, f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)))
     return facts
+
+
+def _time_shares(metrics: Sequence[Record]) -> list[tuple[str, float]]:
+    """Phases that took time with their shares of all logged steps, the largest first."""
+    seconds = dict.fromkeys(PHASES, 0.0)
+    before = 0.0
+    for record in metrics:
+        step = float(record["step"])
+        for phase in PHASES:
+            # A line's times are means over the steps since the line before; a run that resumes may repeat some.
+            value = number(record.get(f"time_{phase}"))
+            if value is not None and math.isfinite(value):
+                seconds[phase] += value * max(step - before, 1.0)
+        before = step
+    total = sum(seconds.values())
+    taken = [(phase.replace("_", " "), time / total) for phase, time in seconds.items() if time]
+    return sorted(taken, key=lambda item: item[1], reverse=True)
 
 
 def wall_seconds(metrics: Sequence[Record], events: Sequence[Record]) -> float | None:

@@ -94,6 +94,15 @@ def test_a_whole_run(tmp_path: Path) -> None:
         assert text in html, text
 
 
+def test_where_the_time_went_weighs_lines_by_their_steps() -> None:
+    lines = [
+        {"step": 1, "loss": 3.0, "time_forward": 4.0, "time_logging": None},
+        {"step": 5, "loss": 2.0, "time_forward": 1.0, "time_data_wait": 0.5, "time_logging": "nan"},
+    ]
+    assert "forward 80.0%, data wait 20.0%" in render_report("run", lines, [], {})
+    assert "Where the time went" not in render_report("run", [{"step": 1, "loss": 3.0}], [], {})
+
+
 def test_one_point_and_nothing_else(tmp_path: Path) -> None:
     write_metrics(tmp_path, [{"step": 1, "loss": 9.0}])
     html = checked(write_report(tmp_path, tmp_path / "elsewhere" / "page.html").read_text())
