@@ -92,9 +92,10 @@ class _LinearCrossEntropySum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.compiler.is_compiling():
+            return (*(None if saved is None else saved * scale for saved in ctx.saved_tensors), None, None, None)
         # In place, to spare the memory of a second gradient; autograd refuses a second backward pass after it.
-        gradients = (None if gradient is None else gradient.mul_(scale) for gradient in ctx.saved_tensors)
-        return (*gradients, None, None, None)
+        return (*(None if saved is None else saved.mul_(scale) for saved in ctx.saved_tensors), None, None, None)
 
 
 def _loss_and_gradients(
@@ -109,18 +110,21 @@ def _loss_and_gradients(
     """The loss and the gradients of hidden (P, E), weight (V, E) and bias (V,), each in the dtype of its tensor."""
     exact = torch.promote_types(dtype, torch.float32)
     vocabulary = len(weight)
-    padded = _padded_weight(weight, dtype)  # U E
-    shift = None if bias is None else bias.to(exact)  # V
+    padding = _padded_size(vocabulary) - vocabulary
+    padded = pad(weight.to(dtype), (0, 0, 0, padding)) if padding else weight.to(dtype)  # U E
+    shift = None if bias is None else pad(bias.to(exact), (0, padding), value=float("-inf"))  # U
     loss = torch.zeros((), dtype=exact, device=hidden.device)
     of_hidden: list[Tensor] = []
     of_weight: Tensor | None = None
     of_bias: Tensor | None = None
     for inputs, targets in zip(hidden.to(dtype).split(num_rows), labels.split(num_rows), strict=True):
         logits = inputs @ padded.T  # C U
-        scores = logits[:, :vocabulary].to(exact)  # C V
+        scores = logits.to(exact)  # C U
         if shift is not None:
-            scores = scores.add_(shift)
-        log_probabilities = torch.log_softmax(scores, -1)  # C V
+            scores.add_(shift)
+        elif padding:
+            scores[:, vocabulary:] = float("-inf")
+        log_probabilities = torch.log_softmax(scores, -1)  # C U
         counted = (targets != IGNORED)[:, None]  # C 1
         index = torch.where(counted, targets[:, None], 0)  # C 1
         loss = loss - torch.where(counted, log_probabilities.gather(1, index), 0).sum()
@@ -144,19 +148,14 @@ def _loss_and_gradients(
 
 
 def _gradient_of_logits(log_probabilities: Tensor, index: Tensor, logits: Tensor) -> Tensor:
-    """softmax - one_hot(index), 0 in the padding, (C, U): eagerly in the memory of ``logits``, which are overwritten."""
-    vocabulary = log_probabilities.shape[1]
+    """softmax - one_hot(index), exactly 0 in the padding, (C, U); eagerly it takes the memory of ``logits``."""
     if torch.compiler.is_compiling():  # one fused pass
-        classes = torch.arange(vocabulary, device=index.device)
-        gradient = log_probabilities.exp() - (classes == index).to(log_probabilities.dtype)  # C V
-        return pad(gradient.to(logits.dtype), (0, logits.shape[1] - vocabulary))
-    columns = logits[:, :vocabulary]
-    one = torch.ones_like(index, dtype=log_probabilities.dtype)  # C 1
-    if columns.dtype == log_probabilities.dtype:
-        torch.exp(log_probabilities, out=columns).scatter_add_(1, index, -one)
-    else:
-        columns.copy_(log_probabilities.exp_().scatter_add_(1, index, -one))
-    return logits
+        classes = torch.arange(logits.shape[1], device=index.device)  # U
+        return (log_probabilities.exp() - (classes == index).to(log_probabilities.dtype)).to(logits.dtype)
+    minus_one = torch.full_like(index, -1, dtype=log_probabilities.dtype)  # C 1
+    if logits.dtype == log_probabilities.dtype:
+        return torch.exp(log_probabilities, out=logits).scatter_add_(1, index, minus_one)
+    return logits.copy_(log_probabilities.exp_().scatter_add_(1, index, minus_one))
 
 
 def _add_product(total: Tensor | None, of_logits: Tensor, inputs: Tensor, exact: torch.dtype) -> Tensor:
@@ -179,12 +178,6 @@ def _product_dtype(hidden: Tensor) -> torch.dtype:
         dtype = torch.get_autocast_dtype(device)
     slow = device == "cpu" and (dtype == torch.float16 or (dtype == torch.bfloat16 and not _CPU_HAS_BF16))
     return torch.float32 if slow else dtype
-
-
-def _padded_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """(U, E) in ``dtype``: zeros after the last row. The cast of autocast makes a copy anyway."""
-    missing = _padded_size(len(weight)) - len(weight)
-    return pad(weight.to(dtype), (0, 0, 0, missing)) if missing else weight.to(dtype)
 
 
 def _padded_size(vocabulary: int) -> int:
