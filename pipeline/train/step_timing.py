@@ -79,9 +79,10 @@ def time_gradient_reduction(strategy_model: Any, clock: StepClock) -> None:
     if not isinstance(strategy_model, DistributedDataParallel):
         return
 
-    def reduce(state: None, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def reduce(bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
         if bucket.is_last():
             clock.enter("communication")
         return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # None is the default group
 
-    strategy_model.register_comm_hook(None, reduce)
+    # A lambda, because DDP reads annotations and takes no postponed ones.
+    strategy_model.register_comm_hook(None, lambda state, bucket: reduce(bucket))
