@@ -15,11 +15,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.data.phase import Phase, PhasePlaces
-from pipeline.data.planned import window_places
-from pipeline.data.windows import WindowName
+from pipeline.data.windows import PartName
 from pipeline.shards.files import Wanted
 from pipeline.shards.layout import shard_name
 
@@ -39,12 +37,8 @@ _URGENT_STEPS: Final = 2
 _EXPIRY_STEPS: Final = 16
 """A window that no step has asked for so long has been left."""
 
-_SOURCE_SHIFT: Final = 52
-_EPOCH_SHIFT: Final = 24
-"""Source, epoch and window (there are fewer than rows a permutation can order) in one integer."""
-
-_Wanted = tuple[int, int, WindowName]
-"""(number of the phase, source, window)."""
+_Wanted = tuple[int, int, PartName]
+"""(number of the phase, source, part of a window)."""
 
 
 class LookAhead:
@@ -61,8 +55,6 @@ class LookAhead:
         """Of remote sources: not read yet, planned or not."""
         self._has_remote = any(source.files.is_remote for source in stream.sources)
         self._expired_at = 0
-        self._seen: NDArray[np.int64] = np.zeros(0, np.int64)
-        self._seen_phase = 0
 
     def after(self, steps: Sequence[int], rank: int, world_size: int) -> None:
         """Called with the steps that have just been planned: look further, plan a little."""
@@ -89,7 +81,6 @@ class LookAhead:
                 windows.forget_steps()
         self._wanted.clear()
         self._to_fetch.clear()
-        self._seen = np.zeros(0, np.int64)
         self._seen_until = self._next_step or 0
 
     def _see(self, until: int) -> None:
@@ -102,15 +93,11 @@ class LookAhead:
             if phase.last_row is not None and stream.first_row(step + 1) > phase.last_row:
                 break  # the data end here; whoever asks for that step is told
             _, found = stream.slots([step], *self._place)
-            if phase.number != self._seen_phase:  # the same numbers name other windows
-                self._seen, self._seen_phase = np.zeros(0, np.int64), phase.number
-            keys = _window_keys(phase, found)
-            for wanted in _unplanned(phase, keys[~np.isin(keys, self._seen)]):
+            for wanted in _unplanned(phase, found):
                 added |= wanted not in self._wanted
                 self._wanted.setdefault(wanted, step - _STRIDE + 1)
                 if stream.sources[wanted[1]].files.is_remote:
                     self._to_fetch.setdefault(wanted, step - _STRIDE + 1)
-            self._seen = keys
         self._seen_until = until
         if added:
             self._fetch()
@@ -139,7 +126,7 @@ class LookAhead:
 
     def fetch_indexes(self, phase: Phase, found: PhasePlaces) -> None:
         """Let remote sources fetch what planning these rows will read, all at once."""
-        if self._has_remote and (windows := _unplanned(phase, _window_keys(phase, found))):
+        if self._has_remote and (windows := _unplanned(phase, found)):
             self._fetch(windows=[one for one in windows if self.stream.sources[one[1]].files.is_remote])
 
     def fetch_now(self, shards: Sequence[tuple[int, int]]) -> None:
@@ -177,23 +164,17 @@ class LookAhead:
         return [
             (source, shard)
             for phase, source, name in windows
-            for shard in self.stream.phases[phase].windows[source].shards_of(name)
+            for shard in self.stream.phases[phase].windows[source].shards_of(*name[:2])
             if shard not in self.stream.sources[source].shard
         ]
 
 
-def _window_keys(phase: Phase, found: PhasePlaces) -> NDArray[np.int64]:
-    """The windows of rows at some places, each once, in the order in which rows are planned."""
-    window, _ = window_places(phase, found.source, found.places.epoch, found.places.position)
-    return np.unique((found.source << _SOURCE_SHIFT) | (found.places.epoch << _EPOCH_SHIFT) | window)
-
-
-def _unplanned(phase: Phase, keys: NDArray[np.int64]) -> list[_Wanted]:
-    """Those of the windows that are not planned."""
-    windows = []
-    for key in keys.tolist():
-        source, rest = divmod(key, 1 << _SOURCE_SHIFT)
-        name = divmod(rest, 1 << _EPOCH_SHIFT)
-        if name not in phase.windows[source]:
-            windows.append((phase.number, source, name))
-    return windows
+def _unplanned(phase: Phase, found: PhasePlaces) -> list[_Wanted]:
+    """The parts of windows that rows at some places are in and that are not planned, each once, in order."""
+    wanted: list[_Wanted] = []
+    for source, windows in enumerate(phase.windows):
+        rows = slice(None) if len(phase.windows) == 1 else np.flatnonzero(found.source == source)
+        epoch = found.places.epoch[rows]
+        window, _, part = windows.names_of(epoch, found.places.position[rows])
+        wanted += [(phase.number, source, name) for name in windows.missing(epoch, window, part)[0]]
+    return wanted

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
 from pipeline.base.keyed import MAX_PERMUTATION, key, permutation
+from pipeline.base.keyed_kernels import permutation_of
 
 SHARDS: Final = 1
 ROWS: Final = 2
@@ -204,7 +205,7 @@ class SourceOrder:
 
     def window_rows(self, epoch: int, window: int, num_rows: int) -> NDArray[np.int64]:
         """Keyed order of a window's rows: entry v is the packed row (counted over the window's shards) at place v."""
-        return permutation(key(self.seed, ROWS, self.source, epoch, window), num_rows)
+        return permutation_of(np.uint64(key(self.seed, ROWS, self.source, epoch, window)), num_rows)
 
     def rest_after(self, ordinal: int) -> tuple[int, NDArray[np.int64] | None]:
         """Where a following phase goes on when ``ordinal`` rows of this one have been read: with the shards of the

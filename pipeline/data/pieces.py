@@ -55,6 +55,11 @@ class ShardPlan:
         """R."""
         return len(self.first_piece) - 1
 
+    @property
+    def words(self) -> NDArray[np.uint32]:
+        """The pieces as kernels read them, (K, 4): see :func:`as_pieces`."""
+        return self.pieces.view(np.uint32).reshape(-1, 4)
+
 
 def make_pieces(
     document_lengths: NDArray[np.integer],

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.base.errors import UserError
 from pipeline.data.phase import Phase
-from pipeline.data.pieces import from_integers, is_kept
+from pipeline.data.pieces import is_kept
 from pipeline.data.stream import RowStream
 
 
@@ -103,11 +103,11 @@ def _of_phase(stream: RowStream, phase: Phase, place: Place, end: int) -> Iterat
         at = int(found[0])
         window = at // order.window_shards
         before = shards[window * order.window_shards : at]
-        pieces, first_piece = windows.plan_shard(epoch, place.shard)
-        planned = from_integers([pieces])
+        plan, _ = windows.plan_shard(epoch, place.shard)
+        planned, first_piece = plan.pieces, plan.first_piece
         own = np.flatnonzero(planned["document"] == place.document)
         packed = np.searchsorted(first_piece, own, side="right") - 1
-        num_rows = int(order.rows_per_shard[windows.shards_of((epoch, window))].sum())
+        num_rows = int(order.rows_per_shard[windows.shards_of(epoch, window)].sum())
         place_of = np.empty(num_rows, np.int64)  # place in the window of every packed row
         place_of[order.window_rows(epoch, window, num_rows)] = np.arange(num_rows)
         position = windows.epoch(epoch).first_row[window] + place_of[int(order.rows_per_shard[before].sum()) + packed]

@@ -22,9 +22,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return write_corpus(tmp_path_factory.mktemp("ahead") / "corpus", [[30] * ROWS_A_SHARD] * 48)
 
 
-def make_stream(files: LocalFiles) -> RowStream:
+def make_stream(files: LocalFiles, open_shards: int = LANES) -> RowStream:
     return open_stream(
-        files, kind="bert", sequence_length=32, global_batch_size=LANES, packing="one_document", open_shards=LANES
+        files, kind="bert", sequence_length=32, global_batch_size=LANES, packing="one_document", open_shards=open_shards
     )
 
 
@@ -66,16 +66,30 @@ def test_a_jump_starts_anew_and_plans_only_what_it_reads(corpus: Corpus, planned
     assert len(planned) - before <= LANES
 
 
-def test_windows_that_were_left_are_given_up(corpus: Corpus) -> None:
+def test_parts_of_windows_that_were_left_are_given_up(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.data.windows.ROWS_A_PART", 8)
     stream = make_stream(corpus.files)
     (windows,) = stream.phases[0].windows
+    most = 0
     for step in range(ROWS_A_SHARD * 2):
         stream.plan([step])
-    # The lanes stand at rows 99: that is all that is kept of what they have read.
-    planned = [kept.window for kept in windows._planned.values()]
-    left = [window for window in planned if window.first_place > 0]
-    assert len(left) <= 2 * LANES
-    assert all(len(window.first_piece) - 1 <= ROWS_A_SHARD // 2 for window in left)
+        most = max(most, len(windows.parts))
+        assert all(len(part.shard) <= 8 for part in windows.parts)
+    assert most <= windows.capacity < 2 * LANES * ROWS_A_SHARD // 8
+
+
+@pytest.mark.parametrize("part_rows", [1, 3, 50])
+@pytest.mark.parametrize("open_shards", [LANES, 3 * LANES])
+def test_the_size_of_a_part_changes_no_row(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, part_rows: int, open_shards: int
+) -> None:
+    whole = [make_stream(corpus.files, open_shards=open_shards).plan([step]) for step in range(0, 300, 7)]
+    monkeypatch.setattr("pipeline.data.windows.ROWS_A_PART", part_rows)
+    stream = make_stream(corpus.files, open_shards=open_shards)
+    for step, expected in zip(range(0, 300, 7), whole, strict=True):
+        found = stream.plan([step])
+        for name in ("numbers", "epoch", "shard", "counts", "pieces"):
+            assert getattr(found, name).tolist() == getattr(expected, name).tolist()
 
 
 class FarFiles(LocalFiles):
