@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import parse_json, write_json_atomically
+from pipeline.base.files import write_json_atomically
 from pipeline.shards.files import CorpusFiles
 from pipeline.shards.layout import shard_name, token_dtype
 from pipeline.shards.writer import ShardFacts
@@ -140,9 +141,10 @@ class Manifest:
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for split in sorted(self.splits):
             table = self.splits[split]
-            digest.update(f" {split} {table.sha256} {table.index_sha256} ".encode())
+            for part in (f" {split} ", table.sha256, " ", table.index_sha256, " "):
+                digest.update(part.encode())
             for column in (table.documents, table.tokens, table.bytes):
-                digest.update(column.astype("<i8").tobytes())
+                digest.update(np.ascontiguousarray(column, "<i8").data)
         return digest.hexdigest()
 
 
@@ -198,11 +200,11 @@ def read_manifest(files: CorpusFiles) -> Manifest:
             "Give the directory that `pretrain corpus build` wrote; if that build was interrupted, run it again."
         ) from None
     try:
-        value = parse_json(content, path, "corpus manifest")
-    except UserError as error:
+        value = orjson.loads(content)
+    except ValueError as error:
         raise UserError(
-            f"{error} It begins with {content[:20]!r}. Give the folder of a corpus (a web server may answer with a "
-            "page of its own), or restore the file."
+            f"corpus manifest: {path} is not valid JSON ({error}). It begins with {content[:20]!r}. Give the folder of "
+            "a corpus (a web server may answer with a page of its own), or restore the file."
         ) from None
     if not isinstance(value, dict) or value.get("format") != FORMAT_NAME:
         raise UserError(f"{path} is not a corpus manifest: `format` is not {FORMAT_NAME!r}. Build the corpus again.")
@@ -253,7 +255,7 @@ def _parse(value: dict[str, Any], path: str) -> Manifest:
 def _parse_table(split: str, columns: Mapping[str, Any]) -> ShardTable:
     if not _SPLIT_NAME.fullmatch(split):
         raise ValueError(f"split {split!r} is not a plain folder name and could lead outside the corpus directory")
-    numbers = {name: np.array(columns[name], np.int64) for name in ("documents", "tokens", "bytes")}
+    numbers = {name: _column(name, columns[name]) for name in ("documents", "tokens", "bytes")}
     digests = {name: str(columns[name]) for name in ("sha256", "index_sha256")}
     num_shards = [len(column) if column.ndim == 1 else -1 for column in numbers.values()]
     num_shards += [len(joined) // 64 for joined in digests.values()]
@@ -271,12 +273,27 @@ def _parse_table(split: str, columns: Mapping[str, Any]) -> ShardTable:
     )
 
 
+def _column(name: str, values: Any) -> NDArray[np.int64]:
+    column = np.array(values) if values else np.zeros(0, np.int64)
+    if column.dtype != np.int64:  # a number beyond 64 bits is read as a float
+        raise ValueError(f"{name}: a value is not a whole number from 0 to {(1 << 63) - 1}")
+    return column
+
+
+_CHECKED_BYTES: Final = 1 << 18
+"""Looked at together: a processor's cache holds them."""
+
+
 def _are_digests(joined: str) -> bool:
     """Whether it is 64 lower-case hexadecimal digits a shard; a regular expression takes many times as long."""
-    try:
-        return len(joined) % 64 == 0 and bytes.fromhex(joined).hex() == joined
-    except ValueError:
+    if len(joined) % 64 or not joined.isascii():
         return False
+    codes = np.frombuffer(joined.encode(), np.uint8)
+    for first in range(0, len(codes), _CHECKED_BYTES):
+        code = codes[first : first + _CHECKED_BYTES]
+        if not ((code - np.uint8(ord("0")) < 10) | (code - np.uint8(ord("a")) < 6)).all():  # modulo 256
+            return False
+    return True
 
 
 def _integer(name: str, value: Any, end: int) -> int:
