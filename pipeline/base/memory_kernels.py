@@ -13,7 +13,7 @@ from numba import carray, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from pipeline.base.jit import kernel
+from pipeline.base.jit import Whole, kernel
 
 
 def address_of(array: NDArray[Any]) -> int:
@@ -35,6 +35,6 @@ _pointer: Any = intrinsic(_type_pointer)
 
 
 @kernel
-def array_at(address: np.uint64, num_items: int, like: NDArray[Any]) -> NDArray[Any]:
+def array_at(address: np.uint64, num_items: Whole, like: NDArray[Any]) -> NDArray[Any]:
     """The ``num_items`` contiguous items at an address, of the dtype of ``like``, without a copy: (num_items,)."""
     return carray(_pointer(np.uint64(address), like), (num_items,))
