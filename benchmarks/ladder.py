@@ -7,13 +7,13 @@ Letters: R rows, S sequence length, V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from benchmarks.batch_size import release_memory
 from benchmarks.equal_steps import IGNORED, dense
@@ -21,6 +21,7 @@ from benchmarks.our_training import OurStep, stock_model
 from benchmarks.record import Table, significant
 from benchmarks.workload import Workload, real_tokens_a_step
 from pipeline.config.run import RunConfig
+from pipeline.models.packed import packed_logits
 from pipeline.objectives.batch import Batch
 
 
@@ -32,8 +33,11 @@ class Rung:
     attention: str | None = None
     """transformers' own attention on the stock class, over documents a row (BERT) or full rows (GPT); None: packed."""
 
+    whole_logits: bool = False
+    """All logits exist at once, else the head's loss is computed chunk by chunk."""
+
     all_positions: bool = False
-    """The head computes the logits of every token."""
+    """The head computes the logits of every token; only with ``whole_logits``."""
 
     fused_optimizer: bool = True
     """AdamW as one kernel, else torch's default for the device."""
@@ -58,12 +62,22 @@ class _StockStep(OurStep):
         arguments = {} if self.is_causal else {"attention_mask": (inputs != 0).long()}
         with self.autocast():
             logits = self.module.model(input_ids=inputs, use_cache=False, **arguments).logits  # R S V
-            return torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-            )
+            return cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
-class _AllPositions(OurStep):
+class _WholeLogits(OurStep):
+    """Packed rows, and a loss whose logits all exist at once."""
+
+    def loss_sum(self, batch: Batch) -> Tensor:
+        rows = (batch.input_ids.view(1, -1), batch.position_ids.view(1, -1))  # 1 R*S, twice
+        with self.autocast():
+            logits = packed_logits(
+                self.module.model, *rows, batch.cu_seqlens, batch.max_seqlen, batch.prediction_positions
+            )  # P V
+            return cross_entropy(logits.float(), batch.labels, ignore_index=IGNORED, reduction="sum")
+
+
+class _AllPositions(_WholeLogits):
     """Packed rows, but the head computes the logits of every token."""
 
     def loss_sum(self, batch: Batch) -> Tensor:
@@ -94,10 +108,10 @@ def open_rung(workload: Workload, rung: Rung) -> OurStep:
             unpacked = {"packing": "one_document"}
         config = replace(config, data=replace(config.data, **unpacked))
         step = _StockStep(workload, config, rung.attention)
-    elif rung.all_positions:
-        step = _AllPositions(workload, config)
     elif rung.graphs:
         step = _Graphs(workload, config)
+    elif rung.whole_logits:
+        step = (_AllPositions if rung.all_positions else _WholeLogits)(workload, config)
     else:
         step = OurStep(workload, config)
     if not rung.fused_optimizer or rung.attention is not None:
@@ -115,35 +129,27 @@ def with_switches(config: RunConfig, switches: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def has_switches(rung: Rung) -> bool:
-    """Whether the config knows all keys of a rung."""
-    config = RunConfig()
-    return all(
-        key in {known.name for known in dataclasses.fields(getattr(config, section))}
-        for section, key in (name.split(".") for name in rung.switches)
-    )
-
-
 def rungs(is_causal: bool, graphs: bool = False) -> list[Rung]:
     """From the bottom up; each keeps what those below it have switched on.
 
     Args:
         graphs: CUDA graphs too.
     """
-    packed = Rung("packed rows, attention inside documents", all_positions=True, fused_optimizer=False)
-    sparse = replace(packed, name="head on the predicted positions only", all_positions=False)
-    fused = replace(sparse, name="fused optimizer", fused_optimizer=True)
-    compiled = replace(fused, name="torch.compile", switches={"train.compile": True})
     rows = "full rows" if is_causal else "padded documents"
-    plain = [
-        Rung(f"{rows}, eager attention", attention="eager", fused_optimizer=False),
-        Rung(f"{rows}, SDPA", attention="sdpa", fused_optimizer=False),
-    ]
+    stock = {"model.drop_ins": False}
+    eager = Rung(f"{rows}, eager attention", attention="eager", fused_optimizer=False)
+    sdpa = replace(eager, name=f"{rows}, SDPA", attention="sdpa")
+    packed = Rung("packed rows, attention inside documents", None, True, True, fused_optimizer=False, switches=stock)
+    sparse = replace(packed, name="head on the predicted positions only", all_positions=False)
     # A causal model predicts at every position but a document's last: there is nothing to leave out.
     middle = [replace(sparse, name=packed.name)] if is_causal else [packed, sparse]
+    chunked = replace(sparse, name="loss chunk by chunk", whole_logits=False)
+    fused = replace(chunked, name="fused optimizer", fused_optimizer=True)
+    drop_ins = replace(fused, name="drop-ins", switches={"model.drop_ins": True})
+    compiled = replace(drop_ins, name="torch.compile", switches={**drop_ins.switches, "train.compile": True})
     # Compiled in another mode, so not on top of the rung before it.
-    last = [replace(fused, name="torch.compile with CUDA graphs", graphs=True)] if graphs else []
-    return [*plain, *middle, fused, compiled, *last]
+    last = [replace(drop_ins, name="torch.compile with CUDA graphs", graphs=True)] if graphs else []
+    return [eager, sdpa, *middle, chunked, fused, drop_ins, compiled, *last]
 
 
 def measure_ladder(

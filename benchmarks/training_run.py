@@ -82,7 +82,7 @@ def _steps_for(workload: Workload, seconds: float, compiled: bool) -> int:
 
 
 def _curve(lines: Sequence[Mapping[str, Any]]) -> Table:
-    every = max(1, len(lines) // _CURVE_POINTS)
+    every = -(-len(lines) // _CURVE_POINTS)
     chosen = [*lines[::every], *([] if (len(lines) - 1) % every == 0 else [lines[-1]])]
     rows = [[line["step"], line["tokens"], significant(line["loss"]), _speed(line)] for line in chosen]
     return Table(["step", "real tokens so far", "loss", "real tokens/s"], rows)
