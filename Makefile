@@ -19,7 +19,7 @@ help:
 	@echo 'make lint     setup, then ruff and mypy'
 	@echo 'make format   setup, then rewrite the sources in the house format'
 	@echo 'make benchmarks-setup   setup, then the environments with the loaders that ours is measured against'
-	@echo 'make benchmarks         measure (about 15 minutes on a quiet machine), then rewrite the tables of the pages in docs/'
+	@echo 'make benchmarks         measure (about 25 minutes on a quiet machine), then rewrite the tables of the pages in docs/'
 	@echo 'make clean    remove .venv, caches and build folders; runs/ and corpora/ stay'
 
 setup: $(STAMP)
@@ -65,6 +65,7 @@ benchmarks-setup: setup
 benchmarks:
 	.venv-benchmarks/bin/python benchmarks/data.py --json benchmarks/results/data.json
 	.venv-benchmarks/bin/python benchmarks/stream_scale.py --json benchmarks/results/stream_scale.json
+	.venv-benchmarks/bin/python benchmarks/step.py --json benchmarks/results/step.json
 	.venv-benchmarks/bin/python benchmarks/tables.py
 
 clean:

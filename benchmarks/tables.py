@@ -5,6 +5,8 @@ Between `<!-- benchmark: NAME -->` and `<!-- end -->` stands what is rendered fr
 - `data`: the results of `data.json`; `data/resume`: those whose name begins with `resume`;
 - `data.peers`: its table `peers`;
 - `data#machine`: one line on where it was measured.
+
+Where there are no results, the page says that nothing was measured.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "benchmarks" / "results"
+IN_PARTS: Final = ("gpu",)
+"""Benchmarks whose file is joined from several calls: a part of it may be missing."""
+
 _BLOCK: Final = re.compile(r"(<!-- benchmark: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -45,19 +50,24 @@ def render_page(text: str, results: Path) -> str:
 
 
 def render(name: str, results: Path) -> str:
-    """What stands under a marker.
+    """What stands under a marker: a table, a line, or that nothing was measured.
 
     Raises:
-        ValueError: there is no such table.
+        ValueError: there is no such benchmark, or no such table in its results.
     """
     benchmark = re.split(r"[/.#]", name, maxsplit=1)[0]
     kind, part = name[len(benchmark) : len(benchmark) + 1], name[len(benchmark) + 1 :]
+    if not (ROOT / "benchmarks" / f"{benchmark}.py").is_file():
+        raise ValueError(f"{name}: there is no benchmarks/{benchmark}.py")
     path = results / f"{benchmark}.json"
+    not_measured = f"Not measured yet (`python benchmarks/{benchmark}.py --json benchmarks/results/{benchmark}.json`)."
     if not path.is_file():
-        raise ValueError(f"{name}: there is no {path.name}; run `python benchmarks/{benchmark}.py --json` first")
+        return not_measured
     record = json.loads(path.read_text(encoding="utf-8"))
     if kind == ".":
         if part not in record["tables"]:
+            if benchmark in IN_PARTS:
+                return not_measured
             raise ValueError(f"{name}: {path.name} has no table {part!r}; it has {', '.join(record['tables'])}")
         table = record["tables"][part]
         return _markdown(table["header"], table["rows"])
@@ -65,6 +75,8 @@ def render(name: str, results: Path) -> str:
         return _machine(record)
     chosen = [result for result in record["results"] if result["name"].startswith(part)]
     if not chosen:
+        if benchmark in IN_PARTS:
+            return not_measured
         raise ValueError(f"{name}: {path.name} has no result whose name begins with {part!r}")
     return _results(chosen)
 

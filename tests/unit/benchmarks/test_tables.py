@@ -75,7 +75,7 @@ def test_only_what_stands_between_the_marks_changes(results: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("other", "there is no other.json"),
+        ("other", "there is no benchmarks/other.py"),
         ("data.missing", "has no table 'missing'; it has peers"),
         ("data/nothing", "has no result whose name begins with 'nothing'"),
     ],
@@ -83,6 +83,21 @@ def test_only_what_stands_between_the_marks_changes(results: Path) -> None:
 def test_what_is_not_there_is_named(name: str, message: str, results: Path) -> None:
     with pytest.raises(ValueError, match=message):
         render(name, results)
+
+
+@pytest.mark.parametrize("name", ["gpu", "gpu.ladder_bert", "gpu#machine", "step/bert"])
+def test_without_results_the_page_says_so(name: str, results: Path) -> None:
+    benchmark = name[:4].rstrip(".#")
+    command = f"python benchmarks/{benchmark}.py --json benchmarks/results/{benchmark}.json"
+    assert render(name, results) == f"Not measured yet (`{command}`)."
+
+
+def test_a_part_that_no_call_has_measured_is_not_measured_yet(results: Path) -> None:
+    (results / "gpu.json").write_text(json.dumps({**RECORD, "benchmark": "gpu"}), encoding="utf-8")
+    assert render("gpu.peers", results).startswith("| peer | lacks |")
+    assert render("gpu/speed", results).startswith("| measured |")
+    for name in ("gpu.ladder_bert", "gpu/bert"):
+        assert render(name, results).startswith("Not measured yet (`python benchmarks/gpu.py")
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
