@@ -1,0 +1,164 @@
+"""Optimizers in real runs: many ranks train as one process, a resumed run goes on bit by bit, budgets of time end."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+import pipeline.train.module
+from pipeline.monitor.events import read_events
+from pipeline.train.budget import TimeBudget
+from pipeline.train.run import RunOutcome
+from tests.rankpool import RankPool
+from tests.runs import column, load, metrics_of, run_rank, tiny_corpus, write_config
+
+VARIANTS: dict[str, list[str]] = {
+    "adamw_bf16": ["--optimizer.state_dtype", "bf16"],
+    "adamw_groups": [
+        *["--optimizer.layer_lr_decay", "0.7", "--model.mup_base_width", "16"],
+        *["--optimizer.groups", "[{match: '*.bias', learning_rate_scale: 0.3, weight_decay: 0.5}]"],
+    ],
+    "lamb": ["--optimizer.name", "lamb"],
+    "lion": ["--optimizer.name", "lion", "--optimizer.learning_rate", "1e-3"],
+    "muon": ["--optimizer.name", "muon"],
+    "stable_adamw_bf16": ["--optimizer.name", "stable_adamw", "--optimizer.state_dtype", "bf16"],
+}
+SETTINGS = ["--train.steps", "8", "--checkpoint.every_steps", "4", "--model.hidden_dropout", "0"]
+SETTINGS += ["--schedule.name", "constant", "--evaluation.every_steps", "0", "--optimizer.weight_decay", "0.1"]
+LAST = "checkpoints/step-00000008"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_corpus(tmp_path_factory.mktemp("corpus") / "corpus").directory
+
+
+@pytest.fixture(scope="module")
+def alone(rank_pool: RankPool, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The run of one process of a variant."""
+
+    @functools.cache
+    def run(variant: str) -> Path:
+        config = write_config(tmp_path_factory.mktemp(variant), corpus)
+        rank_pool.run(run_rank, str(config), SETTINGS + VARIANTS[variant], world_size=1)
+        return config.with_suffix("")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("variant", "strategy"),
+    [
+        *((variant, "ddp") for variant in VARIANTS),
+        *(("adamw_groups", strategy) for strategy in ("zero1", "zero2", "zero3")),
+        *(("lion", strategy) for strategy in ("zero1", "zero2", "zero3")),
+    ],
+)
+def test_two_ranks_train_as_one_process(
+    variant: str, strategy: str, rank_pool: RankPool, corpus: Path, alone: Callable[[str], Path], tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, corpus)
+    overrides = [*SETTINGS, *VARIANTS[variant], "--train.strategy", strategy]
+    rank_pool.run(run_rank, str(config), overrides, world_size=2)
+    run, expected = config.with_suffix(""), alone(variant)
+    assert column(run, "lr") == column(expected, "lr")
+    # A sum in another order turns signs (lion), digits of bf16 (muon) and rounded moments; never more than a few.
+    tolerance = {"lamb": 1e-5, "adamw_groups": 1e-5}.get(variant, 2e-3)
+    assert column(run, "loss") == pytest.approx(column(expected, "loss"), abs=tolerance)
+    weights, reference = (load_file(path / LAST / "model.safetensors") for path in (run, expected))
+    start = load_file(expected / "checkpoints/step-00000004/model.safetensors")
+    for name, value in weights.items():
+        if name.endswith("key.bias"):  # softmax does not see it: its gradient is rounding alone
+            continue
+        moved = abs(reference[name] - start[name]).mean()
+        assert abs(value - reference[name]).mean() <= 0.05 * moved + 1e-9, name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_resumed_run_is_bitwise_the_same(
+    variant: str, rank_pool: RankPool, alone: Callable[[str], Path], corpus: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, corpus)
+    run = config.with_suffix("")
+    shutil.copytree(alone(variant), run)
+    shutil.rmtree(run / LAST)
+    rank_pool.run(run_rank, str(config), SETTINGS + VARIANTS[variant], world_size=1)
+    assert [event["event"] for event in read_events(run)].count("resumed") == 1
+    weights, reference = (load_file(path / LAST / "model.safetensors") for path in (run, alone(variant)))
+    for name, value in reference.items():
+        assert (weights[name] == value).all(), name
+
+
+class TickingClock:
+    """Moves on by so many seconds at each look."""
+
+    def __init__(self, tick_seconds: float) -> None:
+        self.tick_seconds = tick_seconds
+        self.looks = 0
+
+    def __call__(self) -> float:
+        self.looks += 1
+        return self.looks * self.tick_seconds
+
+
+def _run_by_the_clock(config_path: str, overrides: list[str]) -> RunOutcome:
+    """Rank 0's clock moves by 100 seconds a look, the others' hardly."""
+    clock = TickingClock(100.0 if os.environ["RANK"] == "0" else 0.001)
+    pipeline.train.module.TimeBudget = functools.partial(TimeBudget, now=clock)  # type: ignore[misc]  # a stand-in
+    try:
+        return run_rank(config_path, overrides)
+    finally:
+        pipeline.train.module.TimeBudget = TimeBudget  # type: ignore[misc]
+
+
+BUDGET = ["--schedule.warmup_steps", "0", "--schedule.budget_hours", "0.25", "--schedule.warmup_share", "0.2"]
+BUDGET += ["--optimizer.learning_rate", "1e-2", "--evaluation.every_steps", "0"]
+
+
+def expected_rate(seconds: float) -> float:
+    """Linear over 900 seconds, the first 180 of them warmup."""
+    share = min(seconds / 900, 1.0)
+    return 1e-2 * (share / 0.2 if share < 0.2 else (1 - share) / 0.8)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero1"])
+def test_a_run_follows_its_budget_of_time(strategy: str, rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, corpus)
+    overrides = [*BUDGET, "--train.strategy", strategy, "--monitor.log_every_steps", "3"]
+    outcomes = rank_pool.run(_run_by_the_clock, str(config), overrides, world_size=2)
+    run = config.with_suffix("")
+    # A look at the start, one in each step, one at the checkpoint of step 5: step 8 is the first to begin at 900 s.
+    assert [(outcome.step, outcome.finished) for outcome in outcomes] == [(8, True)] * 2
+    assert column(run, "step") == [1, 3, 6, 8]
+    assert column(run, "lr") == pytest.approx([expected_rate(seconds) for seconds in (100, 300, 700, 900)])
+    assert metrics_of(run)[-1]["validation_loss"] > 0
+    assert [event["event"] for event in read_events(run)][-2:] == ["budget_spent", "finished"]
+    again = rank_pool.run(_run_by_the_clock, str(config), overrides, world_size=2)
+    assert [(outcome.step, outcome.finished) for outcome in again] == [(8, True)] * 2
+
+
+def test_the_time_spent_survives_a_restart(rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, corpus)
+    rank_pool.run(_run_by_the_clock, str(config), [*BUDGET, "--train.steps", "3"], world_size=1)
+    run = config.with_suffix("")
+    meta = json.loads((run / "checkpoints/step-00000003/meta.json").read_text())
+    assert meta["training_seconds"] == 400
+    (outcome,) = rank_pool.run(_run_by_the_clock, str(config), BUDGET, world_size=1)
+    assert (outcome.step, outcome.finished) == (7, True)
+    seconds = [100, 200, 300, 500, 600, 800, 900]
+    assert column(run, "lr") == pytest.approx([expected_rate(second) for second in seconds])
+
+
+def test_a_run_that_has_its_steps_ends_before_its_budget(corpus: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, corpus)
+    outcome = run_rank(str(config), [*BUDGET, "--train.steps", "2", "--schedule.budget_hours", "24"])
+    assert (outcome.step, outcome.finished) == (2, True)
+    assert "budget_spent" not in [event["event"] for event in read_events(config.with_suffix(""))]
+    assert load(config).schedule.budget_hours is None
