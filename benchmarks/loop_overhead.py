@@ -221,7 +221,7 @@ def our_loop(model: Trivial, batches: Repeated, clock: type[StepClock] = StepClo
 
 
 def our_config(num_batches: int) -> Any:
-    """Defaults but for what every loop shares."""
+    """Defaults but for what every loop shares; no checkpoint comes before the last step."""
     from pipeline.config.run import RunConfig
 
     config = RunConfig()
@@ -239,6 +239,7 @@ def our_config(num_batches: int) -> Any:
             precision="fp32",
             gradient_clip_norm=CLIP_NORM,
         ),
+        checkpoint=replace(config.checkpoint, every_steps=num_batches + 1),
         monitor=replace(config.monitor, log_every_steps=LOG_EVERY_STEPS, wandb="off", batch_digest=False),
     )
 
