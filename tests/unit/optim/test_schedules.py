@@ -11,7 +11,7 @@ from pipeline.optim.schedules import learning_rate
 
 PEAK = 3e-4
 OPTIMIZER = OptimizerConfig(learning_rate=PEAK)
-NAMES: tuple[ScheduleName, ...] = ("linear", "cosine", "wsd")
+NAMES: tuple[ScheduleName, ...] = ("linear", "cosine", "wsd", "polynomial")
 
 
 def rates(schedule: ScheduleConfig, total_steps: int) -> list[float]:
@@ -64,3 +64,58 @@ def test_a_run_of_one_step_and_steps_after_the_end_have_a_rate(name: ScheduleNam
 def test_warmup_does_not_depend_on_the_length_of_the_run() -> None:
     schedule = schedule_of("linear", 20)
     assert rates(schedule, 101)[:21] == rates(schedule, 10_001)[:21]
+
+
+def test_wsd_can_cool_down_as_one_minus_the_root() -> None:
+    schedule = ScheduleConfig("wsd", warmup_steps=20, decay_steps=30, decay_shape="1-sqrt", final_ratio=0.1)
+    line = rates(schedule, 101)
+    assert line[20:71] == [PEAK] * 51
+    for step in range(70, 101):
+        assert line[step] == pytest.approx(PEAK * (0.1 + 0.9 * (1 - ((step - 70) / 30) ** 0.5)))
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_polynomial_is_a_power_of_what_is_left(power: float) -> None:
+    schedule = ScheduleConfig("polynomial", warmup_steps=20, power=power, final_ratio=0.1)
+    line = rates(schedule, 101)
+    for step in range(20, 101):
+        assert line[step] == pytest.approx(PEAK * (0.1 + 0.9 * ((100 - step) / 80) ** power))
+    if power == 1:
+        assert line == pytest.approx(rates(schedule_of("linear", 20), 101))
+
+
+def test_inverse_sqrt_meets_its_warmup_and_does_not_end() -> None:
+    schedule = ScheduleConfig("inverse_sqrt", warmup_steps=20)
+    line = rates(schedule, 101)
+    assert line[:21] == pytest.approx([PEAK * step / 20 for step in range(21)])
+    assert line[80] == pytest.approx(PEAK / 2)
+    assert line == rates(schedule, 10_001)[:101]
+
+
+def test_constant_is_constant_after_its_warmup() -> None:
+    line = rates(ScheduleConfig("constant", warmup_steps=20), 101)
+    assert line[:20] == [PEAK * step / 20 for step in range(20)]
+    assert line[20:] == [PEAK] * 81
+
+
+@pytest.mark.parametrize("name", [*NAMES, "inverse_sqrt", "constant"])
+@pytest.mark.parametrize("shape", ["linear", "1-sqrt"])
+def test_with_a_budget_the_share_of_it_takes_the_place_of_the_step(name: ScheduleName, shape: str) -> None:
+    """A run of 101 steps of equal length has the same rates, whatever its steps are called."""
+    steps = ScheduleConfig(
+        name, warmup_steps=20, decay_steps=30 * (name == "wsd"), decay_shape=shape, power=2.0, final_ratio=0.1
+    )
+    hours = ScheduleConfig(
+        name,
+        warmup_share=0.2,
+        decay_share=0.3 * (name == "wsd"),
+        decay_shape=shape,
+        power=2.0,
+        final_ratio=0.1,
+        budget_hours=24.0,
+    )
+    for step in range(120):
+        share = step / 100
+        by_time = learning_rate(7, hours, OPTIMIZER, total_steps=10**6, budget_share=share)
+        by_step = learning_rate(min(step, 100), steps, OPTIMIZER, total_steps=101, budget_share=0.9)
+        assert by_time == pytest.approx(by_step, rel=1e-9, abs=1e-15), step
