@@ -8,7 +8,7 @@ from pipeline.config.corpus import CorpusConfig
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
 from pipeline.config.optimization_checks import optimization_problems
 from pipeline.config.ranges import at_least, at_most, not_negative, positive, share
-from pipeline.config.run import RunConfig
+from pipeline.config.run import RunConfig, TrainConfig
 
 MAX_SHARD_DOCUMENTS = 2**24
 MAX_SHARD_TOKENS = 2**31
@@ -114,6 +114,33 @@ def _train_problems(config: RunConfig) -> Iterator[str]:
     yield from at_least(0, train__zero3_persistence_threshold=train.zero3_persistence_threshold)
     if train.precision == "fp16" and train.device == "cpu":
         yield "train.precision: `fp16` needs CUDA; use `bf16` or `fp32` on a CPU."
+    yield from _compile_problems(train)
+    if train.offload_optimizer:
+        yield from _offload_problems(train)
+
+
+def _compile_problems(train: TrainConfig) -> Iterator[str]:
+    if not train.compile_cache:
+        yield "train.compile_cache: required; a directory on a disk of the node, e.g. `~/.cache/pretrain-compile`."
+    if train.compile_mode != "default" and not train.compile:
+        yield f"train.compile_mode: `{train.compile_mode}` has no use without `train.compile: true`."
+    if train.compile_mode == "reduce-overhead" and train.device == "cpu":
+        yield "train.compile_mode: `reduce-overhead` replays CUDA graphs, which a CPU has not; use `default`."
+    if train.compile_mode == "reduce-overhead" and train.strategy not in ("single", "ddp"):
+        yield (
+            f"train.compile_mode: `reduce-overhead` does not go with `{train.strategy}`: DeepSpeed takes gradients out "
+            "of the memory that a CUDA graph writes again; use `default`, or strategy `single` or `ddp`."
+        )
+
+
+def _offload_problems(train: TrainConfig) -> Iterator[str]:
+    if train.strategy in ("single", "ddp"):
+        yield (
+            f"train.offload_optimizer: only DeepSpeed offloads, and the strategy is `{train.strategy}`; use `zero1`, "
+            "`zero2` or `zero3`, or leave it out."
+        )
+    if train.device == "cpu":
+        yield "train.offload_optimizer: on a CPU the optimizer state is in the memory of the host already; leave it out."
 
 
 def _bookkeeping_problems(config: RunConfig) -> Iterator[str]:

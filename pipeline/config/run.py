@@ -16,6 +16,8 @@ Masking = Literal["token", "whole_word", "span"]
 Packing = Literal["best_fit", "concatenate", "one_document", "pairs", "pairs_nsp", "pairs_sop"]
 StrategyName = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
+CompileMode = Literal["default", "max-autotune", "reduce-overhead"]
+ActivationCheckpointing = Literal["none", "full", "selective"]
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,21 @@ class TrainConfig:
     """Largest global gradient norm; 0 does not clip."""
 
     compile: bool = False
-    """`torch.compile` of encoder, head and loss."""
+    """`torch.compile` of encoder, head and loss, for training and validation."""
+
+    compile_mode: CompileMode = "default"
+    """`max-autotune` also times several kernels for each matrix product, in minutes; `reduce-overhead` replays CUDA
+    graphs, for models so small that launching kernels takes the time (`single` and `ddp` on CUDA)."""
+
+    compile_cache: str = "~/.cache/pretrain-compile"
+    """Where compiled kernels are kept for later starts: on a disk of the node. Variables of the node are put in."""
+
+    activation_checkpointing: ActivationCheckpointing = "none"
+    """`full`: only the inputs of the blocks are kept, and everything else is computed again in the backward pass;
+    `selective`: the results of matrix products and attention are kept too, and the cheap rest is computed again."""
+
+    offload_optimizer: bool = False
+    """zero1 to zero3 on CUDA: optimizer state and step in the memory of the host. Slower; for models that do not fit."""
 
     threads_per_rank: int | None = None
     """CPU threads a rank. Default: SLURM's cores a task, else the cores of the node divided by its ranks."""

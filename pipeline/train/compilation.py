@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.base.errors import UserError
+from pipeline.config.run import TrainConfig
+from pipeline.models.blocks import transformer_blocks
 from pipeline.objectives.loss import packed_loss_sum
 from pipeline.train.module import PretrainModule
 
@@ -17,17 +21,33 @@ _SPARE_GRAPHS = 6  # of torch's own 8: it stops a run that compiles more than it
 _COMPILERS = ("g++", "c++", "clang++")
 
 
-def check_compiler(device: torch.device) -> None:
-    """On CPU, torch.compile writes C++.
+def prepare_compiler(train: TrainConfig, device: torch.device) -> None:
+    """Find the compiler, and keep what it makes in ``train.compile_cache``; before anything is compiled.
 
     Raises:
-        UserError: there is no C++ compiler.
+        UserError: on a CPU, where torch.compile writes C++, there is no C++ compiler; CUDA graphs without CUDA; the
+            directory cannot be written.
     """
-    if device.type == "cpu" and not (os.environ.get("CXX") or any(map(shutil.which, _COMPILERS))):
+    if device.type == "cpu":
+        if not (os.environ.get("CXX") or any(map(shutil.which, _COMPILERS))):
+            raise UserError(
+                f"train.compile: true needs a C++ compiler on a CPU, and none of {', '.join(_COMPILERS)} is on PATH; "
+                "install one (Debian: apt-get install g++) or set train.compile to false."
+            )
+        if train.compile_mode == "reduce-overhead":
+            raise UserError(
+                "train.compile_mode: `reduce-overhead` replays CUDA graphs, and this run is on a CPU; use `default`."
+            )
+    directory = Path(os.path.expandvars(train.compile_cache)).expanduser().absolute()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise UserError(
-            f"train.compile: true needs a C++ compiler on a CPU, and none of {', '.join(_COMPILERS)} is on PATH; "
-            "install one (Debian: apt-get install g++) or set train.compile to false."
-        )
+            f"train.compile_cache: {directory} cannot be made ({error.strerror}); name a directory on a disk of this "
+            "node, e.g. `$TMPDIR/compile`."
+        ) from error
+    # torch looks here at every compilation; Triton's kernels go into a folder below.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(directory)
 
 
 def compile_step(module: PretrainModule) -> None:
@@ -36,10 +56,12 @@ def compile_step(module: PretrainModule) -> None:
     ZeRO-3 gathers weights in module hooks, which a graph cannot hold: there each block is made a leaf, gathered whole
     before it, and compiled by itself. Every stage has its own shapes, for training and for validation.
     """
+    train = module.config.train
     dynamo = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * len(module.plan.micro_rows) + _SPARE_GRAPHS)
-    if module.config.train.strategy != "zero3":
-        module.loss_function = torch.compile(packed_loss_sum, fullgraph=True, dynamic=False)
+    if train.strategy != "zero3":
+        compiled = _compiled(packed_loss_sum, train)
+        module.loss_function = _copied(compiled) if train.compile_mode == "reduce-overhead" else compiled
         return
     from deepspeed.utils import set_z3_leaf_modules
 
@@ -47,11 +69,28 @@ def compile_step(module: PretrainModule) -> None:
     set_z3_leaf_modules(module.model, [type(blocks[0])])
     for block in blocks:
         # Its forward, not the block: the hooks must stay outside the graph.
-        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
+        block.forward = _compiled(block.forward, train)
 
 
-def transformer_blocks(model: torch.nn.Module) -> list[Any]:
-    """The blocks of a stock model: the longest list of modules of one class in it."""
-    lists = [list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    uniform = [blocks for blocks in lists if len(Counter(map(type, blocks))) == 1]
-    return max(uniform, key=len)
+def keep_gradients(model: torch.nn.Module) -> None:
+    """Give every parameter a gradient of zeros, to be added to and never replaced.
+
+    A parameter without one takes over the first that the backward pass gives it, and that of a CUDA graph is memory
+    which the next micro-batch writes again. The optimizer must then zero gradients, not drop them.
+    """
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+
+def _compiled(function: Callable[..., Any], train: TrainConfig) -> Callable[..., Any]:
+    mode = None if train.compile_mode == "default" else train.compile_mode
+    return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+
+
+def _copied(compiled: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same with the loss in memory of its own: a CUDA graph's is written again by the next micro-batch."""
+
+    def loss_function(*arguments: Any) -> Tensor:
+        return compiled(*arguments).clone()
+
+    return loss_function

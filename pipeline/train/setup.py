@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
@@ -19,9 +21,10 @@ from pipeline.config.derived import BatchPlan, batch_plan
 from pipeline.config.loading import to_plain
 from pipeline.config.run import RunConfig
 from pipeline.models.attention import check_device
+from pipeline.models.blocks import checkpoint_activations
 from pipeline.models.build import build_model
 from pipeline.models.flops import flops_per_step
-from pipeline.monitor.callback import MonitorCallback
+from pipeline.monitor.callback import MonitorCallback, StepCallback, StepCallbacks
 from pipeline.monitor.events import append_event
 from pipeline.monitor.peak_flops import number_format, peak_flops
 from pipeline.monitor.sinks import Sink, make_sinks
@@ -29,7 +32,7 @@ from pipeline.monitor.step_clock import StepClock
 from pipeline.optim.groups import unused_patterns
 from pipeline.train.budget import TimeBudget
 from pipeline.train.checkpoint import CheckpointMeta, checkpoint_directory, list_checkpoints, load_weights, read_meta
-from pipeline.train.compilation import check_compiler, compile_step
+from pipeline.train.compilation import compile_step, prepare_compiler
 from pipeline.train.identity import check_identity, check_layout
 from pipeline.train.module import PretrainModule
 from pipeline.train.process import quiet_lightning, set_threads
@@ -87,7 +90,7 @@ def prepare_process(config: RunConfig, facts: RankFacts) -> tuple[BatchPlan, tor
     device = resolve_device(config.train, facts)
     check_device(config.model, device.type, config.train.precision)
     if config.train.compile:
-        check_compiler(device)
+        prepare_compiler(config.train, device)
     set_threads(config.train, facts)
     quiet_lightning()
     return plan, device
@@ -99,6 +102,7 @@ def make_module(
     """The model with what a step computes, compiled if the config says so."""
     module = PretrainModule(make_model(config, streams, start), config, plan, start.step, start.training_seconds)
     module.clock = make_clock(device)
+    checkpoint_activations(module.model, config.train.activation_checkpointing)
     if config.train.compile:
         compile_step(module)
     return module
@@ -204,13 +208,22 @@ def make_meta(
     )
 
 
+class Unprofiled(PassThroughProfiler):
+    """Profiles nothing, as Lightning's default, which makes a generator for each of its 40 hooks of a micro-batch."""
+
+    _nothing: ClassVar[AbstractContextManager[None]] = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]  # it need not yield
+        return self._nothing
+
+
 def make_trainer(
     config: RunConfig,
     plan: BatchPlan,
     facts: RankFacts,
     device: torch.device,
     num_model_parameters: int,
-    callbacks: list[pl.Callback],
+    features: Sequence[StepCallback],
 ) -> pl.Trainer:
     """Lightning's Trainer, with everything switched off that this project does itself."""
     zero = config.train.strategy in ZERO_STAGES
@@ -221,7 +234,8 @@ def make_trainer(
         precision=None if zero else LIGHTNING_PRECISION[config.train.precision],  # type: ignore[arg-type]  # a str
         accumulate_grad_batches=plan.accumulation,
         max_epochs=1,  # the loader ends with the last step of the run
-        callbacks=callbacks,
+        callbacks=[StepCallbacks(features)],
+        profiler=Unprofiled(),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -61,6 +61,24 @@ def test_each_problem_of_the_cache_is_named(values: dict[str, Any], message: str
             {"model__attention_dropout": 0.1, "train__device": "cuda"},
             "the CUDA kernel for packed rows has no attention dropout",
         ),
+        ({"train__compile_cache": ""}, "train.compile_cache: required"),
+        (
+            {"train__compile_mode": "max-autotune"},
+            "train.compile_mode: `max-autotune` has no use without `train.compile: true`",
+        ),
+        (
+            {"train__compile": True, "train__compile_mode": "reduce-overhead", "train__device": "cpu"},
+            "train.compile_mode: `reduce-overhead` replays CUDA graphs, which a CPU has not",
+        ),
+        (
+            {"train__compile": True, "train__compile_mode": "reduce-overhead", "train__strategy": "zero2"},
+            "train.compile_mode: `reduce-overhead` does not go with `zero2`",
+        ),
+        ({"train__offload_optimizer": True}, "train.offload_optimizer: only DeepSpeed offloads, and the strategy is"),
+        (
+            {"train__offload_optimizer": True, "train__strategy": "zero1", "train__device": "cpu"},
+            "train.offload_optimizer: on a CPU the optimizer state is in the memory of the host already",
+        ),
         ({"objective__name": "clm"}, "`clm` does not train family `bert`; use `mlm`"),
         ({"model__family": "gpt2"}, "`mlm` does not train family `gpt2`; use `clm`"),
         ({"objective__mask_rate": 0.0}, "objective.mask_rate: 0.0 is outside (0, 1)"),
