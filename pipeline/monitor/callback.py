@@ -1,4 +1,4 @@
-"""The one Lightning callback of the monitor: it counts every step and waits for the device only at logged ones."""
+"""What acts at the end of a step; and the monitor, which counts all steps and waits for the device at logged ones."""
 
 from __future__ import annotations
 
@@ -13,15 +13,44 @@ from pipeline.monitor.sinks import Sink
 from pipeline.monitor.step_clock import StepClock
 
 
-class StepCallback(pl.Callback):
+class StepCallback:
     """A feature of the run that acts when an optimizer step is done. Steps count from 1."""
 
-    def on_step_end(self, trainer: pl.Trainer, module: Any, step: int) -> None:
-        """Called on every rank after step ``step``, in the order of the trainer's callbacks."""
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Called on every rank before the first step."""
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if module.finishes_step:
-            self.on_step_end(trainer, module, module.step + 1)
+    def on_step_end(self, trainer: pl.Trainer, module: Any, step: int) -> None:
+        """Called on every rank after step ``step``, in the order of the features."""
+
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """Called on every rank after the last step."""
+
+    def teardown(self, trainer: pl.Trainer, module: Any) -> None:
+        """Called in any case, also after an error."""
+
+
+class StepCallbacks(pl.Callback):
+    """All features as one callback: Lightning calls six hooks a micro-batch of every callback that it has."""
+
+    def __init__(self, features: Sequence[StepCallback]) -> None:
+        self.features = features
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        for feature in self.features:
+            feature.on_train_start(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if pl_module.finishes_step:
+            for feature in self.features:
+                feature.on_step_end(trainer, pl_module, pl_module.step + 1)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        for feature in self.features:
+            feature.on_train_end(trainer, pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        for feature in self.features:
+            feature.teardown(trainer, pl_module)
 
 
 class MonitorCallback(StepCallback):

@@ -66,6 +66,8 @@ class Batch:
 
         Row numbers and digests stay on the CPU, where reading them waits for nothing.
         """
+        if self.input_ids.device == torch.device(device):
+            return self
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _ON_DEVICE}
         return replace(self, **moved)
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from types import NoneType
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.base.keyed import key
 from pipeline.config.derived import BatchPlan
@@ -30,6 +32,9 @@ from pipeline.train.step_timing import time_gradient_reduction
 from pipeline.train.strategies import ZERO_STAGES, engine_of
 
 _DROPOUT_STREAM = 0xD0  # keeps dropout's keys apart from those of masks and order
+
+
+_PLAIN_TYPES = (int, float, bool, str, NoneType)
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,14 @@ class PretrainModule(pl.LightningModule):
         self.row_digests: list[tuple[Tensor, Tensor]] = []
         self._dropout_key = 0
         self.loss_function: Callable[..., Tensor] = packed_loss_sum
+        self.keeps_gradients = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # torch looks for parameters, buffers and modules behind every attribute; Lightning sets some 30 a micro-batch.
+        if type(value) in _PLAIN_TYPES:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """Cross-entropy sum over the micro-batch's predictions, fp32 scalar with a graph."""
@@ -93,6 +106,9 @@ class PretrainModule(pl.LightningModule):
             self.row_digests.append((batch.row_numbers, batch.row_digests))
         self._dropout_key = key(self.config.seed, _DROPOUT_STREAM, self.step, batch.first_slot_key)
         return batch
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device)
 
     def _begin_step(self, batch: Batch) -> None:
         assert self.control is not None
@@ -144,6 +160,17 @@ class PretrainModule(pl.LightningModule):
 
     # Phases of the clock, in the order of Lightning's calls.
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        if not self.keeps_gradients:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+            return
+        # A parameter without a gradient takes over the first that it is given, and a CUDA graph's is memory which the
+        # next micro-batch writes again: so gradients are zeroed and added to, never replaced.
+        optimizer.zero_grad(set_to_none=False)
+        for parameter in self.model.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
     def on_before_zero_grad(self, optimizer: Any) -> None:
         self.clock.enter("optimizer")
 
@@ -177,7 +204,11 @@ class PretrainModule(pl.LightningModule):
         # DeepSpeed clips by itself; elsewhere clip here, to keep the norm without computing it twice.
         if self.config.train.strategy not in ZERO_STAGES:
             limit = self.config.train.gradient_clip_norm or float("inf")
-            self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+            self.gradient_norm = torch.nn.utils.clip_grad_norm_(self._parameters_to_clip, limit)
+
+    @cached_property
+    def _parameters_to_clip(self) -> list[nn.Parameter]:
+        return list(self.model.parameters())  # walking through all modules takes as long as clipping
 
     def read_gradient_norm(self) -> float | None:
         """Global norm before clipping of the step just finished; waits for the device."""

@@ -89,7 +89,7 @@ class Lifecycle(StepCallback):
         append_event(self.run_directory, name, step=step, **facts)
         self.monitor.event(name, step=step, **facts)
 
-    def teardown(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
+    def teardown(self, trainer: pl.Trainer, module: Any) -> None:
         self.signals.restore()
 
 
