@@ -140,7 +140,7 @@ def _offload_problems(train: TrainConfig) -> Iterator[str]:
             "`zero2` or `zero3`, or leave it out."
         )
     if train.device == "cpu":
-        yield "train.offload_optimizer: on a CPU the optimizer state is in the memory of the host already; leave it out."
+        yield "train.offload_optimizer: on a CPU the optimizer state is in the host's memory already; leave it out."
 
 
 def _bookkeeping_problems(config: RunConfig) -> Iterator[str]:

@@ -268,7 +268,7 @@ class TrainConfig:
     `selective`: the results of matrix products and attention are kept too, and the cheap rest is computed again."""
 
     offload_optimizer: bool = False
-    """zero1 to zero3 on CUDA: optimizer state and step in the memory of the host. Slower; for models that do not fit."""
+    """zero1 to zero3 on CUDA: optimizer state and step in the memory of the host. Slower; for what does not fit."""
 
     threads_per_rank: int | None = None
     """CPU threads a rank. Default: SLURM's cores a task, else the cores of the node divided by its ranks."""

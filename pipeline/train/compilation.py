@@ -60,8 +60,10 @@ def compile_step(module: PretrainModule) -> None:
     dynamo = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * len(module.plan.micro_rows) + _SPARE_GRAPHS)
     if train.strategy != "zero3":
-        compiled = _compiled(packed_loss_sum, train)
-        module.loss_function = _copied(compiled) if train.compile_mode == "reduce-overhead" else compiled
+        module.loss_function = _compiled(packed_loss_sum, train)
+        if train.compile_mode == "reduce-overhead":
+            module.loss_function = _copied(module.loss_function)
+            module.keeps_gradients = True
         return
     from deepspeed.utils import set_z3_leaf_modules
 
@@ -70,16 +72,6 @@ def compile_step(module: PretrainModule) -> None:
     for block in blocks:
         # Its forward, not the block: the hooks must stay outside the graph.
         block.forward = _compiled(block.forward, train)
-
-
-def keep_gradients(model: torch.nn.Module) -> None:
-    """Give every parameter a gradient of zeros, to be added to and never replaced.
-
-    A parameter without one takes over the first that the backward pass gives it, and that of a CUDA graph is memory
-    which the next micro-batch writes again. The optimizer must then zero gradients, not drop them.
-    """
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
 
 
 def _compiled(function: Callable[..., Any], train: TrainConfig) -> Callable[..., Any]:

@@ -10,9 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.base.errors import UserError
-from pipeline.config.run import TrainConfig
-from pipeline.train.compilation import prepare_compiler
 from tests.rankpool import RankPool
 from tests.runs import column, metrics_of, run_rank, tiny_corpus, write_config
 
@@ -93,12 +90,3 @@ def test_every_world_size_and_worker_count_sees_the_same_batches(
         digests.add(tuple(column(config.with_suffix(""), "batch_digest")))
     assert len(digests) == 1
     assert len(set(digests.pop())) == 6
-
-
-def test_compiling_on_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match=r"train.compile: true needs a C\+\+ compiler on a CPU"):
-        prepare_compiler(TrainConfig(), torch.device("cpu"))
-    prepare_compiler(TrainConfig(compile_cache=str(tmp_path)), torch.device("cuda"))

@@ -77,7 +77,7 @@ def test_each_problem_of_the_cache_is_named(values: dict[str, Any], message: str
         ({"train__offload_optimizer": True}, "train.offload_optimizer: only DeepSpeed offloads, and the strategy is"),
         (
             {"train__offload_optimizer": True, "train__strategy": "zero1", "train__device": "cpu"},
-            "train.offload_optimizer: on a CPU the optimizer state is in the memory of the host already",
+            "train.offload_optimizer: on a CPU the optimizer state is in the host's memory already",
         ),
         ({"objective__name": "clm"}, "`clm` does not train family `bert`; use `mlm`"),
         ({"model__family": "gpt2"}, "`mlm` does not train family `gpt2`; use `clm`"),
