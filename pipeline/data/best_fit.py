@@ -87,7 +87,8 @@ def _plan(
         slots[item] = (rests[item, 3] & np.uint32(0xFFFF)) + (num_slots - cap)
     item_at, counts = fit_items(slots, num_slots, most, documents_key)
     for place in range(len(rests)):
-        pieces[num_full + place] = rests[item_at[place]]
+        for word in range(4):
+            pieces[num_full + place, word] = rests[item_at[place], word]
     first_piece = np.empty(num_full + len(counts) + 1, np.int64)
     for row in range(num_full + 1):
         first_piece[row] = row

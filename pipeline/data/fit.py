@@ -238,7 +238,7 @@ def in_keyed_order(
         the items, (I,), and where the items of every size end among them, (S+1,).
     """
     digits = np.empty((2, len(slots)), np.uint32)
-    places = np.zeros((2, (1 << _DIGIT_BITS) + 1), np.uint32)
+    places = np.zeros((2, (1 << _DIGIT_BITS) + 1), np.int64)
     mask = np.uint64((1 << _DIGIT_BITS) - 1)
     for item in range(len(slots)):
         hashed = hash_u64(base_key, np.uint64(item))
@@ -246,8 +246,9 @@ def in_keyed_order(
         digits[1, item] = hashed >> np.uint64(64 - _DIGIT_BITS)
         places[0, digits[0, item] + 1] += 1
         places[1, digits[1, item] + 1] += 1
-    for digit in range(1 << _DIGIT_BITS):
-        places[:, digit + 1] += places[:, digit]
+    for digit in range(1 << _DIGIT_BITS):  # whole arrays at once would take numba seconds to compile
+        places[0, digit + 1] += places[0, digit]
+        places[1, digit + 1] += places[1, digit]
     order, moved = np.empty(len(slots), np.uint32), np.empty(len(slots), np.uint32)
     for item in range(len(slots)):
         place = digits[0, item]
@@ -257,10 +258,12 @@ def in_keyed_order(
         place = digits[1, low]
         order[places[1, place]] = low
         places[1, place] += 1
-    ends = num_items.copy()
-    for size in range(1, len(ends)):
-        ends[size] += ends[size - 1]
-    place_of_size = ends - num_items
+    ends, place_of_size = np.empty_like(num_items), np.empty_like(num_items)
+    end = np.int64(0)
+    for size in range(len(num_items)):
+        place_of_size[size] = end
+        end += num_items[size]
+        ends[size] = end
     for one in order:
         moved[place_of_size[slots[one]]] = one
         place_of_size[slots[one]] += 1

@@ -109,7 +109,8 @@ def take_rows(
     for turn in range(len(rows)):
         begin = first_piece[rows[turn]]
         for piece in range(border[turn + 1] - border[turn]):
-            taken[border[turn] + piece] = words[begin + piece]
+            for word in range(4):
+                taken[border[turn] + piece, word] = words[begin + piece, word]
     return taken, border
 
 

@@ -217,7 +217,7 @@ class Windows:
         plan, index = self.plan_shard(name[0], shard)
         first_row = int(self.order.rows_per_shard[shards[: len(begun.done)]].sum())
         rows = begun.rows - first_row
-        own = np.flatnonzero((rows >= 0) & (rows < plan.num_rows))
+        own = np.flatnonzero((rows >= 0) & (rows < plan.num_rows)) if len(shards) > 1 else np.arange(len(rows))
         words, border = take_rows(plan.words, plan.first_piece, rows[own])
         locate_words(words, index.starts)
         begun.done.append((own, words, border))
