@@ -22,7 +22,16 @@ def test_it_loads(path: Path) -> None:
 
 
 def test_all_presets_are_there() -> None:
-    names = {"bert_base", "bert_large", "demo", "gpt2_medium", "gpt2_small", "gpt2_xl", "roberta_base"}
+    names = {
+        "bert_base",
+        "bert_large",
+        "bert_large_lamb",
+        "demo",
+        "gpt2_medium",
+        "gpt2_small",
+        "gpt2_xl",
+        "roberta_base",
+    }
     assert {path.stem for path in RUNS} == names
     assert {path.stem for path in CORPORA} == {"demo", "text_files", "wikipedia_bookcorpus"}
 
@@ -33,6 +42,7 @@ def test_all_presets_are_there() -> None:
         # Published: 110M and 340M with pooler (BERT), 125M (RoBERTa), 124M, 355M and 1.5B (GPT-2, as corrected later).
         ("bert_base", 30522, 109_514_298),
         ("bert_large", 30522, 335_174_458),
+        ("bert_large_lamb", 30522, 335_174_458),
         ("roberta_base", 50265, 124_697_433),
         ("gpt2_small", 50257, 124_439_808),
         ("gpt2_medium", 50257, 354_823_168),

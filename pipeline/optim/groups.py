@@ -24,7 +24,7 @@ def parameter_groups(
 
     Args:
         mup_scales: learning-rate scales of muP by name. Weight decay is divided by them: what a step takes off a weight
-            is learning rate x decay, which muP keeps the same at every width (Yang et al. 2022, appendix B.3).
+            is learning rate x decay, which stays the same at every width (as in the mup package of the authors).
 
     Returns:
         Dicts for a torch optimizer: ``params``, ``weight_decay``, ``lr_scale``; for muon ``rule`` ("muon" or "adamw");
