@@ -31,8 +31,11 @@ from pipeline.shards.reader import ShardIndex
 PartName = tuple[int, int, int]
 """(epoch, number of the window in it, number of the part in that)."""
 
-ROWS_A_PART: Final = 2048
-"""Of every shard of the window."""
+ROWS_OF_PARTS: Final = 1 << 18
+"""Rows of the parts that all lanes of a source are in, together: some 30 bytes each."""
+
+LEAST_ROWS: Final = 512
+"""Of every shard of a part: fewer would be planned too often."""
 
 _SPARE_SHARDS: Final = 32
 
@@ -74,7 +77,7 @@ class Windows:
         self.row_format = row_format
         self.order = order
         self.epoch: Recent[int, EpochOrder] = Recent(order.epoch, 16)
-        self.part_rows = ROWS_A_PART * order.window_shards
+        self.part_rows = max(LEAST_ROWS, ROWS_OF_PARTS // order.open_shards) * order.window_shards
         # At the end of a part, and at an epoch's edge, a lane has one that it leaves and one that it enters.
         self.capacity = 2 * order.lanes + max(2, _SPARE_SHARDS // order.window_shards)
         self._begun: dict[PartName, _Begun] = {}

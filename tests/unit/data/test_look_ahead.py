@@ -66,8 +66,13 @@ def test_a_jump_starts_anew_and_plans_only_what_it_reads(corpus: Corpus, planned
     assert len(planned) - before <= LANES
 
 
+def keep_parts_of(monkeypatch: pytest.MonkeyPatch, num_rows: int) -> None:
+    monkeypatch.setattr("pipeline.data.windows.ROWS_OF_PARTS", 0)
+    monkeypatch.setattr("pipeline.data.windows.LEAST_ROWS", num_rows)
+
+
 def test_parts_of_windows_that_were_left_are_given_up(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.data.windows.ROWS_A_PART", 8)
+    keep_parts_of(monkeypatch, 8)
     stream = make_stream(corpus.files)
     (windows,) = stream.phases[0].windows
     most = 0
@@ -84,7 +89,7 @@ def test_the_size_of_a_part_changes_no_row(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch, part_rows: int, open_shards: int
 ) -> None:
     whole = [make_stream(corpus.files, open_shards=open_shards).plan([step]) for step in range(0, 300, 7)]
-    monkeypatch.setattr("pipeline.data.windows.ROWS_A_PART", part_rows)
+    keep_parts_of(monkeypatch, part_rows)
     stream = make_stream(corpus.files, open_shards=open_shards)
     for step, expected in zip(range(0, 300, 7), whole, strict=True):
         found = stream.plan([step])
