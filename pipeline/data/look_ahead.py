@@ -1,8 +1,8 @@
 """Planning before it is needed: the windows and shards of the steps ahead, a little at a time.
 
-A lane enters a new part of a window every thousand steps or so, and at an epoch's edge all lanes do so at once. Planning
-one takes a millisecond a shard, so each step plans only as many as it takes to be ready in time. Caches of remote
-corpora are told what to fetch: the indexes that planning reads, then the tars.
+A lane enters a new part of a window every thousand steps or so, and at an epoch's edge all lanes do so at once.
+Planning one takes a millisecond a shard, so each step plans only as many as it takes to be ready in time. Caches of
+remote corpora are told what to fetch: the indexes that planning reads, then the tars.
 
 Nothing here changes a row; a jump to another step only begins anew.
 """

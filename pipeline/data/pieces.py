@@ -5,7 +5,6 @@ Letters: D documents of a shard, N sentences, R rows of a shard, K pieces.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -96,17 +95,6 @@ def locate(pieces: NDArray[np.void], starts: NDArray[np.int64]) -> None:
         starts: first item of every document, below :data:`MAX_ITEMS`, (D,).
     """
     pieces["item"] = starts[pieces["document"]] + pieces["offset"]
-
-
-def as_integers(pieces: NDArray[np.void]) -> NDArray[np.int64]:
-    """The bytes of pieces (K,) as int64 (K, 2): NumPy joins many small arrays of plain numbers far faster."""
-    return pieces.view(np.int64).reshape(-1, PIECE.itemsize // 8)
-
-
-def from_integers(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.void]:
-    """Joins what :func:`as_integers` made, (K,) of :data:`PIECE`."""
-    joined = np.concatenate([np.zeros((0, PIECE.itemsize // 8), np.int64), *parts])
-    return joined.reshape(-1).view(PIECE)
 
 
 def has_flag(pieces: NDArray[np.void], flag: int) -> NDArray[np.bool_]:
