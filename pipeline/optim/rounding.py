@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
 _LOWER_BITS = 16  # of fp32's 32 that bf16 does not have
-_NUMBER_BITS = 20  # of a seed, for each of group and chunk
 
 
 class StochasticRounding:
@@ -20,7 +20,9 @@ class StochasticRounding:
 
     def reseed(self, step: int, group: int, chunk: int) -> None:
         """Begin the bits of a place in a step; they depend on these three numbers and the kind of device alone."""
-        self._seed = (step << 2 * _NUMBER_BITS) + (group << _NUMBER_BITS) + chunk
+        # A digest: the generator of the CPU takes the lower 32 bits of a seed only.
+        digest = blake2b(f"{step} {group} {chunk}".encode(), digest_size=8).digest()
+        self._seed = int.from_bytes(digest, "little")
         for generator in self._generators.values():
             generator.manual_seed(self._seed)
 

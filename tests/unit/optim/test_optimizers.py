@@ -46,7 +46,7 @@ def gradients(step: int, parameters: list[nn.Parameter]) -> list[Tensor]:
     """Of changing size, with a spike, so that second moments lag and StableAdamW clips."""
     generator = torch.Generator().manual_seed(step)
     size = 50.0 if step == 20 else 1 + step % 3
-    return [size * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype) for p in parameters]
+    return [size * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for p in parameters]
 
 
 def run(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
