@@ -266,4 +266,4 @@ def test_filler_rows_can_stand_beside_others() -> None:
 
 
 def test_every_field_is_a_row_s_or_a_segment_s() -> None:
-    assert {*PER_ROW, *PER_SEGMENT, "segment_row"} == {field.name for column in fields(Rows)}
+    assert {*PER_ROW, *PER_SEGMENT, "segment_row"} == {column.name for column in fields(Rows)}
