@@ -209,10 +209,14 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _out_of_memory(config: RunConfig, plan: BatchPlan, stage: Stage, device: torch.device) -> str:
+    train = config.train
+    further = [
+        "set `train.activation_checkpointing: full`" if train.activation_checkpointing != "full" else "",
+        "shard more with `train.strategy`" if train.strategy not in ("zero2", "zero3") else "",
+    ]
     rows = plan.micro_rows[stage]
-    sharded = "" if config.train.strategy in ("zero2", "zero3") else ", or shard more with `train.strategy`"
     return (
-        f"out of memory on {device} with {rows} rows of {stage.sequence_length} tokens a micro-batch: lower "
-        f"`train.micro_batch_size` (now {config.train.micro_batch_size}; more micro-batches a step are used instead, "
-        f"the global batch stays){sharded}."
+        f"out of memory on {device} with {rows} rows of {stage.sequence_length} tokens a micro-batch: "
+        f"lower `train.micro_batch_size` (now {train.micro_batch_size}; more micro-batches a step are used instead, "
+        f"the global batch stays){''.join(f', or {way}' for way in further if way)}."
     )

@@ -1,9 +1,9 @@
 """The clock of a run's steps: which one, and how waits for data and for other ranks get onto it.
 
-What can be said of the reduction of gradients. Under ``ddp`` it runs beside the backward pass, bucket by bucket, and
-costs nothing until the last gradient has been computed: `communication` is the time from then, when the last bucket
-is handed over, until the backward pass returns. Under ZeRO the engine mixes its communication with the backward pass
-and with the optimizer, in whose phases it stays.
+What can be said of the reduction of gradients. It runs beside the backward pass, bucket by bucket, and costs nothing
+until the last gradient has been computed: `communication` is the time from then until the backward pass returns. That
+is under ``ddp`` and ZeRO 2 and 3; ZeRO 1 reduces all that it has after the last gradient. What ZeRO gathers, weights
+after the optimizer's step and with ZeRO 3 before every layer, stays in the phase that it is part of.
 """
 
 from __future__ import annotations
@@ -72,17 +72,26 @@ class TimedBatches:
 
 
 def time_gradient_reduction(strategy_model: Any, clock: StepClock) -> None:
-    """Have ``clock`` notice when DDP hands its last bucket over; nothing for other strategies.
+    """Have ``clock`` notice when all gradients are computed and the rest of their reduction begins.
 
-    The hook reduces as DDP does without one: the mean over the ranks.
+    Args:
+        strategy_model: DDP's wrapper or DeepSpeed's engine; anything else reduces nothing.
     """
-    if not isinstance(strategy_model, DistributedDataParallel):
-        return
+    if isinstance(strategy_model, DistributedDataParallel):
+        # A lambda, because DDP reads annotations and takes no postponed ones.
+        strategy_model.register_comm_hook(None, lambda state, bucket: _reduce(bucket, clock))
+    elif hasattr(strategy_model, "allreduce_gradients"):
+        reduce_rest = strategy_model.allreduce_gradients
 
-    def reduce(bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        if bucket.is_last():
-            clock.enter("communication")
-        return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # None is the default group
+        def timed(*args: Any, **kwargs: Any) -> None:
+            with clock.during("communication"):
+                reduce_rest(*args, **kwargs)
 
-    # A lambda, because DDP reads annotations and takes no postponed ones.
-    strategy_model.register_comm_hook(None, lambda state, bucket: reduce(bucket))
+        strategy_model.allreduce_gradients = timed
+
+
+def _reduce(bucket: torch.distributed.GradBucket, clock: StepClock) -> torch.futures.Future[torch.Tensor]:
+    """The mean over the ranks, as DDP computes it without a hook."""
+    if bucket.is_last():
+        clock.enter("communication")
+    return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # None is the default group

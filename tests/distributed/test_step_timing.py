@@ -32,9 +32,10 @@ def run_with_a_slow_rank(config_path: str, overrides: list[str], slow_rank: int)
         run_rank(config_path, overrides)
 
 
-def test_waiting_for_a_slow_rank_is_communication(rank_pool: RankPool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "zero1"])
+def test_waiting_for_a_slow_rank_is_communication(strategy: str, rank_pool: RankPool, tmp_path: Path) -> None:
     tiny_corpus(tmp_path / "corpus")
-    overrides = [*ONE_STEP_A_LINE, "--train.strategy", "ddp", "--train.micro_batch_size", "4"]
+    overrides = [*ONE_STEP_A_LINE, "--train.strategy", strategy, "--train.micro_batch_size", "4"]
     by_slow_rank = {}
     for slow_rank in (0, 1):
         config = str(write_config(tmp_path, tmp_path / "corpus", f"slow{slow_rank}"))

@@ -127,7 +127,8 @@ def test_too_little_memory_names_the_setting(
         raise error
 
     monkeypatch.setattr(module, "batch_loss", fail)
-    wanted = r"out of memory on cpu with 2 rows of 64 tokens.*lower `train.micro_batch_size` \(now 2;.*`train.strategy`"
+    wanted = r"out of memory on cpu with 2 rows of 64 tokens.*lower `train.micro_batch_size` \(now 2;.*stays\), or set "
+    wanted += r"`train.activation_checkpointing: full`, or shard more with `train.strategy`\."
     with pytest.raises(UserError, match=wanted):
         bench(load(config_path), **FEW)
 
