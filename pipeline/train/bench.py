@@ -93,7 +93,7 @@ def bench(
         warmup_steps: steps before those that are measured: kernels are compiled and memory is taken in them.
         data: the config's corpus, or documents of random tokens in a temporary folder; ``auto``: the corpus if it is
             there.
-        step: first step, counted from 1. Default: the first step of the last stage.
+        step: first step, counted from 1. Default: the first step of the last stage that the run reaches.
         facts: place of this rank; default: read from the launcher's environment.
 
     Raises:
@@ -103,7 +103,7 @@ def bench(
     _check_numbers(num_steps, warmup_steps, step)
     facts = facts or rank_facts()
     stages = stages_of(config)
-    first_step = stages.all[-1].first_step if step is None else step - 1
+    first_step = stages.begun(config.train.steps)[-1].first_step if step is None else step - 1
     last_step = first_step + warmup_steps + num_steps
     stage = stages.of_step(first_step)
     if stages.of_step(last_step - 1) != stage:

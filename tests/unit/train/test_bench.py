@@ -93,6 +93,8 @@ def test_the_last_stage_is_measured_unless_a_step_is_named(config_path: Path) ->
     config = load(config_path, *stages)
     assert bench(config, data="synthetic", **FEW).stage.sequence_length == 64
     assert bench(config, data="synthetic", step=2, **FEW).stage.sequence_length == 32
+    short = load(config_path, *stages, "--train.steps", "5")  # does not reach it
+    assert bench(short, data="synthetic", **FEW).stage.sequence_length == 32
     with pytest.raises(UserError, match=r"steps 4 to 7 are not of one stage \(8 rows of 32 tokens\).*Give fewer"):
         bench(config, data="synthetic", step=4, **FEW)
 
