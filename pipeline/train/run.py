@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.base.logs import get_logger
 from pipeline.base.ranks import RankFacts, rank_facts
 from pipeline.config.run import RunConfig
+from pipeline.train.loss_scaling import LossScaling
 from pipeline.train.run_directory import check_run_directory, note_finished
 from pipeline.train.saving import Lifecycle
 from pipeline.train.setup import (
@@ -69,8 +70,10 @@ def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
         monitor=monitor,
     )
     validation = Validation(lambda step: streams.validation_batches(step, plan, facts), config.evaluation, monitor)
-    # The order counts: validation is logged with its step, and both come before the save.
-    trainer = make_trainer(config, plan, facts, device, streams.num_parameters, [validation, monitor, lifecycle])
+    # The order counts: what is logged with a step comes before the monitor, and all of it before the save.
+    scaling = [LossScaling(monitor)] if config.train.precision == "fp16" else []
+    features = [*scaling, validation, monitor, lifecycle]
+    trainer = make_trainer(config, plan, facts, device, streams.num_parameters, features)
     try:
         trainer.fit(module, train_dataloaders=loader)
     finally:

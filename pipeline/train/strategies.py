@@ -83,6 +83,8 @@ def _make_zero_strategy(
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
     }
+    if train.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = train.zero3_persistence_threshold
         del zero["allgather_bucket_size"]
@@ -94,6 +96,9 @@ def _make_zero_strategy(
         config={
             "train_micro_batch_size_per_gpu": 1,  # logging only; the loader decides
             "zero_allow_untested_optimizer": True,
+            # Offloaded, DeepSpeed asks for its own Adam, which a compiler makes at the first start; torch's fused AdamW
+            # runs on a CPU too.
+            "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": zero,
             "gradient_clipping": train.gradient_clip_norm,  # explicit: DeepSpeed alone clips at 1.0 by default
         },

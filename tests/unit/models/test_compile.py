@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from pipeline.config.run import Family
 from pipeline.models.build import build_model
@@ -51,3 +53,28 @@ def test_loss_compiles_whole_and_once(family: Family, dropout: float) -> None:
         assert loss > 0
         torch.testing.assert_close(loss, eager_loss, rtol=1e-12, atol=0)
         torch.testing.assert_close(gradient, eager_gradient, rtol=1e-12, atol=1e-12 * eager_gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fifty_varied_batches_take_one_graph(family: Family) -> None:
+    """Segmentations from one token to whole rows; training and validation, which is a graph of its own."""
+    counter = CompileCounter()
+    model = build_model(
+        tiny_config(family, num_layers=1, hidden_dropout=0.1), vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS, seed=0
+    )
+    compiled = torch.compile(packed_loss_sum, fullgraph=True, dynamic=False, backend=counter)
+    draw = random.Random(0)
+    segmentations = set()
+    for number in range(50):
+        rows = [[draw.randint(1, 32 // most) for _ in range(most)] for most in draw.choices((1, 2, 4, 8), k=2)]
+        segmentations.add(tuple(map(tuple, rows)))
+        case = PackedCase(rows, seed=number)
+        positions, labels = case.padded_predictions(64)
+        arguments = (case.input_ids.view(2, 32), case.position_ids.view(2, 32), case.cu_seqlens, positions, labels, 32)
+        with torch._dynamo.config.patch(error_on_recompile=number > 0):
+            compiled(model.train(), *arguments).backward()
+            if number % 10 == 0:
+                with torch.no_grad():
+                    compiled(model.eval(), *arguments)
+    assert counter.frame_count == 2
+    assert len(segmentations) > 40
