@@ -69,8 +69,8 @@ def _strategy_problems(config: RunConfig) -> Iterator[str]:
         if optimizer.state_dtype != "fp32":
             yield (
                 f"optimizer.state_dtype: `{optimizer.state_dtype}` does not run under `{strategy}`: DeepSpeed restores "
-                "moments without the number of the step that keys their rounding; use `fp32` (ZeRO divides their "
-                "memory by the ranks) or train.strategy `ddp`."
+                "moments as fp32, and without the number of the step that keys their rounding; use `fp32` (ZeRO "
+                "divides their memory by the ranks) or train.strategy `ddp`."
             )
     if optimizer.name == "muon" and optimizer.state_dtype != "fp32":
         yield (

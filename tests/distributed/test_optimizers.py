@@ -96,6 +96,22 @@ def test_a_resumed_run_is_bitwise_the_same(
         assert (weights[name] == value).all(), name
 
 
+@pytest.mark.parametrize(("variant", "strategy"), [("lion", "zero1"), ("adamw_groups", "zero2")])
+def test_a_sharded_run_is_resumed_bitwise(
+    variant: str, strategy: str, rank_pool: RankPool, corpus: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, corpus)
+    overrides = [*SETTINGS, *VARIANTS[variant], "--train.strategy", strategy]
+    run = config.with_suffix("")
+    rank_pool.run(run_rank, str(config), overrides, world_size=2)
+    reference = load_file(run / LAST / "model.safetensors")
+    shutil.rmtree(run / LAST)
+    rank_pool.run(run_rank, str(config), overrides, world_size=2)
+    weights = load_file(run / LAST / "model.safetensors")
+    for name, value in reference.items():
+        assert (weights[name] == value).all(), name
+
+
 class TickingClock:
     """Moves on by so many seconds at each look."""
 
