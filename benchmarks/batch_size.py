@@ -39,7 +39,7 @@ def fastest_rows(measure: Callable[[int], float], candidates: Sequence[int]) -> 
 
 
 def release_memory() -> None:
-    """What nothing refers to any more goes back to the device."""
-    gc.collect()
+    """What nothing refers to any more goes back to the device; nothing to do on a CPU."""
     if torch.cuda.is_available():
+        gc.collect()  # a module and its hooks refer to each other
         torch.cuda.empty_cache()

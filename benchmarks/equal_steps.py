@@ -49,37 +49,6 @@ def padded_documents(batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def assert_packed_equals_padded(workload: Workload, tolerance: float = 1e-4) -> None:
-    """A packed batch of ours and its documents, padded, through the stock class: one loss, one gradient.
-
-    Raises:
-        AssertionError: they differ.
-    """
-    step = OurStep(workload, workload.config())
-    try:
-        batch = next(step.batches)
-    finally:
-        step.close()
-    predictions = int(batch.num_predictions)
-    ours = step.loss_sum(batch.to(step.device)) / predictions
-    ours.backward()
-    stock = stock_model(workload, "sdpa").to(step.device)
-    documents = {name: tensor.to(step.device) for name, tensor in padded_documents(batch).items()}
-    labels = documents.pop("labels")  # where they are predicted: a causal model's need no shift
-    logits = stock(**documents).logits  # D T V
-    theirs = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
-    theirs.backward()
-    _assert_near("the loss of a packed batch and of its padded documents", ours.item(), theirs.item(), tolerance)
-    norms = [gradient_norm(model) for model in (step.module.model, stock)]
-    _assert_near("the gradient norm of a packed batch and of its padded documents", *norms, 10 * tolerance)
-
-
-def gradient_norm(model: torch.nn.Module) -> float:
-    """Over all parameters."""
-    gradients = [parameter.grad.float().norm() for parameter in model.parameters() if parameter.grad is not None]
-    return float(torch.stack(gradients).norm())
-
-
 def assert_same_training(workload: Workload, with_trainer: bool, tolerance: float = 2e-4) -> list[float]:
     """Losses of the first steps: ours, the Trainer's, and for a causal model the plain loop's.
 

@@ -107,13 +107,13 @@ def _scale(options: argparse.Namespace, deadline_seconds: float) -> Scale:
     from benchmarks.gpu_entries import Scale
 
     if options.reduced:
-        return Scale(2, 1, (64, 128), True, 0, deadline_seconds)
+        return Scale(1, 1, (128,), True, 0, deadline_seconds)
     return Scale(30, 10, (8192, 16_384, 32_768, 65_536, 131_072), True, 8, deadline_seconds)
 
 
 def _check(session: Session) -> None:
     """Correctness first: nothing is timed that is not right."""
-    from benchmarks.bf16_correctness import as_table, check_numbers
+    from benchmarks.correctness import as_table, check_numbers
 
     small = {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "sequence_length": 256}
     works = [session.workload(replace(shape, **small), 8) for shape in (_BERT, _GPT)]

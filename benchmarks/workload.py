@@ -51,6 +51,7 @@ class Shape:
     num_heads: int
     vocab_size: int
     sequence_length: int
+    initializer_range: float = 0.02
 
     @property
     def is_causal(self) -> bool:
@@ -67,6 +68,7 @@ class Shape:
             max_positions=self.sequence_length,
             vocab_size=self.vocab_size,
             hidden_dropout=0.0,
+            initializer_range=self.initializer_range,
         )
 
 
