@@ -74,10 +74,11 @@ def _model_problems(config: RunConfig) -> Iterator[str]:
     for name in model.extra:
         if name in _TYPED_IN_HUGGING_FACE:
             yield f"model.extra.{name}: set `model.{_TYPED_IN_HUGGING_FACE[name]}` instead."
-    if model.attention_dropout > 0 and config.train.device == "cuda":
+    if model.attention_dropout > 0 and config.train.compile_mode == "reduce-overhead":
         yield (
-            f"model.attention_dropout: {model.attention_dropout}: the CUDA kernel for packed rows has no attention "
-            "dropout; set it to 0.0 (model.hidden_dropout stays)."
+            f"model.attention_dropout: {model.attention_dropout} does not go with train.compile_mode "
+            "`reduce-overhead`: flash attention has no dropout, and the exact operator cannot be recorded in a CUDA "
+            "graph. Set it to 0.0 (model.hidden_dropout stays)."
         )
 
 

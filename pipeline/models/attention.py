@@ -8,6 +8,7 @@ no mask at all.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 
 from pipeline.base.errors import UserError
+from pipeline.base.logs import get_logger
 from pipeline.config.run import ModelConfig, PrecisionName
 from pipeline.models.segment_attention import segment_attention
 
@@ -25,6 +27,7 @@ _flash_attention = cast("Callable[..., Tensor]", varlen_attn)
 _FLASH_DTYPES: Final = (torch.float16, torch.bfloat16)
 _FLASH_MAX_HEAD_WIDTH: Final = 256
 _FLASH_MIN_CAPABILITY: Final = (8, 0)
+_FLASH_3_MAJOR: Final = 9
 
 
 def register_attention() -> None:
@@ -50,6 +53,8 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention inside the segments of one packed row: flash attention on CUDA in bf16 and fp16, else the exact one.
 
+    Flash attention for packed rows has no dropout of the weights: with some, the exact operator runs there too.
+
     Args:
         module: the stock attention module; ``module.is_causal`` decides where ``is_causal`` is None.
         query, key, value: (1, H, T, D).
@@ -61,7 +66,6 @@ def packed_attention(
         (1, T, H, D), and None for the attention weights.
 
     Raises:
-        UserError: attention dropout on CUDA.
         ValueError: a mask, or no segments: the model was not called through ``packed_logits``.
     """
     if attention_mask is not None or cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1:
@@ -72,9 +76,7 @@ def packed_attention(
     causal = bool(module.is_causal if is_causal is None else is_causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))  # T H D
-    if query.is_cuda and dropout > 0:
-        raise UserError(_no_dropout_on_cuda(dropout))
-    if _flash_takes(q):
+    if _flash_takes(q) and dropout == 0:
         window = (-1, 0) if causal else (-1, -1)
         lengths = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
         output = _flash_attention(q, k, v, *lengths, scale=scale, window_size=window)
@@ -86,18 +88,21 @@ def packed_attention(
 
 
 def check_device(config: ModelConfig, device_type: str, precision: PrecisionName) -> None:
-    """Refuse before the first step what the kernels of a device cannot do.
+    """Refuse before the first step what the kernels of a device cannot do, and say what they do slowly.
 
     Args:
         device_type: ``"cpu"`` or ``"cuda"``; for the latter the current device is asked for its capability.
 
     Raises:
-        UserError: attention dropout on CUDA; bf16 or fp16 on a GPU without flash attention.
+        UserError: bf16 or fp16 on a GPU without flash attention.
     """
     if device_type != "cuda":
         return
     if config.attention_dropout > 0:
-        raise UserError(_no_dropout_on_cuda(config.attention_dropout))
+        get_logger().warning(
+            "model.attention_dropout: %s: flash attention for packed rows has no dropout, so the exact operator runs, "
+            "many times slower; 0 is fast, and model.hidden_dropout stays", config.attention_dropout,
+        )  # fmt: skip
     capability = torch.cuda.get_device_capability()
     if precision != "fp32" and capability < _FLASH_MIN_CAPABILITY:
         raise UserError(
@@ -107,13 +112,27 @@ def check_device(config: ModelConfig, device_type: str, precision: PrecisionName
         )
 
 
+def use_flash_attention_3(device_type: str) -> bool:
+    """Have ``varlen_attn`` run FlashAttention 3 (Shah et al. 2024) where it is installed and made for the GPU.
+
+    torch itself has FlashAttention 2. The third comes as the module ``flash_attn_interface``, for Hopper (9.x) only.
+
+    Returns:
+        whether it runs from now on, in this process.
+    """
+    activate = getattr(torch.nn.attention, "activate_flash_attention_impl", None)
+    if (
+        device_type != "cuda"
+        or activate is None
+        or torch.cuda.get_device_capability()[0] != _FLASH_3_MAJOR
+        or importlib.util.find_spec("flash_attn_interface") is None
+    ):
+        return False
+    activate("FA3")
+    get_logger().info("attention: FlashAttention 3")
+    return True
+
+
 def _flash_takes(query: Tensor) -> bool:
     width = query.shape[-1]
     return query.is_cuda and query.dtype in _FLASH_DTYPES and width % 8 == 0 and width <= _FLASH_MAX_HEAD_WIDTH
-
-
-def _no_dropout_on_cuda(dropout: float) -> str:
-    return (
-        f"model.attention_dropout: {dropout} cannot be done on CUDA, where the kernel for packed rows has no attention "
-        "dropout: set `model.attention_dropout: 0` (model.hidden_dropout stays)."
-    )

@@ -20,7 +20,7 @@ from pipeline.base.ranks import RankFacts
 from pipeline.config.derived import BatchPlan, batch_plan
 from pipeline.config.loading import to_plain
 from pipeline.config.run import RunConfig
-from pipeline.models.attention import check_device
+from pipeline.models.attention import check_device, use_flash_attention_3
 from pipeline.models.blocks import checkpoint_activations
 from pipeline.models.build import build_model
 from pipeline.models.flops import flops_per_step
@@ -89,6 +89,7 @@ def prepare_process(config: RunConfig, facts: RankFacts) -> tuple[BatchPlan, tor
     plan = batch_plan(config, facts.world_size)
     device = resolve_device(config.train, facts)
     check_device(config.model, device.type, config.train.precision)
+    use_flash_attention_3(device.type)
     if config.train.compile:
         prepare_compiler(config.train, device)
     set_threads(config.train, facts)

@@ -37,6 +37,11 @@ def resolve_device(train: TrainConfig, facts: RankFacts) -> torch.device:
     if train.device == "cpu" or not num_gpus:
         if train.precision == "fp16":
             raise UserError("train.precision: `fp16` needs CUDA and this run is on a CPU; use `bf16` or `fp32`.")
+        if train.offload_optimizer:
+            raise UserError(
+                "train.offload_optimizer: this run is on a CPU, where the optimizer state is in the host's memory "
+                "already; leave it out."
+            )
         return torch.device("cpu")
     # One visible GPU a task (SLURM's --gpus-per-task) or all of the node's.
     index = 0 if num_gpus == 1 and facts.launcher == "slurm" else facts.local_rank

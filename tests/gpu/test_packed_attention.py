@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.base.errors import UserError
 from pipeline.config.run import Family
 from pipeline.models.attention import packed_attention
 from pipeline.models.build import build_model
@@ -91,9 +90,37 @@ def test_compiles_whole_and_once(family: Family) -> None:
             assert (compiled_gradients - gradients).norm() < 0.05 * gradients.norm()
 
 
-def test_attention_dropout_is_refused() -> None:
+def test_attention_dropout_runs_the_exact_operator() -> None:
+    """The same loss and gradients for the same seed, others for another."""
     model = build_model(
         tiny_config("bert", attention_dropout=0.1), vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS, seed=0
     ).cuda()
-    with pytest.raises(UserError, match=r"model\.attention_dropout: 0\.1 cannot be done on CUDA"):
-        loss_and_gradients(model, PackedCase(CASES[0]))
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            results.append(loss_and_gradients(model, PackedCase(CASES[1]))[0])
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+    assert results[2] != pytest.approx(results[1], rel=1e-5)
+
+
+def test_cuda_graphs_draw_the_dropout_that_was_seeded() -> None:
+    """A replayed graph reads the seed that was set before it, and is right after a change of the weights."""
+    torch._dynamo.reset()
+    config = tiny_config("bert", hidden_size=48, num_heads=3, hidden_dropout=0.3)
+    model = build_model(config, vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS, seed=0).cuda()
+    for parameter in model.parameters():  # as the training step keeps them: never replaced by a graph's memory
+        parameter.grad = torch.zeros_like(parameter)
+    compiled = torch.compile(packed_loss_sum, fullgraph=True, dynamic=False, mode="reduce-overhead")
+    case = PackedCase(CASES[1])
+    positions, labels = (tensor.cuda() for tensor in case.padded_predictions(48))
+    rows = (case.input_ids.view(2, 32).cuda(), case.position_ids.view(2, 32).cuda(), case.cu_seqlens.cuda())
+    losses = []
+    for seed in (1, 2, 3, 1, 2, 3, 1):
+        torch.manual_seed(seed)
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = compiled(model, *rows, positions, labels, 32).clone()
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[3:6] == pytest.approx([losses[6], *losses[4:6]], rel=1e-5)
+    assert len({round(loss, 3) for loss in losses[3:6]}) == 3

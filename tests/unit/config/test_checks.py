@@ -58,8 +58,8 @@ def test_each_problem_of_the_cache_is_named(values: dict[str, Any], message: str
         ({"model__extra": {"n_layer": 3}}, "model.extra.n_layer: set `model.num_layers` instead"),
         ({"model__initializer_range": 0.0}, "model.initializer_range: 0.0 must be a finite number above 0"),
         (
-            {"model__attention_dropout": 0.1, "train__device": "cuda"},
-            "the CUDA kernel for packed rows has no attention dropout",
+            {"model__attention_dropout": 0.1, "train__compile": True, "train__compile_mode": "reduce-overhead"},
+            "model.attention_dropout: 0.1 does not go with train.compile_mode `reduce-overhead`",
         ),
         ({"train__compile_cache": ""}, "train.compile_cache: required"),
         (

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from pipeline.base.errors import UserError
+from pipeline.base.logs import get_logger
 from pipeline.config.run import ModelConfig
 from pipeline.models import attention
-from pipeline.models.attention import check_device, packed_attention
+from pipeline.models.attention import check_device, packed_attention, use_flash_attention_3
 from pipeline.models.build import build_model
 from pipeline.models.packed import packed_logits
 from tests.unit.models.packing_cases import SPECIAL_IDS, VOCAB_SIZE, PackedCase, tiny_config
@@ -32,12 +33,49 @@ def test_attention_dropout_is_off_in_evaluation() -> None:
     assert torch.equal(logits_with_dropout(1, training=False), logits_with_dropout(2, training=False))
 
 
-def test_attention_dropout_on_cuda_is_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"model\.attention_dropout: 0\.1 cannot be done on CUDA.*`model\.attention_dropout: 0`"
-    ):
-        check_device(ModelConfig(attention_dropout=0.1), "cuda", "bf16")
+def test_attention_dropout_on_cuda_is_said_to_be_slow(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(get_logger(), "propagate", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     check_device(ModelConfig(attention_dropout=0.1), "cpu", "bf16")
+    check_device(ModelConfig(), "cuda", "bf16")
+    assert not caplog.records
+    check_device(ModelConfig(attention_dropout=0.1), "cuda", "bf16")
+    (record,) = caplog.records
+    assert "model.attention_dropout: 0.1: flash attention for packed rows has no dropout" in record.getMessage()
+
+
+def test_flash_attention_never_drops_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel would be taken, dropout of the weights leads to the exact operator."""
+    monkeypatch.setattr(attention, "_flash_takes", lambda query: True)
+    monkeypatch.setattr(attention, "_flash_attention", lambda *_, **__: pytest.fail("the kernel was called"))
+    q, k, v = torch.randn(3, 1, 2, 5, 8).unbind()
+    layer = torch.nn.Module()
+    torch.manual_seed(0)
+    output, _ = packed_attention(
+        layer, q, k, v, None, is_causal=False, dropout=0.5, cu_seq_lens_q=torch.tensor([0, 5]), max_length_q=5
+    )
+    assert not torch.allclose(output[0].transpose(0, 1), torch.nn.functional.scaled_dot_product_attention(q, k, v)[0])
+
+
+@pytest.mark.parametrize(
+    ("device", "major", "installed", "taken"),
+    [("cuda", 9, True, True), ("cuda", 9, False, False), ("cuda", 10, True, False), ("cpu", 9, True, False)],
+)
+def test_flash_attention_3_where_it_is_installed(
+    device: str, major: int, installed: bool, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", calls.append)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, 0))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
+    assert use_flash_attention_3(device) == taken
+    assert calls == ["FA3"] * taken
+
+
+def test_this_torch_knows_flash_attention_3() -> None:
+    assert "FA3" in torch.nn.attention.list_flash_attention_impls()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

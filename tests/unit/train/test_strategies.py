@@ -1,0 +1,33 @@
+"""What a strategy is told, and the devices that are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.base.errors import UserError
+from pipeline.base.ranks import rank_facts
+from pipeline.config.run import StrategyName, TrainConfig
+from pipeline.train.strategies import make_strategy, resolve_device
+
+
+def test_offloading_is_refused_on_a_cpu_that_was_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    train = TrainConfig(strategy="zero1", offload_optimizer=True)
+    with pytest.raises(UserError, match=r"train\.offload_optimizer: this run is on a CPU, where the optimizer state"):
+        resolve_device(train, rank_facts({}))
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+def test_deepspeed_is_told_to_offload_with_our_optimizer(
+    strategy: StrategyName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    configs = []
+    for offload in (False, True):
+        train = TrainConfig(strategy=strategy, offload_optimizer=offload)
+        made = make_strategy(train, rank_facts({}), torch.device("cpu"), 1000)
+        configs.append(made.config)  # type: ignore[attr-defined]  # of DeepSpeed's strategy
+    assert "offload_optimizer" not in configs[0]["zero_optimization"]
+    assert configs[1]["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
+    assert configs[1]["zero_force_ds_cpu_optimizer"] is False
