@@ -8,7 +8,6 @@ from __future__ import annotations
 import pickle
 import queue
 import threading
-import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -93,19 +92,12 @@ class Loader(Generic[BatchT]):
         self.steps = steps
         self.workers = workers
         self.prefetch_steps = prefetch_steps
-        self.wait_seconds = 0.0
-        """Time the consumer has waited for batches, in all."""
 
     def __iter__(self) -> Iterator[BatchT]:
         source = _from_processes if self.workers else _from_thread
         produced = source(self.steps, self.workers, self.prefetch_steps)
         try:
-            while True:
-                asked = time.perf_counter()
-                micro_batches = next(produced, None)
-                self.wait_seconds += time.perf_counter() - asked
-                if micro_batches is None:
-                    return
+            for micro_batches in produced:
                 if isinstance(micro_batches, _Failure):
                     micro_batches.reraise()
                 yield from micro_batches

@@ -7,7 +7,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -146,16 +145,6 @@ def test_the_thread_ends_with_its_iterator(stream: RowStream, ending: str) -> No
         del iterator
         gc.collect()
     assert loader_threads() == []
-
-
-def test_the_time_waited_is_counted(stream: RowStream) -> None:
-    def slow(rows: Rows, steps: Sequence[int]) -> list[list[dict[str, torch.Tensor]]]:
-        time.sleep(0.05)
-        return micro_batches(rows, steps)
-
-    made = loader(stream, slow, last_step=4)
-    list(made)
-    assert made.wait_seconds >= 0.05
 
 
 def test_an_interpreter_with_an_open_iterator_ends(stream: RowStream, tmp_path: Path) -> None:
