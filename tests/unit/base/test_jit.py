@@ -28,12 +28,13 @@ if __name__ == "__main__":
 
 
 def package(directory: Path) -> Path:
-    """A package with two kernels, one in each of two files, and the real `jit.py`."""
+    """A package with two kernels, one in each of two files, and the real `jit.py` with what it imports."""
     base = directory / "pipeline/base"
     base.mkdir(parents=True)
     for folder in (base, base.parent):
         (folder / "__init__.py").touch()
-    shutil.copy(Path(pipeline.base.__path__[0]) / "jit.py", base)
+    for name in ("jit.py", "logs.py"):
+        shutil.copy(Path(pipeline.base.__path__[0]) / name, base)
     (base / "called.py").write_text(CALLED.format(number=1))
     (base / "calling.py").write_text(CALLING)
     return base
@@ -78,3 +79,44 @@ def test_a_kernel_works_where_nothing_can_be_kept(tmp_path: Path) -> None:
         (folder / "__pycache__").touch()
     nowhere = str(tmp_path / "__pycache__" / "cache")
     assert run(tmp_path, HOME=nowhere, XDG_CACHE_HOME=nowhere)[:2] == ["42", "0"]
+
+
+@pytest.mark.parametrize(("ending", "content"), [(".nbi", b""), (".nbc", b"no pickle")])
+def test_machine_code_that_cannot_be_read_is_made_again(tmp_path: Path, ending: str, content: bytes) -> None:
+    package(tmp_path)
+    folder = Path(run(tmp_path)[2])
+    kept = list(folder.rglob(f"*{ending}"))
+    assert kept
+    for path in kept:
+        path.write_bytes(content)
+    assert run(tmp_path)[:2] == ["42", "0"]
+    assert run(tmp_path)[:2] == ["42", "1"]
+
+
+FULL_DISK = """
+import errno, os
+from numba.core.caching import IndexDataCacheFile
+
+def full(self, *rest):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+IndexDataCacheFile.save = full
+"""
+
+
+def test_a_full_disk_stops_no_kernel(tmp_path: Path) -> None:
+    base = package(tmp_path)
+    (base / "__init__.py").write_text(FULL_DISK)
+    assert run(tmp_path)[:2] == ["42", "0"]
+
+
+def test_machine_code_for_other_types_is_not_taken(tmp_path: Path) -> None:
+    base = package(tmp_path)
+    folder = Path(run(tmp_path)[2])
+    (for_integers,) = folder.rglob("calling.calling*.nbc")
+    (base / "calling.py").write_text(CALLING.replace("calling(20)", "calling(20.5)"))
+    os.utime(base / "calling.py", ns=(1, 1))
+    assert run(tmp_path)[0] == "43.0"
+    (for_floats,) = Path(run(tmp_path)[2]).rglob("calling.calling*.nbc")
+    shutil.copy(for_integers, for_floats)  # as two processes that choose one name at once
+    assert run(tmp_path)[0] == "43.0"
