@@ -87,7 +87,7 @@ def _in(workload: Workload, precision: PrecisionName) -> Workload:
 
 
 def _first_batch(workload: Workload) -> Batch:
-    step = OurStep(workload, workload.config())
+    step = OurStep(workload.config())
     try:
         return next(step.batches)
     finally:
@@ -95,7 +95,7 @@ def _first_batch(workload: Workload) -> Batch:
 
 
 def _packed(workload: Workload, batch: Batch, **switches: Any) -> tuple[float, Tensor]:
-    step = OurStep(workload, workload.config(**switches))
+    step = OurStep(workload.config(matmul_precision="highest", **switches))
     step.close()
     loss = step.loss_sum(batch.to(step.device)) / int(batch.num_predictions)
     loss.backward()

@@ -43,7 +43,7 @@ def measure_engines(workload: Workload, compiled: bool, num_steps: int) -> Table
         raise RuntimeError(f"the engines failed:\n{done.stdout[-800:]}\n{done.stderr[-1600:]}")
     seconds: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     plain = seconds[PLAIN]
-    rows = [
+    rows: list[list[str | float | int]] = [
         [name, significant(1e3 * spent), "" if name == PLAIN else f"{100 * (spent / plain - 1):+.1f} %"]
         for name, spent in seconds.items()
     ]
@@ -58,7 +58,7 @@ def main() -> None:
     seconds = {}
     for name, stage in ((PLAIN, None), *((f"ZeRO-{stage}", stage) for stage in STAGES)):
         config = workload.config(compile=compiled)
-        step = OurStep(workload, config) if stage is None else _EngineStep(workload, config, stage)
+        step = OurStep(config) if stage is None else _EngineStep(config, stage)
         seconds[name] = step.seconds_a_step(num_steps, warmup_steps=3)
         step.close()
     print(json.dumps(seconds))
@@ -92,10 +92,10 @@ class _Loss(torch.nn.Module):
 class _EngineStep(OurStep):
     """DeepSpeed computes backward pass, clipping and update."""
 
-    def __init__(self, workload: Workload, config: RunConfig, stage: int) -> None:
+    def __init__(self, config: RunConfig, stage: int) -> None:
         import deepspeed
 
-        super().__init__(workload, config)
+        super().__init__(config)
         self.engine, *_ = deepspeed.initialize(
             model=_Loss(self),
             optimizer=self.optimizer,

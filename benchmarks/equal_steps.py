@@ -64,8 +64,8 @@ def assert_same_training(workload: Workload, with_trainer: bool, tolerance: floa
     config = replace(workload, same_rows=causal).config()
     if not causal:
         config = replace(config, data=replace(config.data, packing="one_document"))
-    ours = losses_of_first_steps(workload, config, NUM_STEPS)
-    step = OurStep(workload, config)
+    ours = losses_of_first_steps(config, NUM_STEPS)
+    step = OurStep(config)
     batches = list(islice(step.batches, NUM_STEPS))
     step.close()
     if with_trainer:

@@ -60,7 +60,7 @@ class Session:
         options = self.options
         if options.reduced:
             length = 32 if shape.sequence_length <= 128 else 64
-            tiny = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 512}
+            tiny: dict[str, Any] = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 512}
             shape, num_rows = replace(shape, sequence_length=length, **tiny), 2
         size = _SYNTHETIC_REDUCED if options.reduced else _SYNTHETIC
         made_up = WORK / f"made-up-{shape.vocab_size}"
@@ -115,7 +115,7 @@ def _check(session: Session) -> None:
     """Correctness first: nothing is timed that is not right."""
     from benchmarks.correctness import as_table, check_numbers
 
-    small = {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "sequence_length": 256}
+    small: dict[str, Any] = {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "sequence_length": 256}
     works = [session.workload(replace(shape, **small), 8) for shape in (_BERT, _GPT)]
     session.tables["correctness"] = as_table([row for work in works for row in check_numbers(work, compiled=True)])
 

@@ -124,7 +124,7 @@ def _all_timed(name: str, contenders: Mapping[str, Callable[[], Timed]], scale: 
 def _our_step(work: Workload, scale: Scale) -> Timed:
     rows = _our_rows(work, scale)
     sized = work.with_rows(rows)
-    step = OurStep(sized, sized.config(compile=scale.compiled))
+    step = OurStep(sized.config(compile=scale.compiled))
     seconds = step.seconds_a_step(scale.steps, scale.warmup_steps)
     step.close()
     return Timed(rows, seconds, _our_counts(sized), _gigabytes())
@@ -142,7 +142,7 @@ def _our_rows(work: Workload, scale: Scale) -> int:
 
     def speed(rows: int) -> float:
         sized = work.with_rows(rows)
-        step = OurStep(sized, sized.config())
+        step = OurStep(sized.config())
         try:
             return rows * work.shape.sequence_length / step.seconds_a_step(3, warmup_steps=2)
         finally:
@@ -205,7 +205,7 @@ def _peer_documents(work: Workload) -> list[np.ndarray]:
 
 
 def _our_counts(work: Workload) -> Counts:
-    step = OurStep(work, work.config())
+    step = OurStep(work.config())
     batches = list(islice(step.batches, _COUNTED_STEPS))
     step.close()
     names = ("num_real_tokens", "sum_squared_lengths", "num_predictions")

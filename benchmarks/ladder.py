@@ -42,9 +42,6 @@ class Rung:
     fused_optimizer: bool = True
     """AdamW as one kernel, else torch's default for the device."""
 
-    graphs: bool = False
-    """The compiled step is replayed as a CUDA graph."""
-
     switches: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the config by their dotted names."""
 
@@ -53,7 +50,7 @@ class _StockStep(OurStep):
     """The stock class with stock attention over unpacked rows: all logits, the stock loss."""
 
     def __init__(self, workload: Workload, config: RunConfig, attention: str) -> None:
-        super().__init__(workload, config)
+        super().__init__(config)
         self.module.model = stock_model(workload, attention).to(self.device)
         self.is_causal = workload.shape.is_causal
 
@@ -85,35 +82,20 @@ class _AllPositions(_WholeLogits):
         return super().loss_sum(replace(batch, prediction_positions=positions, labels=dense(batch)[1].flatten()))
 
 
-class _Graphs(OurStep):
-    """The compiled loss replayed as CUDA graphs, forward and backward: no launches from Python."""
-
-    def __init__(self, workload: Workload, config: RunConfig) -> None:
-        super().__init__(workload, config)
-        function = self.module.loss_function
-        self.module.loss_function = torch.compile(function, fullgraph=True, dynamic=False, mode="reduce-overhead")
-
-    def train_step(self) -> Tensor:
-        torch.compiler.cudagraph_mark_step_begin()
-        return super().train_step()
-
-
 def open_rung(workload: Workload, rung: Rung) -> OurStep:
     """The step of a rung."""
     config = with_switches(workload.config(compile=False), rung.switches)
     step: OurStep
     if rung.attention is not None:
-        unpacked = {"packing": "concatenate", "cross_document_attention": True}
+        unpacked: dict[str, Any] = {"packing": "concatenate", "cross_document_attention": True}
         if not workload.shape.is_causal:
-            unpacked = {"packing": "one_document"}
+            unpacked: dict[str, Any] = {"packing": "one_document"}
         config = replace(config, data=replace(config.data, **unpacked))
         step = _StockStep(workload, config, rung.attention)
-    elif rung.graphs:
-        step = _Graphs(workload, config)
     elif rung.whole_logits:
-        step = (_AllPositions if rung.all_positions else _WholeLogits)(workload, config)
+        step = (_AllPositions if rung.all_positions else _WholeLogits)(config)
     else:
-        step = OurStep(workload, config)
+        step = OurStep(config)
     if not rung.fused_optimizer or rung.attention is not None:
         parameters = step.module.model.parameters()
         fused = True if rung.fused_optimizer else None
@@ -147,8 +129,8 @@ def rungs(is_causal: bool, graphs: bool = False) -> list[Rung]:
     fused = replace(chunked, name="fused optimizer", fused_optimizer=True)
     drop_ins = replace(fused, name="drop-ins", switches={"model.drop_ins": True})
     compiled = replace(drop_ins, name="torch.compile", switches={**drop_ins.switches, "train.compile": True})
-    # Compiled in another mode, so not on top of the rung before it.
-    last = [replace(drop_ins, name="torch.compile with CUDA graphs", graphs=True)] if graphs else []
+    replayed = {**compiled.switches, "train.compile_mode": "reduce-overhead"}
+    last = [replace(compiled, name="CUDA graphs", switches=replayed)] if graphs else []
     return [eager, sdpa, *middle, chunked, fused, drop_ins, compiled, *last]
 
 

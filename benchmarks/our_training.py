@@ -19,13 +19,10 @@ from torch import Tensor
 from benchmarks.clock import StepClock
 from benchmarks.workload import Workload
 from pipeline.base.ranks import RankFacts
-from pipeline.config.derived import batch_plan
 from pipeline.config.run import RunConfig
 from pipeline.objectives.batch import Batch
-from pipeline.train.compilation import compile_step
-from pipeline.train.module import PretrainModule
 from pipeline.train.run import train
-from pipeline.train.setup import Start, make_model
+from pipeline.train.setup import Start, make_model, make_module, prepare_process
 from pipeline.train.streams import Streams, open_streams
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,32 +34,25 @@ def initial_model(config: RunConfig, streams: Streams) -> Any:
 
 
 class OurStep:
-    """A model that is trained step by step on the rows of a workload.
+    """A model that is trained step by step, as the config says."""
 
-    Args:
-        config: of the workload, with whatever switches are measured.
-    """
-
-    def __init__(self, workload: Workload, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.device = torch.device(workload.hardware.device)
+        plan, self.device = prepare_process(config, RankFacts())
         self.streams = open_streams(config)
-        plan = batch_plan(config, 1)
-        self.module = PretrainModule(initial_model(config, self.streams), config, plan, 0).to(self.device)
+        self.module = make_module(config, self.streams, Start(), plan, self.device).to(self.device)
         self.optimizer = self.module.configure_optimizers()
-        if config.train.compile:
-            compile_step(self.module)
         self.batches: Iterator[Batch] = iter(self.streams.train_loader(0, plan, RankFacts(), self.device))
 
     def train_step(self) -> Tensor:
         """One optimizer step on the next batch; the mean loss over its predictions, a scalar on the device."""
         batch = next(self.batches)
         predictions = max(int(batch.window_predictions), 1)
+        self.module.optimizer_zero_grad(0, 0, self.optimizer)
         loss = self.loss_sum(batch.to(self.device)) / predictions
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.module.model.parameters(), self.config.train.gradient_clip_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
     def loss_sum(self, batch: Batch) -> Tensor:
@@ -90,9 +80,9 @@ class OurStep:
             close()
 
 
-def losses_of_first_steps(workload: Workload, config: RunConfig, num_steps: int) -> list[float]:
+def losses_of_first_steps(config: RunConfig, num_steps: int) -> list[float]:
     """Loss of each of the first steps, before its update."""
-    step = OurStep(workload, config)
+    step = OurStep(config)
     try:
         return [float(step.train_step()) for _ in range(num_steps)]
     finally:

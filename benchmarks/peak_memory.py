@@ -6,6 +6,7 @@ weights, gradients, moments, activations, batches.
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -68,12 +69,10 @@ def trainer_full_rows(workload: Workload) -> float:
 
 
 def _of_trainer(workload: Workload, examples: list[Any], collate: Any) -> float:
-    import transformers.trainer
-
     from benchmarks.our_training import stock_model
     from benchmarks.peers import hf_trainer
 
-    assert transformers.trainer.Trainer  # imported before memory is read
+    importlib.import_module("transformers.trainer")  # before memory is read
     settings = hf_trainer.TrainerSettings(workload.num_rows, workload.hardware)
     before = _megabytes_now()
     hf_trainer.run_trainer(stock_model(workload, "sdpa"), examples, collate, settings, NUM_STEPS)

@@ -98,7 +98,13 @@ def _scale(quick: bool, threads: int, with_trainer: bool) -> tuple[Scale, str]:
     """What is measured, and its text in words."""
     hardware = Hardware(threads=threads)
     if quick:
-        tiny = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 512, "sequence_length": 64}
+        tiny: dict[str, Any] = {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "vocab_size": 512,
+            "sequence_length": 64,
+        }
         corpus = synthetic_corpus(WORK / "step-quick", 512, 60_000, mean_tokens=40)
         bert = Workload(replace(BERT, **tiny), corpus, 4, hardware)
         scale = Scale(bert, replace(bert, shape=replace(GPT, **tiny)), 1, 2, with_trainer)

@@ -151,7 +151,7 @@ def _our_training(work: Workload, scale: Scale) -> Contender:
 
 
 def _our_step(work: Workload, scale: Scale, **switches: Any) -> Contender:
-    step = OurStep(work, work.config(**switches))
+    step = OurStep(work.config(**switches))
     tokens = work.real_tokens_a_step()
     return lambda: tokens / step.seconds_a_step(scale.steps)
 

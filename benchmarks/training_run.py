@@ -73,7 +73,7 @@ def phase_shares(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _steps_for(workload: Workload, seconds: float, compiled: bool) -> int:
-    step = OurStep(workload, workload.config(compile=compiled))
+    step = OurStep(workload.config(compile=compiled))
     try:
         seconds_a_step = step.seconds_a_step(10, warmup_steps=5)
     finally:
