@@ -89,7 +89,7 @@ def open_rung(workload: Workload, rung: Rung) -> OurStep:
     if rung.attention is not None:
         unpacked: dict[str, Any] = {"packing": "concatenate", "cross_document_attention": True}
         if not workload.shape.is_causal:
-            unpacked: dict[str, Any] = {"packing": "one_document"}
+            unpacked = {"packing": "one_document"}
         config = replace(config, data=replace(config.data, **unpacked))
         step = _StockStep(workload, config, rung.attention)
     elif rung.whole_logits:
