@@ -96,7 +96,7 @@ class Event(Protocol):
 
 
 class StreamClock(StepClock):
-    """Seconds of a CUDA stream by phase, from events.
+    """Seconds of a CUDA stream by phase, from events. Time begins with the first call: only then the device is chosen.
 
     Args:
         make_event: makes an event that can be timed.
@@ -109,7 +109,6 @@ class StreamClock(StepClock):
         self._make_event = make_event
         self._pending: deque[tuple[Phase, Event]] = deque()
         self._spare: list[Event] = []
-        self._mark()
 
     def enter(self, phase: Phase) -> None:
         self._phase = phase

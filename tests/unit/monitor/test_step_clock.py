@@ -86,6 +86,7 @@ class FakeEvent:
 def test_a_stream_is_charged_for_what_it_waits_for() -> None:
     device = FakeDevice()
     clock = StreamClock(device.event)
+    assert device.made == 0, "an event made now would belong to the device that happens to be current"
     clock.enter("forward")
     device.work(launch=1.0, compute=10.0)
     clock.enter("data_wait")
