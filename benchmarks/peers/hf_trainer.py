@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.batches import tokenizer_file
+from benchmarks.batches import VOCABULARY, tokenizer_file
 from benchmarks.clock import StepClock
 from benchmarks.peers.peer import SPECIAL_IDS, make_collator
 from benchmarks.workload import LEARNING_RATE, Hardware
@@ -55,7 +55,7 @@ class TrainerRun:
 def run_trainer(
     model: Any,
     examples: Sequence[Example],
-    collate: Callable[[list[Any]], Mapping[str, Any]],
+    collate: Callable[[list[Any]], dict[str, Any]],
     settings: TrainerSettings,
     num_steps: int,
     with_losses: bool = False,
@@ -146,7 +146,8 @@ def masking_collator(vocab_size: int, pad_to_multiple_of: int | None = None) -> 
     Args:
         pad_to_multiple_of: S pads every document to S; None pads to the longest of the batch.
     """
-    collator = make_collator(tokenizer_file(), vocab_size)
+    # It draws random tokens from its tokenizer's ids, so that must have as many as the model.
+    collator = make_collator(tokenizer_file() if vocab_size == VOCABULARY else None, vocab_size)
     collator.pad_to_multiple_of = pad_to_multiple_of
     return collator
 
