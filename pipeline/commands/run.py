@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.errors import UserError
 from pipeline.commands.parsers import add_command, add_json
 from pipeline.commands.printing import print_facts, print_lines
 
@@ -71,6 +72,9 @@ def run_bench(namespace: argparse.Namespace, overrides: list[str]) -> int:
     facts = rank_facts()
     configure_logging(facts.rank, facts.world_size)
     batch_plan(config, facts.world_size)  # refuse before torch is imported
+    output = namespace.output
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise UserError(f"bench: --output is {output}; give a file in a directory that is there.")
     from pipeline.train.bench import bench
     from pipeline.train.bench_report import bench_lines, bench_record
 
@@ -85,8 +89,8 @@ def run_bench(namespace: argparse.Namespace, overrides: list[str]) -> int:
     if facts.rank > 0:
         return 0
     record = bench_record(measured, " ".join(["pretrain", *sys.argv[1:]]))
-    if namespace.output is not None:
-        write_json_atomically(namespace.output, record)
+    if output is not None:
+        write_json_atomically(output, record)
     print_lines(bench_lines(record), record, namespace.json)
     return 0
 

@@ -110,6 +110,14 @@ def test_numbers_out_of_range_are_refused(config_path: Path) -> None:
             bench(config, **arguments)  # type: ignore[arg-type]  # of several types
 
 
+def test_a_place_for_the_record_is_looked_for_first(
+    config_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for output in (tmp_path, tmp_path / "nowhere" / "bench.json"):
+        assert main(["bench", str(config_path), "--output", str(output)]) == 2
+        assert f"bench: --output is {output}; give a file in a directory that is there." in capsys.readouterr().err
+
+
 def test_a_corpus_that_is_asked_for_must_be_there(config_path: Path) -> None:
     with pytest.raises(UserError, match="No corpus at"):
         bench(load(config_path), data="corpus", **FEW)
