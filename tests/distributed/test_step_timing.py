@@ -36,17 +36,13 @@ def run_with_a_slow_rank(config_path: str, overrides: list[str], slow_rank: int)
 def test_waiting_for_a_slow_rank_is_communication(strategy: str, rank_pool: RankPool, tmp_path: Path) -> None:
     tiny_corpus(tmp_path / "corpus")
     overrides = [*ONE_STEP_A_LINE, "--train.strategy", strategy, "--train.micro_batch_size", "4"]
-    by_slow_rank = {}
-    for slow_rank in (0, 1):
-        config = str(write_config(tmp_path, tmp_path / "corpus", f"slow{slow_rank}"))
-        rank_pool.run(run_with_a_slow_rank, config, overrides, slow_rank, world_size=2, timeout_seconds=90)
-        run = tmp_path / f"slow{slow_rank}"
-        by_slow_rank[slow_rank] = {name: column(run, f"time_{name}") for name in ("forward", "communication")}
-    # Metrics are those of rank 0: it sleeps itself, or waits for the other one once it has computed its gradients.
-    assert min(by_slow_rank[0]["forward"]) > SLEEP_SECONDS
-    assert min(by_slow_rank[0]["communication"]) < 0.5 * SLEEP_SECONDS
-    assert min(by_slow_rank[1]["forward"]) < 0.5 * SLEEP_SECONDS
-    assert min(by_slow_rank[1]["communication"][1:]) > 0.5 * SLEEP_SECONDS
+    config = str(write_config(tmp_path, tmp_path / "corpus"))
+    rank_pool.run(run_with_a_slow_rank, config, overrides, 1, world_size=2, timeout_seconds=90)
+    # Metrics are those of rank 0, which waits for the other once it has computed its gradients, or where other work of
+    # the machine holds it up, not that long.
+    assert min(column(tmp_path / "run", "time_forward")) < 0.5 * SLEEP_SECONDS
+    assert min(column(tmp_path / "run", "time_backward")) < 0.5 * SLEEP_SECONDS
+    assert max(column(tmp_path / "run", "time_communication")[1:]) > 0.5 * SLEEP_SECONDS
 
 
 def bench_numbers(config_path: str, overrides: list[str]) -> tuple[int, int, int]:
