@@ -115,6 +115,11 @@ def _train_problems(config: RunConfig) -> Iterator[str]:
     yield from at_least(0, train__zero3_persistence_threshold=train.zero3_persistence_threshold)
     if train.precision == "fp16" and train.device == "cpu":
         yield "train.precision: `fp16` needs CUDA; use `bf16` or `fp32` on a CPU."
+    if train.activation_checkpointing == "selective" and train.strategy == "zero3":
+        yield (
+            "train.activation_checkpointing: `selective` does not go with `zero3`, where DeepSpeed's linear layers change "
+            "in place the results that would be kept; use `full`."
+        )
     yield from _compile_problems(train)
     if train.offload_optimizer:
         yield from _offload_problems(train)

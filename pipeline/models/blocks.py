@@ -60,7 +60,8 @@ def checkpoint_activations(model: nn.Module, kept: ActivationCheckpointing) -> N
     transformer models".
 
     Args:
-        kept: what is kept; `none` leaves the model as it was: everything is.
+        kept: what is kept; `none` leaves the model as it was: everything is. `selective` is wrong where a kept result
+            is changed in place, as ZeRO-3's linear layers do when they add the bias; the config's checks refuse that.
     """
     if kept != "none":
         for block in transformer_blocks(model):

@@ -5,13 +5,21 @@ from __future__ import annotations
 import functools
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from pipeline.config.run import TrainConfig
+from pipeline.train import setup
+from pipeline.train.strategies import make_strategy
 from tests.rankpool import RankPool
 from tests.runs import column, metrics_of, run_rank, tiny_corpus, write_config
+
+SHARING = ("ddp", "zero1", "zero2", "zero3")
+"""Strategies of more than one rank."""
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +42,90 @@ def _run_compiled(config_path: str, overrides: list[str]) -> int:
     return counter.frame_count
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def _equal_compiled(pool: RankPool, corpus: Path, directory: Path, world_size: int, overrides: list[str]) -> list[int]:
+    """Train plainly and compiled, compare, and return the number of graphs on each rank."""
+    plain, compiled = (write_config(directory, corpus, name) for name in ("plain", "compiled"))
+    overrides = [*overrides, "--model.hidden_dropout", "0", "--model.num_layers", "1", "--evaluation.rows", "1"]
+    pool.run(run_rank, str(plain), overrides, world_size=world_size)
+    graphs = pool.run(_run_compiled, str(compiled), overrides, world_size=world_size, timeout_seconds=300)
+    for name in ("loss", "grad_norm"):
+        assert column(compiled.with_suffix(""), name) == pytest.approx(column(plain.with_suffix(""), name), abs=1e-5)
+    return graphs
+
+
+@pytest.mark.parametrize(("strategy", "world_size"), [("single", 1), *((name, 2) for name in SHARING)])
 def test_a_compiled_run_is_the_same_and_compiles_once(
+    strategy: str, world_size: int, rank_pool: RankPool, corpus: Path, tmp_path: Path
+) -> None:
+    overrides = ["--train.strategy", strategy, "--train.steps", "5", "--evaluation.every_steps", "0"]
+    graphs = _equal_compiled(rank_pool, corpus, tmp_path, world_size, overrides)
+    assert graphs == [2] * world_size  # training, and the one evaluation
+
+
+def test_every_stage_is_compiled_once(rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:
+    """Two stages, evaluated twice in each: a graph a stage for training, and one for validation."""
+    overrides = ["--train.strategy", "single", "--train.steps", "8", "--evaluation.every_steps", "2"]
+    overrides += ["--train.stages", "[{steps: 4, sequence_length: 32}, {}]"]
+    assert _equal_compiled(rank_pool, corpus, tmp_path, 1, overrides) == [4]
+
+
+@pytest.mark.parametrize("strategy", SHARING)
+def test_activation_checkpointing_changes_nothing(
     strategy: str, rank_pool: RankPool, corpus: Path, tmp_path: Path
 ) -> None:
-    plain = write_config(tmp_path, corpus, "plain")
-    compiled = write_config(tmp_path, corpus, "compiled")
-    overrides = ["--train.strategy", strategy, "--train.steps", "8", "--model.hidden_dropout", "0"]
-    overrides += ["--evaluation.rows", "1", "--evaluation.every_steps", "0"]
-    rank_pool.run(run_rank, str(plain), overrides, world_size=2)
-    graphs = rank_pool.run(_run_compiled, str(compiled), overrides, world_size=2)
-    assert graphs == [2, 2], graphs  # training, and the one evaluation
-    assert column(compiled.with_suffix(""), "loss") == pytest.approx(column(plain.with_suffix(""), "loss"), abs=1e-5)
+    """With dropout, to the bit."""
+    overrides = ["--train.strategy", strategy, "--train.steps", "4", "--evaluation.rows", "1"]
+    metrics = {}
+    for kept in ("none", "full") if strategy == "zero3" else ("none", "full", "selective"):
+        config = write_config(tmp_path, corpus, kept)
+        options = [*overrides, "--train.activation_checkpointing", kept]
+        rank_pool.run(run_rank, str(config), options, world_size=2)
+        metrics[kept] = [column(config.with_suffix(""), name) for name in ("loss", "grad_norm")]
+    assert all(values == metrics["none"] for values in metrics.values())
+
+
+@pytest.mark.parametrize(("strategy", "kept"), [("ddp", "selective"), ("zero3", "full")])
+def test_activation_checkpointing_in_a_compiled_run(
+    strategy: str, kept: str, rank_pool: RankPool, corpus: Path, tmp_path: Path
+) -> None:
+    overrides = ["--train.strategy", strategy, "--train.steps", "4", "--evaluation.every_steps", "0"]
+    overrides += ["--train.activation_checkpointing", kept]
+    assert _equal_compiled(rank_pool, corpus, tmp_path, 2, overrides) == [2, 2]
+
+
+def _run_offloaded(config_path: str, overrides: list[str]) -> set[str]:
+    """Train with the optimizer offloaded, which a config refuses on a CPU; returns its class."""
+    classes = set()
+
+    def offloaded(train: TrainConfig, *arguments: Any) -> Any:
+        strategy = make_strategy(replace(train, offload_optimizer=True), *arguments)
+        setup_optimizers = strategy.setup
+
+        def checked(trainer: Any) -> None:
+            setup_optimizers(trainer)
+            assert strategy.model.zero_cpu_offload()
+            classes.add(type(strategy.model.optimizer.optimizer).__name__)
+
+        strategy.setup = checked
+        return strategy
+
+    setup.make_strategy = offloaded
+    try:
+        run_rank(config_path, overrides)
+    finally:
+        setup.make_strategy = make_strategy
+    return classes
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+def test_an_offloaded_optimizer_is_the_same(strategy: str, rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:
+    """DeepSpeed's offloading with torch's AdamW: no compiler, the same run."""
+    overrides = ["--train.strategy", strategy, "--train.steps", "5", "--evaluation.rows", "1"]
+    here, offloaded = (write_config(tmp_path, corpus, name) for name in ("here", "offloaded"))
+    rank_pool.run(run_rank, str(here), overrides, world_size=2)
+    assert rank_pool.run(_run_offloaded, str(offloaded), overrides, world_size=2) == [{"AdamW"}] * 2
+    losses = [column(config.with_suffix(""), "loss") for config in (here, offloaded)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero1"])

@@ -61,6 +61,10 @@ def test_each_problem_of_the_cache_is_named(values: dict[str, Any], message: str
             {"model__attention_dropout": 0.1, "train__compile": True, "train__compile_mode": "reduce-overhead"},
             "model.attention_dropout: 0.1 does not go with train.compile_mode `reduce-overhead`",
         ),
+        (
+            {"train__activation_checkpointing": "selective", "train__strategy": "zero3"},
+            "train.activation_checkpointing: `selective` does not go with `zero3`",
+        ),
         ({"train__compile_cache": ""}, "train.compile_cache: required"),
         (
             {"train__compile_mode": "max-autotune"},
