@@ -178,3 +178,15 @@ def test_a_run_that_has_its_steps_ends_before_its_budget(corpus: Path, tmp_path:
     assert (outcome.step, outcome.finished) == (2, True)
     assert "budget_spent" not in [event["event"] for event in read_events(config.with_suffix(""))]
     assert load(config).schedule.budget_hours is None
+
+
+def test_a_group_that_does_not_learn_stays_as_it_is(corpus: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, corpus)
+    groups = "[{match: '*.layer.0.*', learning_rate_scale: 0}]"
+    overrides = [*SETTINGS, "--optimizer.groups", groups, "--train.steps", "4", "--checkpoint.every_steps", "2"]
+    run_rank(str(config), [*overrides, "--schedule.warmup_steps", "0"])
+    early, late = (
+        load_file(config.with_suffix("") / f"checkpoints/step-0000000{step}/model.safetensors") for step in (2, 4)
+    )
+    for name, value in early.items():
+        assert (late[name] == value).all() == (".layer.0." in name), name
