@@ -94,6 +94,8 @@ def read_index(files: CorpusFiles, split: str, number: int, manifest: Manifest) 
             f"{expected[0]} documents and {expected[1]} tokens of {expected[2]} bytes. {WAY_OUT}"
         )
     num_bytes = int(table.bytes[number])
+    if not lengths.all():
+        raise UserError(f"{path}: document {int(lengths.argmin())} of the shard has no tokens. {WAY_OUT}")
     _check_blocks_cover(path, blocks, len(lengths))
     index = ShardIndex(
         lengths=lengths,
@@ -308,6 +310,7 @@ class Shard:
         for block, first_document in enumerate(self.index.blocks["first_document"].tolist()):
             sentences = self._sentences_of(block)  # (sentences of the block + 1,)
             starts = self.index.starts[first_document : self._end_document(block)] - self.first_items[block]
+            self._check_sentences(block, sentences, starts)
             lengths.append(np.diff(sentences).astype(np.uint32))
             first_sentences.append(np.searchsorted(sentences, starts) + num_sentences)
             num_sentences += len(sentences) - 1
@@ -342,6 +345,15 @@ class Shard:
     def _sentences_of(self, block: int) -> NDArray[np.int64]:
         """Where sentences begin in a block, every document's border and the end included."""
         return self._array(block, "sentences", "sentence offsets", np.dtype("<u4")).astype(np.int64)
+
+    def _check_sentences(self, block: int, sentences: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
+        """Refuse sentences that their writer got wrong: pieces made of them would reach into other documents."""
+        end = starts[-1] + int(self.index.lengths[self._end_document(block) - 1])
+        if sentences[-1] != end or (np.diff(sentences) <= 0).any() or not np.isin(starts, sentences).all():
+            raise UserError(
+                f"{self.path}: the sentences of block {block:06d} do not divide its {len(starts)} documents of "
+                f"{end} tokens. {WAY_OUT}"
+            )
 
     def _array(self, block: int, name: str, what: str, dtype: np.dtype) -> NDArray:
         """An optional array of a block, without a copy."""

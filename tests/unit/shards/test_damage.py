@@ -151,6 +151,27 @@ def test_an_index_that_its_writer_got_wrong_is_refused(
         read_index(corpus.files, "train", 0, corpus.manifest)
 
 
+def test_a_document_without_tokens_is_refused(corpus: Corpus) -> None:
+    path = corpus.directory / "train/00000.idx"
+    item_bytes, lengths, blocks = parse_index(path.read_bytes(), str(path))
+    moved = lengths.copy()
+    moved[3:5] = 0, lengths[3] + lengths[4]
+    path.write_bytes(index_bytes(item_bytes, moved, blocks))
+    corpus.accept_shard(0)
+    with pytest.raises(UserError, match=r"00000\.idx: document 3 of the shard has no tokens"):
+        read_index(corpus.files, "train", 0, corpus.manifest)
+
+
+@pytest.mark.parametrize(("place", "value"), [(5, 3_000_000_000), (5, 0), (-1, 70_000), (0, 1)])
+def test_sentences_that_their_writer_got_wrong_are_refused(corpus: Corpus, place: int, value: int) -> None:
+    shard = open_first(corpus)
+    sentences = shard._sentences_of(0).copy()
+    sentences[place] = value
+    shard._sentences_of = lambda block: sentences  # type: ignore[method-assign]  # as if the tar had been written so
+    with pytest.raises(UserError, match=r"00000\.tar: the sentences of block 000000 do not divide its \d+ documents"):
+        shard.sentences()
+
+
 def test_index_with_other_counts_than_the_manifest_names_both(corpus: Corpus) -> None:
     path = corpus.directory / "train/00000.idx"
     path.write_bytes((corpus.directory / "train/00001.idx").read_bytes())
