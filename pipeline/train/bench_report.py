@@ -32,7 +32,6 @@ def bench_record(bench: Bench, command: str) -> dict[str, Any]:
         _result("step, fastest", "ms", "lower", min(milliseconds)),
         _result("step, slowest", "ms", "lower", max(milliseconds)),
         _result("peak memory of a rank", "GB", "lower", measured.peak_memory_gb),
-        _result("FLOPs of a step", "FLOP", "higher", measured.flops / len(steps)),
     ]
     if bench.mfu is not None:
         results.insert(1, _result("model FLOPs utilization", "share of the peak", "higher", bench.mfu))
@@ -88,6 +87,7 @@ def _facts(bench: Bench) -> dict[str, Any]:
         "real tokens a step": round(measured.real_tokens / steps),
         "filled slots, share": round(measured.real_tokens / slots, 4),
         "predictions a step": round(measured.predictions / steps),
+        "FLOPs of a step": round(measured.flops / steps),
     }
     if bench.peak_flops_per_device is not None:
         facts["peak FLOP/s of a device"] = bench.peak_flops_per_device
