@@ -67,6 +67,7 @@ benchmarks:
 	.venv-benchmarks/bin/python benchmarks/stream_scale.py --json benchmarks/results/stream_scale.json
 	.venv-benchmarks/bin/python benchmarks/step.py --json benchmarks/results/step.json
 	.venv-benchmarks/bin/python benchmarks/head.py --json benchmarks/results/head.json
+	.venv-benchmarks/bin/python benchmarks/stock_modules.py --json benchmarks/results/stock_modules.json
 	.venv-benchmarks/bin/python benchmarks/optimizers.py --json benchmarks/results/optimizers.json
 	.venv-benchmarks/bin/python benchmarks/loop_overhead.py --json benchmarks/results/loop_overhead.json
 	.venv-benchmarks/bin/python benchmarks/tables.py

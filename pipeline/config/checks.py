@@ -117,8 +117,8 @@ def _train_problems(config: RunConfig) -> Iterator[str]:
         yield "train.precision: `fp16` needs CUDA; use `bf16` or `fp32` on a CPU."
     if train.activation_checkpointing == "selective" and train.strategy == "zero3":
         yield (
-            "train.activation_checkpointing: `selective` does not go with `zero3`, where DeepSpeed's linear layers change "
-            "in place the results that would be kept; use `full`."
+            "train.activation_checkpointing: `selective` does not go with `zero3`, where DeepSpeed's linear layers "
+            "change in place the results that would be kept; use `full`."
         )
     yield from _compile_problems(train)
     if train.offload_optimizer:
