@@ -1,4 +1,4 @@
-"""Packed equals unpacked: the stock class with its default attention, segment by segment, is the truth (fp64)."""
+"""Packed equals unpacked: the stock class with its own attention, segment by segment, is the truth (fp64)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ CASES = {
 }
 
 
-def models(family: Family) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Ours, and the stock class with its default attention and the same weights; fp64."""
+def models(family: Family, attention: str = "sdpa") -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Ours, and the stock class with its default attention, or another of its own, and the same weights; fp64."""
     config = tiny_config(family)
     ours = build_model(config, vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS).double()
     stock_class = getattr(transformers, TABLE[family].model_class)
-    stock = stock_class(hf_config(config, vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS)).double().train()
-    assert stock.config._attn_implementation == "sdpa"
+    stock_config = hf_config(config, vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS)
+    if attention != "sdpa":
+        stock_config._attn_implementation = attention
+    stock = stock_class(stock_config).double().train()
+    assert stock.config._attn_implementation == attention
     stock.load_state_dict(ours.state_dict())
     return ours, stock
 
@@ -45,22 +48,23 @@ def loss_of(logits: Tensor, case: PackedCase) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, case.labels, reduction="sum")
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_and_gradients_equal_those_of_single_segments(family: Family, name: str) -> None:
+def test_logits_and_gradients_equal_those_of_single_segments(family: Family, name: str, attention: str) -> None:
     case = CASES[name]
-    ours, stock = models(family)
+    ours, stock = models(family, attention)
     logits = packed_logits(ours, case.input_ids, case.position_ids, case.cu_seqlens, 32, case.predicted)
     truth = stock_logits(stock, case)
-    torch.testing.assert_close(logits, truth, rtol=1e-10, atol=1e-10 * truth.abs().max().item())
+    torch.testing.assert_close(logits, truth, rtol=1e-12, atol=1e-12 * truth.abs().max().item())
     loss_of(logits, case).backward()
     loss_of(truth, case).backward()
     expected = {key: parameter.grad for key, parameter in stock.named_parameters()}
     # A key bias has gradient 0 in truth, so rounding needs a floor: a share of the largest gradient.
-    floor = 1e-10 * max(gradient.abs().max().item() for gradient in expected.values() if gradient is not None)
+    floor = 1e-12 * max(gradient.abs().max().item() for gradient in expected.values() if gradient is not None)
     for key, parameter in ours.named_parameters():
         torch.testing.assert_close(
-            parameter.grad, expected[key], rtol=1e-10, atol=floor, msg=lambda m, k=key: f"{k}: {m}"
+            parameter.grad, expected[key], rtol=1e-12, atol=floor, msg=lambda m, k=key: f"{k}: {m}"
         )
 
 
