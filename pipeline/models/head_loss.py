@@ -6,8 +6,8 @@ Of a chunk, the logits, the loss and all three gradients are computed in the for
 (Hsu et al. 2024, "Liger Kernel", section 3.2; the idea of not storing logits is also that of Wijmans et al. 2024, "Cut
 your losses in large-vocabulary language models"). The backward pass only multiplies by the gradient of the loss.
 
-torch's own ``linear_cross_entropy`` has such a path from 2.13 on, as one opaque operator, whose passes a compiler cannot
-fuse; ``benchmarks/head.py`` measures both.
+torch's own ``linear_cross_entropy`` has such a path from 2.13 on, as one opaque operator, whose passes a compiler
+cannot fuse; ``benchmarks/head.py`` measures both.
 """
 
 from __future__ import annotations
