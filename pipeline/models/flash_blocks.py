@@ -86,8 +86,15 @@ def _query_blocks(query: Tensor) -> Iterator[tuple[int, int, Tensor]]:
         yield first, last, _future_mask(last - first, last, query.dtype)
 
 
-@lru_cache(maxsize=256)
 def _future_mask(num_queries: int, num_keys: int, dtype: torch.dtype) -> Tensor:
     """(Q, K): minus infinity where a query, the last of which stands at the last key, would see a later one; else 0."""
-    mask = torch.full((num_queries, num_keys), float("-inf"), dtype=dtype)
-    return mask.triu_(num_keys - num_queries + 1)
+    past = num_keys - num_queries
+    room = 1 << max(past - 1, 0).bit_length()
+    return _future_band(max(num_queries, _BLOCK_QUERIES), room, dtype)[:num_queries, room - past : room + num_queries]
+
+
+@lru_cache(maxsize=8)
+def _future_band(num_queries: int, room: int, dtype: torch.dtype) -> Tensor:
+    """(Q, room + Q), of which all masks with up to ``room`` keys before the first query are views."""
+    band = torch.full((num_queries, room + num_queries), float("-inf"), dtype=dtype)
+    return band.triu_(room + 1)
