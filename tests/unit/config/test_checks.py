@@ -57,6 +57,34 @@ def test_each_problem_of_the_cache_is_named(values: dict[str, Any], message: str
         ({"model__hidden_dropout": 1.0}, "model.hidden_dropout: 1.0 is outside [0, 1)"),
         ({"model__extra": {"n_layer": 3}}, "model.extra.n_layer: set `model.num_layers` instead"),
         ({"model__initializer_range": 0.0}, "model.initializer_range: 0.0 must be a finite number above 0"),
+        ({"objective__name": "clm"}, "`clm` does not train family `bert`; use `mlm`"),
+        ({"model__family": "gpt2"}, "`mlm` does not train family `gpt2`; use `clm`"),
+        ({"objective__mask_rate": 0.0}, "objective.mask_rate: 0.0 is outside (0, 1)"),
+        ({"objective__mask_token_share": 0.95}, "0.95 + 0.1 is above 1"),
+        ({"objective__span_geometric_p": 1.0}, "objective.span_geometric_p: 1.0 is outside (0, 1)"),
+        ({"objective__span_max_words": 0}, "objective.span_max_words: 0 is below 1"),
+        ({"objective__span_max_words": 10**12}, "objective.span_max_words: 1000000000000 is above 65535"),
+        (
+            {"model__family": "gpt2", "objective__name": "clm", "objective__masking": "span"},
+            "objective.masking: `clm` masks nothing, so `span` has no use",
+        ),
+        ({"train__steps": 0}, "train.steps: 0 is below 1"),
+        ({"train__precision": "fp16", "train__device": "cpu"}, "`fp16` needs CUDA"),
+        ({"train__gradient_clip_norm": -1.0}, "train.gradient_clip_norm: -1.0"),
+        ({"train__zero3_persistence_threshold": -1}, "train.zero3_persistence_threshold: -1 is below 0"),
+        ({"checkpoint__keep_last": 0}, "checkpoint.keep_last: 0 is below 1"),
+        ({"monitor__peak_flops_per_device": 0.0}, "monitor.peak_flops_per_device: 0.0"),
+    ],
+)
+def test_run_problems(values: dict[str, Any], message: str) -> None:
+    problems = run_problems(with_values(GOOD, **values))
+    assert len(problems) == 1, problems
+    assert message in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
         (
             {"model__attention_dropout": 0.1, "train__compile": True, "train__compile_mode": "reduce-overhead"},
             "model.attention_dropout: 0.1 does not go with train.compile_mode `reduce-overhead`",
@@ -83,29 +111,11 @@ def test_each_problem_of_the_cache_is_named(values: dict[str, Any], message: str
             {"train__offload_optimizer": True, "train__strategy": "zero1", "train__device": "cpu"},
             "train.offload_optimizer: on a CPU the optimizer state is in the host's memory already",
         ),
-        ({"objective__name": "clm"}, "`clm` does not train family `bert`; use `mlm`"),
-        ({"model__family": "gpt2"}, "`mlm` does not train family `gpt2`; use `clm`"),
-        ({"objective__mask_rate": 0.0}, "objective.mask_rate: 0.0 is outside (0, 1)"),
-        ({"objective__mask_token_share": 0.95}, "0.95 + 0.1 is above 1"),
-        ({"objective__span_geometric_p": 1.0}, "objective.span_geometric_p: 1.0 is outside (0, 1)"),
-        ({"objective__span_max_words": 0}, "objective.span_max_words: 0 is below 1"),
-        ({"objective__span_max_words": 10**12}, "objective.span_max_words: 1000000000000 is above 65535"),
-        (
-            {"model__family": "gpt2", "objective__name": "clm", "objective__masking": "span"},
-            "objective.masking: `clm` masks nothing, so `span` has no use",
-        ),
-        ({"train__steps": 0}, "train.steps: 0 is below 1"),
-        ({"train__precision": "fp16", "train__device": "cpu"}, "`fp16` needs CUDA"),
-        ({"train__gradient_clip_norm": -1.0}, "train.gradient_clip_norm: -1.0"),
-        ({"train__zero3_persistence_threshold": -1}, "train.zero3_persistence_threshold: -1 is below 0"),
-        ({"checkpoint__keep_last": 0}, "checkpoint.keep_last: 0 is below 1"),
-        ({"monitor__peak_flops_per_device": 0.0}, "monitor.peak_flops_per_device: 0.0"),
     ],
 )
-def test_run_problems(values: dict[str, Any], message: str) -> None:
-    problems = run_problems(with_values(GOOD, **values))
-    assert len(problems) == 1, problems
-    assert message in problems[0]
+def test_problems_of_how_a_step_is_computed(values: dict[str, Any], message: str) -> None:
+    (problem,) = run_problems(with_values(GOOD, **values))
+    assert message in problem
 
 
 @pytest.mark.parametrize(
