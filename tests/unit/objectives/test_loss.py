@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pipeline.config.run import Family, ModelConfig, ObjectiveConfig
 from pipeline.data.rows import Rows
@@ -68,6 +72,33 @@ def test_equals_the_stock_model_on_single_segments(family: Family, monkeypatch: 
         torch.testing.assert_close(
             parameter.grad, gradients[name], rtol=1e-12, atol=floor, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+class LargestTensor(TorchDispatchMode):
+    """The most elements of any tensor that an operator gives."""
+
+    num_elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.num_elements = max([self.num_elements, *sizes])
+        return result
+
+
+def test_logits_of_all_tokens_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Causal: nearly every token predicts. With chunks, queries, keys and values are the largest tensor of a step."""
+    model, config, objective, rows = parts("gpt2")
+    (batch,) = objective.prepare(rows, 1)
+    num_tokens = batch.input_ids.numel()
+    largest = []
+    for chunk_bytes in (2 << 10, 24 << 20):
+        monkeypatch.setitem(head_loss._CHUNK_BYTES, "cpu", chunk_bytes)
+        with LargestTensor() as seen:
+            batch_loss(model, batch).backward()
+        largest.append(seen.num_elements)
+    assert largest[0] == num_tokens * 3 * config.hidden_size
+    assert largest[1] >= len(batch.labels) * VOCAB_SIZE > largest[0]  # all at once would have been seen
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
