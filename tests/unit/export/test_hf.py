@@ -19,6 +19,8 @@ from pipeline.export.fresh_process import FreshProcessError
 from pipeline.export.probe import fill_mask
 from pipeline.export.run import export_run
 from pipeline.monitor.events import read_events
+from pipeline.shards.files import LocalFiles
+from pipeline.shards.manifest import read_manifest
 from tests.unit.export.export_cases import SEQUENCE_LENGTH, make_corpus, make_run, read_config, save_step
 
 FAMILIES = ("bert", "roberta", "gpt2")
@@ -66,6 +68,9 @@ def test_a_run_becomes_a_stock_model(
     config = read_config(report.path)
     assert config["architectures"] == [class_name]
     assert "pretrain" not in str(config)
+    corpus_vocabulary = read_manifest(LocalFiles(runs / family / "corpus")).vocab_size
+    assert config["vocab_size"] == corpus_vocabulary  # no multiple of 64, to which the loss pads it
+    assert corpus_vocabulary % 64
     with safe_open(report.path / "model.safetensors", "pt") as file:
         stored = set(file.keys())
         assert file.metadata() == {"format": "pt"}
@@ -308,7 +313,6 @@ def test_a_larger_embedding_than_the_tokenizer_is_exported_and_a_smaller_one_ref
 
     from pipeline.config.loading import load_run_config, to_yaml
     from pipeline.shards.files import corpus_files
-    from pipeline.shards.manifest import read_manifest
 
     config = load_run_config(run / "config.yaml")
     manifest = read_manifest(corpus_files(config.data.corpus))
