@@ -64,11 +64,10 @@ def gather_rows(
     Raises:
         ValueError: pieces that outgrow their row or their shard, or shards of different token types: a bug.
     """
-    num_rows, length = len(row_numbers), row_format.sequence_length
     dtypes = {flat.dtype for flat in maps}
     if len(dtypes) > 1:
         raise ValueError(f"rows of shards with different token types: {sorted(map(str, dtypes))}")
-    tokens = np.empty((num_rows, length), dtypes.pop() if dtypes else np.uint16)
+    tokens = np.empty((len(row_numbers), row_format.sequence_length), dtypes.pop() if dtypes else np.uint16)
     segments = np.zeros(len(pieces), _SEGMENT)
     memory = np.array([(address_of(flat), len(flat)) for flat in maps], np.uint64).reshape(-1, 2)  # (C, 2)
     begin, middle, end = (
