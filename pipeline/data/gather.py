@@ -6,7 +6,7 @@ Letters: R rows, S sequence length, P pieces, K segments, C shards that rows com
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,11 +70,7 @@ def gather_rows(
     tokens = np.empty((len(row_numbers), row_format.sequence_length), dtypes.pop() if dtypes else np.uint16)
     segments = np.zeros(len(pieces), _SEGMENT)
     memory = np.array([(address_of(flat), len(flat)) for flat in maps], np.uint64).reshape(-1, 2)  # (C, 2)
-    begin, middle, end = (
-        np.array(ids, np.int64) for ids in (row_format.begin_ids, row_format.middle_ids, row_format.end_ids)
-    )
-    form = (begin, middle, end, row_format.pad_id, row_format.end_only_at_document_end)
-    first_slots = np.empty(len(pieces), np.int64)
+    form, first_slots = _as_numbers(row_format), np.empty(len(pieces), np.int64)
     num_segments = _fill_rows(pieces, counts, memory, map_of_row, first_document, form, tokens, segments, first_slots)
     if num_segments < 0:
         raise ValueError(f"the pieces of row {-1 - num_segments} of these outgrow it, or lie outside their shard")
@@ -92,6 +88,17 @@ def gather_rows(
         word_starts=word_starts,
         **{name: np.ascontiguousarray(segments[name]) for name in names},
     )
+
+
+_Format: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int, bool]
+
+
+def _as_numbers(row_format: RowFormat) -> _Format:
+    """A row format as kernels take it."""
+    begin, middle, end = (
+        np.array(ids, np.int64) for ids in (row_format.begin_ids, row_format.middle_ids, row_format.end_ids)
+    )
+    return begin, middle, end, row_format.pad_id, row_format.end_only_at_document_end
 
 
 _OF_SEGMENT: Final = ("segment_row", "segment_start", "segment_length", "document", "offset")
@@ -120,7 +127,7 @@ def _fill_rows(
     memory: NDArray[np.uint64],
     map_of_row: NDArray[np.int64],
     first_document: NDArray[np.int64],
-    row_format: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int, bool],
+    row_format: _Format,
     tokens: NDArray[np.unsignedinteger],
     segments: NDArray[np.void],
     first_slots: NDArray[np.int64],
