@@ -48,23 +48,30 @@ class Planned:
 def plan_rows(numbers: NDArray[np.int64], found: PhasePlaces, phase: Phase, step: int) -> Planned:
     """Plan rows of a phase by their run-wide numbers and places, (R,); ``step`` is the last that asks for them."""
     source, epoch, position = found.source, found.places.epoch, found.places.position
-    most = min(windows.capacity for windows in phase.windows)
-    if len(numbers) > most:
-        # Window by window, so that rows of more parts than are kept plan each of them once.
-        order = np.lexsort((position, epoch, source))
-        chunks = [order[first : first + most] for first in range(0, len(order), most)]
-        parts = [plan_rows(numbers[chunk], found.taken(chunk), phase, step) for chunk in chunks]
-        return _reordered(numbers, found, parts, order)
     where, places = np.empty((len(numbers), 5), np.uint64), np.empty_like(position)
     held = []
     for number, windows in enumerate(phase.windows):
         rows = slice(None) if len(phase.windows) == 1 else np.flatnonzero(source == number)
         window, places[rows], part = windows.names_of(epoch[rows], position[rows])
-        where[rows] = windows.where(epoch[rows], window, part, step)
+        names, at = windows.missing(epoch[rows], window, part)
+        if names:
+            if len(numbers) > windows.capacity:
+                return _plan_in_chunks(numbers, found, phase, step)
+            at = windows.add(names, step, epoch[rows], window, part)
+        where[rows] = windows.where(at, step)
         held.append(windows.parts)  # the kernel reads them by their addresses
     words, counts, shard = pieces_of_rows(where, places)
     del held
     return Planned(numbers, epoch, source, shard, counts, as_pieces(words))
+
+
+def _plan_in_chunks(numbers: NDArray[np.int64], found: PhasePlaces, phase: Phase, step: int) -> Planned:
+    """Window by window, so that rows of more parts than are kept plan each of them once."""
+    order = np.lexsort((found.places.position, found.places.epoch, found.source))
+    most = min(windows.capacity for windows in phase.windows)
+    chunks = [order[first : first + most] for first in range(0, len(order), most)]
+    parts = [plan_rows(numbers[chunk], found.taken(chunk), phase, step) for chunk in chunks]
+    return _reordered(numbers, found, parts, order)
 
 
 def _reordered(

@@ -124,22 +124,33 @@ class Windows:
         columns = (column[unplanned].tolist() for column in (epoch, window, part))
         return sorted(set(zip(*columns, strict=True))), found
 
-    def where(
-        self, epoch: NDArray[np.int64], window: NDArray[np.int64], part: NDArray[np.int64], step: int
-    ) -> NDArray[np.uint64]:
-        """Where the parts of rows lie, for ``part_kernels.pieces_of_rows``; they are planned now if they have not been.
+    def add(
+        self,
+        names: list[PartName],
+        step: int,
+        epoch: NDArray[np.int64],
+        window: NDArray[np.int64],
+        part: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Plan the parts that :meth:`missing` named for these rows, of no more parts than ``capacity``.
+
+        Returns:
+            the places in the tables of all of them, (T,).
+        """
+        for name in names:
+            self._add(name, self._plan(name), step)
+        _, found = self.missing(epoch, window, part)
+        self._drop(len(self._planned) - self.capacity, found)
+        return found
+
+    def where(self, found: NDArray[np.int64], step: int) -> NDArray[np.uint64]:
+        """Where the parts of rows lie, for ``part_kernels.pieces_of_rows``, (T, 5).
 
         Args:
-            epoch, window, part: of every row, (T,), of no more parts than ``capacity``.
+            found: their places in the tables, (T,).
             step: the last that asks for them.
         """
-        names, found = self.missing(epoch, window, part)
-        if names:
-            for name in names:
-                self._add(name, self._plan(name), step)
-            _, found = self.missing(epoch, window, part)
         self._last_step[found] = np.maximum(self._last_step[found], step)
-        self._drop(len(self._planned) - self.capacity, found)
         return self._where[found]
 
     def _add(self, name: PartName, part: Part, step: int) -> None:

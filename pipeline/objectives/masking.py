@@ -1,6 +1,6 @@
 """Which tokens of a row are predicted and what stands in their place: a pure function of (seed, row number).
 
-Letters: R rows, S sequence length, V vocabulary, P predictions.
+Letters: R rows, S sequence length, N runs of special ids, P predictions.
 
 The masked-language-model corruption of BERT (Devlin et al. 2018, section 3.1), drawn anew for every row number, so anew
 in every epoch (RoBERTa's dynamic masking), with an exact count a row. Tokens, whole words or spans are chosen. Every
@@ -44,11 +44,12 @@ class MaskingSettings:
 
     config: ObjectiveConfig
     mask_id: int
-    is_ordinary: NDArray[np.bool_]
-    """Whether an id may be predicted: all but special ones, and none beyond the vocabulary, (V+1,)."""
+    special_ranges: NDArray[np.int64]
+    """First and last id of every run of ids that are never predicted, (N, 2): to compare a row with the few runs that a
+    tokenizer has is faster than to look its tokens up."""
 
     ordinary_ids: NDArray[np.int64]
-    """Those ids: random replacements are drawn from them."""
+    """All other ids: random replacements are drawn from them."""
 
     span_lengths: NDArray[np.int32]
     """See :func:`pipeline.objectives.span_masking.span_lengths`, (65536,)."""
@@ -61,14 +62,15 @@ def masking_settings(
     config: ObjectiveConfig, *, seed: int, mask_id: int, vocab_size: int, special_ids: Collection[int]
 ) -> MaskingSettings:
     """Prepare tables for a tokenizer of ``vocab_size`` ids, whose padding is among ``special_ids``."""
-    is_ordinary = np.ones(vocab_size + 1, np.bool_)
-    is_ordinary[[*special_ids, vocab_size]] = False
+    is_special = np.zeros(vocab_size + 2, np.bool_)  # with an ordinary one on either side
+    is_special[[special_id + 1 for special_id in special_ids]] = True
+    borders = np.flatnonzero(np.diff(is_special))
     streams = (_ORDER_STREAMS[config.masking], _LENGTH_STREAM, _FATE_STREAM, _RANDOM_ID_STREAM)
     return MaskingSettings(
         config,
         mask_id,
-        is_ordinary,
-        np.flatnonzero(is_ordinary),
+        np.column_stack([borders[::2], borders[1::2] - 1]),
+        np.flatnonzero(~is_special[1:-1]),
         span_lengths(config.span_geometric_p, config.span_max_words),
         np.array([key(seed, stream) for stream in streams], np.uint64),
     )
@@ -116,7 +118,7 @@ def corrupt(
         tokens,
         row_numbers,
         word_starts,
-        settings.is_ordinary,
+        settings.special_ranges.astype(tokens.dtype),  # of one dtype with the tokens, they are compared as vectors
         settings.ordinary_ids,
         settings.mask_id,
         config.mask_rate,
@@ -137,7 +139,7 @@ def _mask_rows(
     tokens: NDArray[np.integer],
     row_numbers: NDArray[np.int64],
     word_starts: NDArray[np.bool_],
-    is_ordinary: NDArray[np.bool_],
+    special_ranges: NDArray[np.integer],
     ordinary_ids: NDArray[np.int64],
     mask_id: int,
     rate: float,
@@ -153,15 +155,12 @@ def _mask_rows(
     num_rows, length = tokens.shape
     maskable = np.empty(length, np.bool_)
     sizes, places, fates = np.empty(length, np.int64), np.empty(length, np.int64), np.empty(length, np.int64)
-    beyond = np.uint64(len(is_ordinary) - 1)
     total = 0
     for row in range(num_rows):
-        num_maskable, ids, inputs = 0, tokens[row], corrupted[row]
+        ids, inputs = tokens[row], corrupted[row]
         for place in range(length):
             inputs[place] = ids[place]
-        for place in range(length):
-            maskable[place] = is_ordinary[min(np.uint64(ids[place]), beyond)]
-            num_maskable += maskable[place]
+        num_maskable = _find_maskable(ids, special_ranges, maskable)
         wanted = num_predictions(num_maskable, rate)
         number = np.uint64(row_numbers[row])
         order_key = hash_u64(keys[0], number)
@@ -189,6 +188,21 @@ def _mask_rows(
                 corrupted[row, place] = ordinary_ids[np.int64(draw * np.uint64(len(ordinary_ids)) >> np.uint64(32))]
         counts[row] = chosen
     return total
+
+
+@kernel
+def _find_maskable(ids: NDArray[np.integer], special_ranges: NDArray[np.integer], maskable: NDArray[np.bool_]) -> int:
+    """Fill the last one, (S,): where the id is in no range; return at how many places."""
+    for place in range(len(ids)):
+        maskable[place] = True
+    for number in range(len(special_ranges)):
+        first, last = special_ranges[number, 0], special_ranges[number, 1]
+        for place in range(len(ids)):
+            maskable[place] &= (ids[place] < first) | (ids[place] > last)
+    num_maskable = 0
+    for place in range(len(ids)):
+        num_maskable += maskable[place]
+    return num_maskable
 
 
 @kernel

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from pipeline.base.errors import UserError
@@ -35,7 +34,7 @@ def test_config_reaches_the_masks() -> None:
     assert isinstance(mlm, MaskedLanguageModel)
     masking = mlm.masking
     assert (masking.config, masking.mask_id) == (config, 4)
-    assert np.flatnonzero(~masking.is_ordinary).tolist() == [*ALL_SPECIAL_IDS, VOCABULARY.vocab_size]
+    assert masking.special_ranges.tolist() == [[0, 4], [150, 150]]
     assert masking.ordinary_ids.tolist() == [number for number in range(200) if number not in ALL_SPECIAL_IDS]
     assert masking.keys[3] == key(12, int.from_bytes(b"PICK", "big"))
 
@@ -44,7 +43,7 @@ def test_padding_is_never_predicted_even_by_a_tokenizer_that_has_it_for_an_ordin
     row_format = replace(bert_format(64), pad_id=17)
     mlm = make_objective(ObjectiveConfig(), VOCABULARY, row_format, 1, packing="best_fit")
     assert isinstance(mlm, MaskedLanguageModel)
-    assert not mlm.masking.is_ordinary[17]
+    assert mlm.masking.special_ranges.tolist() == [[0, 4], [17, 17], [150, 150]]
     assert 17 not in mlm.masking.ordinary_ids
 
 
