@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from pipeline.base.errors import UserError
-from pipeline.base.logs import get_logger
 from pipeline.config.run import ModelConfig
 from pipeline.models import attention
 from pipeline.models.attention import check_device, packed_attention, use_flash_attention_3
@@ -36,7 +35,6 @@ def test_attention_dropout_is_off_in_evaluation() -> None:
 def test_attention_dropout_on_cuda_is_said_to_be_slow(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(get_logger(), "propagate", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     check_device(ModelConfig(attention_dropout=0.1), "cpu", "bf16")
     check_device(ModelConfig(), "cuda", "bf16")

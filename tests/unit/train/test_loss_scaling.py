@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.base.logs import get_logger
 from pipeline.train.loss_scaling import LossScaling
 
 
@@ -26,9 +25,8 @@ def module_of(strategy: str) -> Any:
     return SimpleNamespace(config=SimpleNamespace(train=SimpleNamespace(strategy=strategy)), first_step=10)
 
 
-def test_skipped_steps_of_a_grad_scaler(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipped_steps_of_a_grad_scaler(caplog: pytest.LogCaptureFixture) -> None:
     """A real scaler, on the CPU: steps 11 to 14, of which 12 and 13 have an infinite gradient."""
-    monkeypatch.setattr(get_logger(), "propagate", True)
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight])
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
