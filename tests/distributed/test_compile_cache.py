@@ -38,6 +38,7 @@ def _compile_as_rank(rank: int, directory: str) -> dict[str, int] | None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+@pytest.mark.proof
 def test_another_process_finds_what_the_first_has_compiled(rank_pool: RankPool, tmp_path: Path) -> None:
     (first,) = rank_pool.run(_compile_as_rank, 0, str(tmp_path), world_size=1, timeout_seconds=300)
     assert first == {"hit": 0, "miss": 1, "bypass": 0}
