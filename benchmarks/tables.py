@@ -21,8 +21,8 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "benchmarks" / "results"
-IN_PARTS: Final = ("gpu",)
-"""Benchmarks whose file is joined from several calls: a part of it may be missing."""
+IN_PARTS: Final = ("gpu", "step")
+"""Benchmarks that may be run in parts (`--only`): some tables may be missing."""
 
 _BLOCK: Final = re.compile(r"(<!-- benchmark: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
