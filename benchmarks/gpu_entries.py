@@ -64,6 +64,7 @@ class Counts:
     real_tokens: float
     squared_lengths: float
     predictions: float
+    prediction_lengths: float
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def _our_counts(work: Workload) -> Counts:
     step = OurStep(work.config())
     batches = list(islice(step.batches, _COUNTED_STEPS))
     step.close()
-    names = ("num_real_tokens", "sum_squared_lengths", "num_predictions")
+    names = ("num_real_tokens", "sum_squared_lengths", "num_predictions", "sum_prediction_lengths")
     return Counts(*(sum(int(getattr(batch, name)) for batch in batches) / len(batches) for name in names))
 
 
@@ -216,7 +217,7 @@ def _full_counts(work: Workload, num_rows: int) -> Counts:
     length = work.shape.sequence_length
     share = (length - 1) / length if work.shape.is_causal else work.config().objective.mask_rate
     tokens = float(num_rows * length)
-    return Counts(tokens, tokens * length, tokens * share)
+    return Counts(tokens, tokens * length, tokens * share, tokens * share * length)
 
 
 def _gigabytes() -> float | None:
@@ -247,5 +248,6 @@ def utilization(work: Workload, timed: Timed) -> float | None:
         round(counts.real_tokens),
         round(counts.squared_lengths),
         round(counts.predictions),
+        round(counts.prediction_lengths),
     )
     return model_flops_utilization(flops, timed.seconds, peak, 1)

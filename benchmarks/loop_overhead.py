@@ -259,6 +259,7 @@ def our_batch(tensor: Tensor) -> Any:
         num_predictions=PREDICTIONS,
         num_real_tokens=WIDTH,
         sum_squared_lengths=WIDTH * WIDTH,
+        sum_prediction_lengths=PREDICTIONS * WIDTH,
         row_numbers=torch.zeros(1, dtype=torch.int64),
         first_slot_key=0,
         max_seqlen=WIDTH,

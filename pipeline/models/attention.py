@@ -1,6 +1,6 @@
 """The attention function that stock transformers models are built with: packed rows, no mask.
 
-Letters: T tokens of the packed row, H heads, D head width, K segments.
+Letters: T tokens of the packed row, Q queries (T, or fewer), H heads, D head width, K segments.
 
 Only transformers' ``AttentionInterface`` knows its name. With no entry in ``AttentionMaskInterface`` the models build
 no mask at all.
@@ -48,6 +48,7 @@ def packed_attention(
     scaling: float | None = None,
     is_causal: bool | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
     max_length_q: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -57,33 +58,36 @@ def packed_attention(
 
     Args:
         module: the stock attention module; ``module.is_causal`` decides where ``is_causal`` is None.
-        query, key, value: (1, H, T, D).
+        query: (1, H, Q, D).
+        key, value: (1, H, T, D).
         attention_mask: must be None.
-        cu_seq_lens_q: int32 (K + 1,), starts of the segments and the end of the last.
+        cu_seq_lens_q: int32 (K + 1,), starts of the segments' queries and the end of the last's.
+        cu_seq_lens_k: the same of the keys; where causal, the same numbers.
         max_length_q: bound of the segment lengths, a constant of the run.
 
     Returns:
-        (1, T, H, D), and None for the attention weights.
+        (1, Q, H, D), and None for the attention weights.
 
     Raises:
         ValueError: a mask, or no segments: the model was not called through ``packed_logits``.
     """
-    if attention_mask is not None or cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1:
+    given = cu_seq_lens_q is not None and cu_seq_lens_k is not None and max_length_q is not None
+    if attention_mask is not None or not given or query.shape[0] != 1:
         raise ValueError(
-            f"attention `{ATTENTION_NAME}` takes one packed row with cu_seq_lens_q and max_length_q and no "
-            "attention_mask: call the model through pipeline.models.packed.packed_logits"
+            f"attention `{ATTENTION_NAME}` takes one packed row with cu_seq_lens_q, cu_seq_lens_k and max_length_q and "
+            "no attention_mask: call the model through pipeline.models.packed.packed_logits"
         )
     causal = bool(module.is_causal if is_causal is None else is_causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))  # T H D
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))  # Q H D, T H D twice
     if _flash_takes(q) and dropout == 0:
         window = (-1, 0) if causal else (-1, -1)
-        lengths = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+        lengths = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_q)
         output = _flash_attention(q, k, v, *lengths, scale=scale, window_size=window)
     else:
         # Drawn from torch's default generator, so whoever seeds that seeds the dropout.
         seed = torch.randint(2**62, (1,), dtype=torch.int64) if dropout > 0 else None
-        output = segment_attention(q, k, v, cu_seq_lens_q, seed, dropout, causal, scale)
+        output = segment_attention(q, k, v, cu_seq_lens_q, cu_seq_lens_k, seed, dropout, causal, scale)
     return output.unsqueeze(0), None
 
 

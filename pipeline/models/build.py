@@ -71,7 +71,7 @@ def build_model(
         scale_initial_weights(model, config)
     if config.drop_ins:
         install_drop_ins(model)
-    prepare_packed(model)
+    prepare_packed(model, narrow=config.drop_ins)
     return model.train()
 
 

@@ -58,6 +58,9 @@ class Family:
     head_transform: bool = False
     """The head begins with a dense layer and a layer norm, and ends with a bias (BERT's)."""
 
+    narrow_last_block: bool = False
+    """The last block can be computed at the predicted positions only (`last_block.py`): its modules are BERT's."""
+
 
 _ENCODER_NAMES: Final = {
     "hidden_size": ("hidden_size",),
@@ -82,6 +85,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
         type_vocab_size=2,
         embedding_norm=True,
         head_transform=True,
+        narrow_last_block=True,
     ),
     # Liu et al. 2019; the defaults are roberta-base's, not the class's.
     "roberta": Family(
@@ -96,6 +100,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
         type_vocab_size=1,
         embedding_norm=True,
         head_transform=True,
+        narrow_last_block=True,
     ),
     # Radford et al. 2019. No pad_token_id: the stock forward would look for it in the ids, a wait for the GPU.
     "gpt2": Family(

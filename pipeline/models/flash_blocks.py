@@ -1,6 +1,7 @@
 """Attention of segments of one length by torch's flash kernel for CPUs, and its gradient.
 
-Letters: G segments, H heads, N tokens of each, D head width, Q queries of a block, K keys that a block can see.
+Letters: G segments, H heads, N keys of each, M queries of each (N where causal), D head width, Q queries of a block,
+K keys that a block can see.
 
 The kernel never holds an N x N matrix (Dao et al. 2022, FlashAttention). Its ``is_causal`` computes the whole square
 up to 512 keys and masks half of it, so a causal segment is cut into blocks of queries here, each with the keys up to
@@ -30,10 +31,11 @@ def flash_takes(query: Tensor) -> bool:
 
 
 def flash_forward(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """Outputs (G, H, N, D) and the logarithms of the softmax's sums (G, H, N).
+    """Outputs (G, H, M, D) and the logarithms of the softmax's sums (G, H, M).
 
     Args:
-        query, key, value: (G, H, N, D), fp32 or fp64: the kernel's bf16 is many times slower.
+        query: (G, H, M, D), fp32 or fp64: the kernel's bf16 is many times slower.
+        key, value: (G, H, N, D).
     """
     assert _FORWARD is not None
     if not causal:
@@ -56,7 +58,7 @@ def flash_backward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, (G, H, N, D) each, from that of the output and what the forward gave."""
+    """Gradients of query (G, H, M, D), key and value (G, H, N, D); ``output`` and ``log_sums`` as the forward gave."""
     assert _BACKWARD is not None
     if not causal:
         return _BACKWARD(gradient, query, key, value, output, log_sums, 0.0, False, scale=scale)

@@ -1,6 +1,7 @@
 """What ``torch.utils.flop_counter.FlopCounterMode`` counts for the attention operator, which it cannot look into.
 
-Letters: T tokens of the packed row, H heads, D head width, K segments, n_i length of segment i.
+Letters: T tokens of the packed row, Q queries (T, or fewer), H heads, D head width, K segments, n_i length of segment
+i, q_i queries in it.
 
 The convention is that of ``pipeline.models.flops``: a causal model needs half of the products, and the backward pass
 is two forward passes (the weights that it computes again are no work of the model). torch's own formulas for
@@ -18,16 +19,17 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 from pipeline.models import segment_attention  # makes the operators known to torch
 
 
-def attention_flops(query: Tensor, cu_seqlens: Tensor, causal: bool) -> int:
-    """QK^T and PV inside every segment: 4 H D sum(n_i^2), half of it where causal.
+def attention_flops(query: Tensor, cu_queries: Tensor, cu_keys: Tensor, causal: bool) -> int:
+    """QK^T and PV inside every segment: 4 H D sum(q_i n_i), half of it where causal.
 
     Args:
-        query: (T, H, D).
-        cu_seqlens: int (K + 1,), starts of the segments and the end of the last.
+        query: (Q, H, D).
+        cu_queries: int (K + 1,), starts of the segments' queries and the end of the last's.
+        cu_keys: int (K + 1,), the same of the keys.
     """
     num_heads, width = query.shape[-2:]
-    lengths = cu_seqlens.diff().to(torch.int64)  # K
-    return 4 * num_heads * width * int((lengths * lengths).sum()) // (2 if causal else 1)
+    pairs = int((cu_queries.diff().to(torch.int64) * cu_keys.diff()).sum())
+    return 4 * num_heads * width * pairs // (2 if causal else 1)
 
 
 def register_flop_formulas() -> None:
@@ -48,4 +50,4 @@ def _register(overload: Any, num_forwards: int) -> None:
     @register_flop_formula(overload.overloadpacket, get_raw=True)
     def formula(*values: Any, **named: Any) -> int:
         given = {**dict(zip(names, values, strict=False)), **named}
-        return num_forwards * attention_flops(given["query"], given["cu_seqlens"], given["causal"])
+        return num_forwards * attention_flops(given["query"], given["cu_queries"], given["cu_keys"], given["causal"])

@@ -1,6 +1,7 @@
 """FLOPs of a step and parameters of a model in closed form, from the config alone. No torch here.
 
-Letters: E width of the model, F width of the feed-forward layer, L layers, V vocabulary, n_i length of segment i.
+Letters: E width of the model, F width of the feed-forward layer, L layers, V vocabulary, n_i length of segment i, p_i
+predictions in it.
 
 Formula (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, PaLM, appendix B), a multiply-add being two FLOPs:
 
@@ -8,6 +9,10 @@ Formula (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, PaLM, appendix 
              + 4 E L sum(n_i^2)                      QK^T and PV; half of it in causal models
              + 2 (V E [+ E^2]) predictions           vocabulary head [BERT's dense layer before it]
     training = 3 forward                             the backward pass is two forward passes
+
+In encoders the last of the L blocks counts as follows, since only its keys and values are needed at every token:
+
+    2 (2 E^2) tokens + 2 (2 E^2 + 2 E F) predictions + 4 E sum(p_i n_i)
 
 Only what the step must compute is counted: no padding, no attention between segments, no head at positions that
 predict nothing, nothing recomputed; embeddings, norms, biases, softmax and dropout are left out. PaLM counts causal
@@ -21,7 +26,12 @@ from pipeline.models.families import FAMILIES, num_positions
 
 
 def flops_per_step(
-    config: ModelConfig, vocab_size: int, real_tokens: int, sum_squared_lengths: int, predictions: int
+    config: ModelConfig,
+    vocab_size: int,
+    real_tokens: int,
+    sum_squared_lengths: int,
+    predictions: int,
+    sum_prediction_lengths: int,
 ) -> float:
     """FLOPs of forward and backward over what the counts describe; all of one rank or all of the run.
 
@@ -30,12 +40,18 @@ def flops_per_step(
         real_tokens: tokens in segments, special tokens included.
         sum_squared_lengths: sum over the segments of their squared length.
         predictions: positions whose logits are needed.
+        sum_prediction_lengths: sum over the predictions of the length of their segment.
     """
     family = FAMILIES[config.family]
     width, inner = config.hidden_size, config.intermediate_size
     rows = config.vocab_size or vocab_size
-    blocks = 2 * (4 * width**2 + 2 * width * inner) * config.num_layers * real_tokens
-    attention = 4 * width * config.num_layers * sum_squared_lengths / (2 if family.causal else 1)
+    key_value, others = 2 * (2 * width**2), 2 * (2 * width**2 + 2 * width * inner)
+    whole = config.num_layers - 1 if family.narrow_last_block else config.num_layers
+    blocks = (key_value + others) * whole * real_tokens
+    attention = 4 * width * whole * sum_squared_lengths / (2 if family.causal else 1)
+    if family.narrow_last_block:
+        blocks += key_value * real_tokens + others * predictions
+        attention += 4 * width * sum_prediction_lengths
     head = 2 * (rows * width + (width**2 if family.head_transform else 0)) * predictions
     return 3.0 * (blocks + attention + head)
 

@@ -9,11 +9,14 @@ from typing import Any, Final, cast
 
 from torch import Tensor, nn
 
+from pipeline.models.blocks import transformer_blocks
 from pipeline.models.families import FAMILIES, Family
 from pipeline.models.head_loss import HeadLoss
+from pipeline.models.last_block import POSITIONS, narrow_last_block
 
 _SELECT_NAME: Final = "select_rows"
 _LOSS_NAME: Final = "head_loss"
+_NARROW_NAME: Final = "last_block_is_narrow"
 
 
 class SelectRows:
@@ -34,10 +37,18 @@ class SelectRows:
         return (hidden.index_select(1, self.positions), *rest)  # 1 P E
 
 
-def prepare_packed(model: nn.Module) -> None:
-    """Install what the functions below need on ``model``, once; called without them, the model stays as it was."""
+def prepare_packed(model: nn.Module, narrow: bool = False) -> None:
+    """Install what the functions below need on ``model``, once; called without them, the model stays as it was.
+
+    Args:
+        narrow: compute the last block at the predicted positions only, where the family can: see :mod:`.last_block`.
+    """
     if hasattr(model, _SELECT_NAME):
         return
+    narrow = narrow and family_of(model).narrow_last_block
+    if narrow:
+        narrow_last_block(transformer_blocks(model)[-1])
+    setattr(model, _NARROW_NAME, narrow)
     select = SelectRows()
     model.get_submodule(family_of(model).head_entry).register_forward_pre_hook(select)
     setattr(model, _SELECT_NAME, select)
@@ -63,7 +74,7 @@ def packed_logits(
         position_ids: int64 (1, T), from 0 in every segment.
         cu_seqlens: int32 (K + 1,), starts of the segments and the end of the last; padding is a segment too.
         max_seqlen: bound of the segment lengths; a constant, or ``torch.compile`` compiles again.
-        prediction_positions: int64 (P,), indices into T.
+        prediction_positions: int64 (P,), indices into T, ascending, all different.
 
     Returns:
         (P, V). No other logits are computed.
@@ -84,7 +95,7 @@ def packed_head_loss(
 
     Args:
         model, input_ids, position_ids, cu_seqlens, max_seqlen: as for :func:`packed_logits`.
-        prediction_positions: int64 (P,), indices into T, all different.
+        prediction_positions: int64 (P,), indices into T, ascending, all different.
         labels: int64 (P,); -100 is not counted.
 
     Returns:
@@ -111,7 +122,11 @@ def _forward(
     if family.positions_follow_padding:
         position_ids = position_ids + (_config_of(model).pad_token_id + 1)
     select: SelectRows = getattr(model, _SELECT_NAME)
-    select.positions = prediction_positions
+    arguments = dict(family.forward_arguments)
+    if getattr(model, _NARROW_NAME):
+        arguments[POSITIONS] = prediction_positions
+    else:
+        select.positions = prediction_positions
     try:
         return model(
             input_ids=input_ids,
@@ -120,7 +135,7 @@ def _forward(
             cu_seq_lens_k=cu_seqlens,
             max_length_q=max_seqlen,
             max_length_k=max_seqlen,
-            **family.forward_arguments,
+            **arguments,
         ).logits
     finally:
         select.positions = None

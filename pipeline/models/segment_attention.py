@@ -1,8 +1,9 @@
 """Exact attention inside segments, as one opaque operator that eager mode and ``torch.compile`` both take.
 
-Letters: T tokens of the packed row, H heads, D head width, K segments, G segments of one length, N that length.
+Letters: T tokens of the packed row, Q queries (T, or fewer), H heads, D head width, K segments, G segments that are
+computed together, M queries of each, N keys of each.
 
-The cost is the sum of squared segment lengths, not T squared: segments of equal length are gathered and computed
+The cost is the sum of squared segment lengths, not T squared: segments of equal lengths are gathered and computed
 together, the others one by one. The operator is opaque because a loop over data-dependent lengths cannot be traced;
 its gradient is written by hand because autograd does not run inside a custom operator. It saves no N x N matrix: the
 backward pass computes the weights again (Chen et al. 2016, "Training deep nets with sublinear memory cost").
@@ -12,7 +13,8 @@ Without dropout, CPUs have a kernel (`flash_blocks.py`); with it, and on a GPU, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -29,7 +31,8 @@ def segment_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    cu_seqlens: Tensor,
+    cu_queries: Tensor,
+    cu_keys: Tensor,
     seed: Tensor | None,
     dropout: float,
     causal: bool,
@@ -38,16 +41,19 @@ def segment_attention(
     """softmax(scale Q K^T) V of every segment by itself (Vaswani et al. 2017, equation 1).
 
     Args:
-        query, key, value: (T, H, D), any floating dtype; computed in fp32 at least.
-        cu_seqlens: int (K + 1,), starts of the segments and the end of the last; equal neighbours are an empty segment.
+        query: (Q, H, D), any floating dtype; computed in fp32 at least.
+        key, value: (T, H, D), of the same dtype.
+        cu_queries: int (K + 1,), starts of the segments' queries and the end of the last's; equal neighbours are an
+            empty segment.
+        cu_keys: int (K + 1,), the same of the keys; where ``causal``, the same numbers.
         seed: int64 (1,), draws the dropout; None where ``dropout`` is 0. The same seed gives the same dropout.
         dropout: share of the attention weights that is zeroed, the rest is scaled by 1 / (1 - dropout).
         causal: a token sees itself and the tokens before it in its segment.
 
     Returns:
-        (T, H, D) in the dtype of ``query``; 0 at tokens of no segment.
+        (Q, H, D) in the dtype of ``query``; 0 at queries of no segment.
     """
-    return segment_attention_forward(query, key, value, cu_seqlens, seed, dropout, causal, scale)[0]
+    return segment_attention_forward(query, key, value, cu_queries, cu_keys, seed, dropout, causal, scale)[0]
 
 
 @torch.library.custom_op("pretrain::segment_attention", mutates_args=())
@@ -55,7 +61,8 @@ def segment_attention_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    cu_seqlens: Tensor,
+    cu_queries: Tensor,
+    cu_keys: Tensor,
     seed: Tensor | None,
     dropout: float,
     causal: bool,
@@ -64,23 +71,24 @@ def segment_attention_forward(
     """The output of :func:`segment_attention`, and what the kernel's backward pass needs.
 
     Returns:
-        (T, H, D), and the logarithms of the softmax's sums, (T, H) in fp32 at least; the plain formulas leave them 0.
+        (Q, H, D), and the logarithms of the softmax's sums, (Q, H) in fp32 at least; the plain formulas leave them 0.
     """
-    output = query.new_zeros(query.shape)  # T H D
-    log_sums = query.new_zeros(query.shape[:2], dtype=_raised_dtype(query))  # T H
+    output = query.new_zeros(query.shape)  # Q H D
+    log_sums = query.new_zeros(query.shape[:2], dtype=_raised_dtype(query))  # Q H
     generator = _generator(seed, query.device)
     with torch.autocast(query.device.type, enabled=False):
-        for index, length in _blocks(cu_seqlens, query.shape[1]):
-            q, k, v = (_raised(_take(tensor, index, length)) for tensor in (query, key, value))  # G H N D
+        for queries, keys in _blocks(cu_queries, cu_keys, query.shape[1]):
+            q = _raised(queries.take(query))  # G H M D
+            k, v = (_raised(keys.take(tensor)) for tensor in (key, value))  # G H N D
             if generator is None and flash_takes(query):
-                block, sums = flash_forward(q, k, v, causal, scale)  # G H N D, G H N
-                _put(log_sums, index, sums)
+                block, sums = flash_forward(q, k, v, causal, scale)  # G H M D, G H M
+                queries.put(log_sums, sums)
             else:
-                weights = _weights(q * scale, k, causal)  # G H N N
+                weights = _weights(q * scale, k, causal)  # G H M N
                 if generator is not None:
                     weights.mul_(_keep(weights, dropout, generator))
-                block = torch.matmul(weights, v)  # G H N D
-            _put(output, index, block)
+                block = torch.matmul(weights, v)  # G H M D
+            queries.put(output, block)
     return output, log_sums
 
 
@@ -92,27 +100,29 @@ def segment_attention_backward(
     value: Tensor,
     output: Tensor,
     log_sums: Tensor,
-    cu_seqlens: Tensor,
+    cu_queries: Tensor,
+    cu_keys: Tensor,
     seed: Tensor | None,
     dropout: float,
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, (T, H, D) each, from the gradient of the output (T, H, D)."""
-    gradients = tuple(tensor.new_zeros(tensor.shape) for tensor in (query, key, value))  # 3 x T H D
+    """Gradients of query (Q, H, D), key and value (T, H, D), from the gradient of the output (Q, H, D)."""
+    d_query, d_key, d_value = (tensor.new_zeros(tensor.shape) for tensor in (query, key, value))
     generator = _generator(seed, query.device)
     gradient = gradient.contiguous()  # a sum's is one number with strides of 0
     with torch.autocast(query.device.type, enabled=False):
-        for index, length in _blocks(cu_seqlens, query.shape[1]):
-            tensors = (gradient, query, key, value, output)
-            d_out, q, k, v, out = (_raised(_take(tensor, index, length)) for tensor in tensors)  # G H N D
+        for queries, keys in _blocks(cu_queries, cu_keys, query.shape[1]):
+            d_out, q, out = (_raised(queries.take(tensor)) for tensor in (gradient, query, output))  # G H M D
+            k, v = (_raised(keys.take(tensor)) for tensor in (key, value))  # G H N D
             if generator is None and flash_takes(query):
-                blocks = flash_backward(d_out, q, k, v, out, _take(log_sums, index, length), causal, scale)
+                d_q, d_k, d_v = flash_backward(d_out, q, k, v, out, queries.take(log_sums), causal, scale)
             else:
-                blocks = _plain_backward(d_out, q, k, v, out, dropout, generator, causal, scale)
-            for whole, block in zip(gradients, blocks, strict=True):
-                _put(whole, index, block)
-    return gradients[0], gradients[1], gradients[2]
+                d_q, d_k, d_v = _plain_backward(d_out, q, k, v, out, dropout, generator, causal, scale)
+            queries.put(d_query, d_q)
+            keys.put(d_key, d_k)
+            keys.put(d_value, d_v)
+    return d_query, d_key, d_value
 
 
 @segment_attention_forward.register_fake
@@ -126,13 +136,13 @@ def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> t
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, cu_seqlens, seed, *ctx.settings = inputs
-    ctx.save_for_backward(query, key, value, *output, cu_seqlens, seed)
+    query, key, value, cu_queries, cu_keys, seed, *ctx.settings = inputs
+    ctx.save_for_backward(query, key, value, *output, cu_queries, cu_keys, seed)
 
 
 def _backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     gradients = segment_attention_backward(gradient, *ctx.saved_tensors, *ctx.settings)
-    return (*gradients, None, None, None, None, None)
+    return (*gradients, None, None, None, None, None, None)
 
 
 segment_attention_forward.register_autograd(_backward, setup_context=_save)
@@ -149,52 +159,61 @@ def _plain_backward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of one block, (G, H, N, D) as all its tensors.
+    """Gradients of one block: of queries (G, H, M, D), keys and values (G, H, N, D).
 
     With weights P, dropout mask M and A = P * M: dV = A^T dO, dP = (dO V^T) * M, dS = P * (dP - rowsum(dO * O)),
     dQ = scale dS K, dK = scale dS^T Q (Dao et al. 2022, FlashAttention, appendix B.2).
     """
     query = query * scale
-    weights = _weights(query, key, causal)  # G H N N
+    weights = _weights(query, key, causal)  # G H M N
     kept = weights
-    d_weights = torch.matmul(gradient, value.transpose(-1, -2))  # G H N N
+    d_weights = torch.matmul(gradient, value.transpose(-1, -2))  # G H M N
     if generator is not None:
         mask = _keep(weights, dropout, generator)
         kept = weights * mask
         d_weights.mul_(mask)
     d_value = torch.matmul(kept.transpose(-1, -2), gradient)
-    row_sums = (gradient * output).sum(-1, keepdim=True)  # G H N 1
-    d_scores = d_weights.sub_(row_sums).mul_(weights)  # G H N N
+    row_sums = (gradient * output).sum(-1, keepdim=True)  # G H M 1
+    d_scores = d_weights.sub_(row_sums).mul_(weights)  # G H M N
     return torch.matmul(d_scores, key).mul_(scale), torch.matmul(d_scores.transpose(-1, -2), query), d_value
 
 
-def _blocks(cu_seqlens: Tensor, num_heads: int) -> Iterator[tuple[Tensor | slice, int]]:
-    """Tokens of segments of one length, and that length: a slice for one segment, else an index (G * N,)."""
-    bounds = cu_seqlens.tolist()
-    starts_of: dict[int, list[int]] = {}
-    for start, end in pairwise(bounds):
-        if end > start:
-            starts_of.setdefault(end - start, []).append(start)
-    for length, starts in starts_of.items():
-        at_once = max(1, _BLOCK_SCORES // (num_heads * length * length))
+@dataclass(frozen=True)
+class _Rows:
+    """Where the tokens of G segments of one length stand: neighbours as a slice, which copies nothing."""
+
+    index: Tensor | slice
+    length: int
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """(T, H, ...) -> (G, H, length, ...)."""
+        return tensor[self.index].unflatten(0, (-1, self.length)).transpose(1, 2)
+
+    def put(self, tensor: Tensor, block: Tensor) -> None:
+        """Write (G, H, length, ...) into (T, H, ...), in the dtype of the latter."""
+        tensor[self.index] = block.transpose(1, 2).flatten(0, 1).to(tensor.dtype)
+
+
+def _blocks(cu_queries: Tensor, cu_keys: Tensor, num_heads: int) -> Iterator[tuple[_Rows, _Rows]]:
+    """Segments of equal numbers of queries and of keys: where both stand."""
+    starts_of: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for (query, query_end), (key, key_end) in zip(
+        pairwise(cu_queries.tolist()), pairwise(cu_keys.tolist()), strict=True
+    ):
+        if query_end > query and key_end > key:
+            starts_of.setdefault((query_end - query, key_end - key), []).append((query, key))
+    for (num_queries, num_keys), starts in starts_of.items():
+        at_once = max(1, _BLOCK_SCORES // (num_heads * num_queries * num_keys))
         for first in range(0, len(starts), at_once):
-            block = starts[first : first + at_once]
-            if block[-1] - block[0] == (len(block) - 1) * length:  # neighbours: no copy
-                yield slice(block[0], block[-1] + length), length
-            else:
-                offsets = torch.arange(length, device=cu_seqlens.device)  # N
-                column = torch.tensor(block, device=cu_seqlens.device)[:, None]  # G 1
-                yield (column + offsets).flatten(), length
+            queries, keys = zip(*starts[first : first + at_once], strict=True)
+            yield _rows(queries, num_queries, cu_queries.device), _rows(keys, num_keys, cu_keys.device)
 
 
-def _take(tensor: Tensor, index: Tensor | slice, length: int) -> Tensor:
-    """(T, H, ...) -> (G, H, N, ...)."""
-    return tensor[index].unflatten(0, (-1, length)).transpose(1, 2)
-
-
-def _put(tensor: Tensor, index: Tensor | slice, block: Tensor) -> None:
-    """Write (G, H, N, ...) into (T, H, ...), in the dtype of the latter."""
-    tensor[index] = block.transpose(1, 2).flatten(0, 1).to(tensor.dtype)
+def _rows(starts: Sequence[int], length: int, device: torch.device) -> _Rows:
+    if starts[-1] - starts[0] == (len(starts) - 1) * length:
+        return _Rows(slice(starts[0], starts[-1] + length), length)
+    column = torch.tensor(starts, device=device)[:, None]  # G 1
+    return _Rows((column + torch.arange(length, device=device)).flatten(), length)
 
 
 def _raised(tensor: Tensor) -> Tensor:
@@ -207,8 +226,8 @@ def _raised_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def _weights(scaled_query: Tensor, key: Tensor, causal: bool) -> Tensor:
-    """Attention weights (G, H, N, N) before dropout."""
-    scores = torch.matmul(scaled_query, key.transpose(-1, -2))  # G H N N
+    """Attention weights (G, H, M, N) before dropout."""
+    scores = torch.matmul(scaled_query, key.transpose(-1, -2))  # G H M N
     if causal:
         length = scores.shape[-1]
         future = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu_(1)  # N N

@@ -58,7 +58,7 @@ class MonitorCallback(StepCallback):
 
     Args:
         sinks: on rank 0; empty on the others.
-        flops: (real tokens, sum of squared segment lengths, predictions) -> FLOPs of forward and backward.
+        flops: of forward and backward, from the four counts of ``BatchCounts`` in their order.
         clock: where the time of this rank goes; other callbacks name their phases on it.
         tokens_before: real tokens of the steps before this start.
     """
@@ -70,7 +70,7 @@ class MonitorCallback(StepCallback):
         *,
         total_steps: int,
         peak_flops_per_device: float | None,
-        flops: Callable[[int, int, int], float],
+        flops: Callable[[int, int, int, int], float],
         clock: StepClock,
         tokens_before: int,
     ) -> None:
@@ -82,7 +82,7 @@ class MonitorCallback(StepCallback):
         self.clock = clock
         self.tokens_before = tokens_before
         self.added: dict[str, float] = {}
-        self._logged_counts = (0, 0, 0)
+        self._logged_counts = (0, 0, 0, 0)
         self._steps_to_log = 0
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -125,7 +125,7 @@ class MonitorCallback(StepCallback):
     def _rates(self, world_size: int, module: Any) -> dict[str, Any]:
         """Tokens so far, and the rates and times since the last logged step."""
         counts = module.counts
-        now = (counts.real_tokens, counts.sum_squared_lengths, counts.predictions)
+        now = tuple(counts)
         local = [new - old for new, old in zip(now, self._logged_counts, strict=True)]
         *total, tokens = module.control.sum_integers(*local, counts.real_tokens)
         rates = step_rates(

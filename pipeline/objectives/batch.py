@@ -29,7 +29,7 @@ class Batch:
     """
 
     prediction_positions: Tensor
-    """Indices into the flattened tokens, (P,), all different; where the label is -100, any others."""
+    """Indices into the flattened tokens, (P,), ascending, all different; where the label is -100, any others."""
 
     labels: Tensor
     """Ids to predict, (P,); -100 is not counted."""
@@ -45,6 +45,9 @@ class Batch:
 
     sum_squared_lengths: int
     """Sum over the segments of this micro-batch of their squared length (attention FLOPs)."""
+
+    sum_prediction_lengths: int
+    """Sum over the predictions of this micro-batch of the length of their segment (those of the last block)."""
 
     row_numbers: Tensor
     """Run-wide numbers of the rows, (R,)."""

@@ -92,6 +92,7 @@ def make_batches(
                 num_predictions=counted[0],
                 num_real_tokens=counted[1],
                 sum_squared_lengths=counted[2],
+                sum_prediction_lengths=counted[3],
                 row_numbers=torch.from_numpy(rows.row_numbers[part]),
                 first_slot_key=int(rows.row_numbers[part.start]),
                 max_seqlen=length,
@@ -107,7 +108,7 @@ def with_digests(batches: Sequence[Batch], row_digests: NDArray[np.uint8]) -> li
     return [replace(batch, row_digests=torch.from_numpy(part)) for batch, part in zip(batches, parts, strict=True)]
 
 
-_FACTS: Final = ("predictions", "real tokens", "sum of squared lengths", "bounds")
+_FACTS: Final = ("predictions", "real tokens", "sum of squared lengths", "sum of lengths over predictions", "bounds")
 """What is counted of a micro-batch."""
 
 
@@ -119,7 +120,7 @@ def _check_capacity(facts: NDArray[np.int64], num_bounds: int, num_predictions: 
     """
     if len(facts) == 0:
         return
-    predictions, _, _, bounds = facts.max(0).tolist()
+    predictions, *_, bounds = facts.max(0).tolist()
     if bounds > num_bounds:
         raise ValueError(f"a micro-batch needs {bounds} places where the capacity is {num_bounds}")
     if predictions > num_predictions or num_predictions > num_slots:
@@ -160,10 +161,11 @@ def _lay_out(
             num_predictions += counts[row]
         bounds[min(num_bounds, len(bounds)) :] = size * length
         facts[number, 0], facts[number, 1], facts[number, 2] = num_predictions, num_real, squares
-        facts[number, 3] = num_bounds + 1
-        own_predictions = slice(prediction, prediction + num_predictions)
-        _place_predictions(
-            indices[own_predictions], ids[own_predictions], number * size * length, predicting[number], labels[number]
+        facts[number, 4] = num_bounds + 1
+        of_batch = slice(prediction, prediction + num_predictions)
+        first_slot = number * size * length
+        facts[number, 3] = _place_predictions(
+            indices[of_batch], ids[of_batch], first_slot, size * length, bounds, predicting[number], labels[number]
         )
         prediction += num_predictions
 
@@ -188,32 +190,41 @@ def _place_predictions(
     indices: NDArray[np.int64],
     ids: NDArray[np.int64],
     first_slot: int,
+    num_slots: int,
+    bounds: NDArray[np.int32],
     predicting: NDArray[np.int64],
     labels: NDArray[np.int64],
-) -> None:
-    """Positions and labels of a micro-batch, and after them positions that predict nothing, each once.
+) -> int:
+    """Positions and labels of a micro-batch in ascending order, filled up with positions that predict nothing.
 
-    No position comes twice, so the gradient of the selection adds nothing up: no atomics, no order that could vary.
+    Ascending, so that the positions of a segment stand together (see `models/last_block.py`). No position comes twice,
+    so the gradient of the selection adds nothing up: no atomics, no order that could vary.
+
+    Returns:
+        sum over the predictions of the length of their segment.
     """
     capacity = len(predicting)
-    if len(indices) > capacity:
-        return
-    # Among the first `capacity` positions enough are free: the others are at most as many as the predictions.
-    is_free = np.ones(capacity, np.bool_)
+    if len(indices) > capacity or capacity > num_slots:
+        return 0
+    number_at = np.zeros(num_slots, np.int32)  # of the prediction there, counted from 1
     for one in range(len(indices)):
-        position = indices[one] - first_slot
-        predicting[one] = position
-        labels[one] = ids[one]
-        if position < capacity:
-            is_free[position] = False
-    place = len(indices)
-    for position in range(capacity):
-        if place == capacity:
-            break
-        if is_free[position]:
-            predicting[place] = position
-            labels[place] = KEPT
+        number_at[indices[one] - first_slot] = one + 1
+    fillers = capacity - len(indices)
+    place = position = segment = sum_lengths = 0
+    while place < capacity:
+        one = number_at[position]
+        if one > 0:
+            while segment + 1 < len(bounds) - 1 and bounds[segment + 1] <= position:
+                segment += 1
+            sum_lengths += bounds[segment + 1] - bounds[segment]
+            predicting[place], labels[place] = position, ids[one - 1]
             place += 1
+        elif fillers > 0:
+            predicting[place], labels[place] = position, KEPT
+            place += 1
+            fillers -= 1
+        position += 1
+    return sum_lengths
 
 
 @kernel

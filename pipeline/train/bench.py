@@ -170,12 +170,9 @@ class _Recorder(StepCallback):
         assert self.marks is not None
         step_seconds, phase_seconds = self.marks.seconds(), module.clock.read()
         counts, before = module.counts, self.counts_before
-        tokens, squares, predictions = module.control.sum_integers(
-            counts.real_tokens - before.real_tokens,
-            counts.sum_squared_lengths - before.sum_squared_lengths,
-            counts.predictions - before.predictions,
-        )
-        flops = flops_per_step(self.config.model, self.vocab_size, tokens, squares, predictions)
+        total = module.control.sum_integers(*(new - old for new, old in zip(counts, before, strict=True)))
+        tokens, _, predictions, _ = total
+        flops = flops_per_step(self.config.model, self.vocab_size, *total)
         memory = torch.tensor([memory_gb(trainer.strategy.root_device.type)], dtype=torch.float64)
         most = max(float(value) for value in module.control.gather(memory))
         self.measured = Measured(step_seconds, phase_seconds, tokens, predictions, flops, most)

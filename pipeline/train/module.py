@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -38,19 +37,20 @@ _DROPOUT_STREAM = 0xD0  # keeps dropout's keys apart from those of masks and ord
 _PLAIN_TYPES = (int, float, bool, str, NoneType)
 
 
-@dataclass(frozen=True)
-class BatchCounts:
-    """What this rank has trained on since the run was started: host integers, for the meters."""
+class BatchCounts(NamedTuple):
+    """What this rank has trained on since the run was started: host integers, what `flops_per_step` counts."""
 
     real_tokens: int = 0
     sum_squared_lengths: int = 0
     predictions: int = 0
+    sum_prediction_lengths: int = 0
 
     def plus(self, batch: Batch, predictions: int) -> BatchCounts:
         return BatchCounts(
             self.real_tokens + batch.num_real_tokens,
             self.sum_squared_lengths + batch.sum_squared_lengths,
             self.predictions + predictions,
+            self.sum_prediction_lengths + batch.sum_prediction_lengths,
         )
 
 

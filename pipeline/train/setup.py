@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -185,9 +186,7 @@ def make_monitor(
         sinks,
         total_steps=config.train.steps,
         peak_flops_per_device=device_peak_flops(config, device),
-        flops=lambda tokens, squares, predictions: flops_per_step(
-            config.model, streams.vocab_size, tokens, squares, predictions
-        ),
+        flops=partial(flops_per_step, config.model, streams.vocab_size),
         clock=clock,
         tokens_before=start.tokens,
     )

@@ -19,7 +19,7 @@ from tests.rankpool import RankPool
 def _attend(weight: Tensor, hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
     """A step in small: a product, the opaque operator, something to fuse."""
     query, key, value = (hidden @ weight).view(8, 3, 2, 4).unbind(1)
-    return torch.sin(segment_attention(query, key, value, cu_seqlens, None, 0.0, True, 0.5)).square().sum()
+    return torch.sin(segment_attention(query, key, value, cu_seqlens, cu_seqlens, None, 0.0, True, 0.5)).square().sum()
 
 
 def _compile_as_rank(rank: int, directory: str) -> dict[str, int] | None:

@@ -40,14 +40,45 @@ def test_kernel_equals_the_exact_operator(causal: bool) -> None:
     cu_seqlens = torch.tensor([0, 30, 31, 60, 70, 70, 70], dtype=torch.int32, device="cuda")
     layer = torch.nn.Module()
     layer.is_causal = causal
-    output, _ = packed_attention(layer, q, k, v, None, cu_seq_lens_q=cu_seqlens, max_length_q=32)
+    bounds = {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens, "max_length_q": 32}
+    output, _ = packed_attention(layer, q, k, v, None, **bounds)
     exact = [tensor.detach().float()[0].transpose(0, 1).requires_grad_() for tensor in (q, k, v)]
-    truth = segment_attention(*exact, cu_seqlens, None, 0.0, causal, 64**-0.5)
+    truth = segment_attention(*exact, cu_seqlens, cu_seqlens, None, 0.0, causal, 64**-0.5)
     torch.testing.assert_close(output[0].float(), truth, rtol=2e-2, atol=2e-2)
     direction = torch.randn(truth.shape, generator=generator).cuda()
     ours = torch.autograd.grad(output, (q, k, v), direction[None].to(torch.bfloat16))
     for gradient, expected in zip(ours, torch.autograd.grad(truth, exact, direction), strict=True):
         torch.testing.assert_close(gradient[0].transpose(0, 1).float(), expected, rtol=5e-2, atol=5e-2)
+
+
+def test_some_of_the_queries_have_the_output_they_have_among_all() -> None:
+    """Segments without a query too: their keys and values have a gradient of 0."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(1, 4, 70, 64, generator=generator).to("cuda", torch.bfloat16).requires_grad_() for _ in range(3)
+    )
+    cu_seqlens = torch.tensor([0, 30, 31, 60, 70, 70, 70], dtype=torch.int32, device="cuda")
+    asking = torch.tensor([0, 4, 29, 33, 34, 59], device="cuda")
+    layer = torch.nn.Module()
+    layer.is_causal = False
+    few, _ = packed_attention(
+        layer,
+        q.index_select(2, asking),
+        k,
+        v,
+        None,
+        cu_seq_lens_q=torch.searchsorted(asking, cu_seqlens, out_int32=True),
+        cu_seq_lens_k=cu_seqlens,
+        max_length_q=32,
+    )
+    every, _ = packed_attention(
+        layer, q, k, v, None, cu_seq_lens_q=cu_seqlens, cu_seq_lens_k=cu_seqlens, max_length_q=32
+    )
+    torch.testing.assert_close(few, every[:, asking], rtol=2e-2, atol=2e-2)
+    direction = torch.randn(few.shape, generator=generator).to("cuda", torch.bfloat16)
+    ours = torch.autograd.grad(few, (q, k, v), direction)
+    for gradient, expected in zip(ours, torch.autograd.grad(every[:, asking], (q, k, v), direction), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=5e-2, atol=5e-2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -67,9 +67,9 @@ class PackedCase:
         self.labels = torch.randint(0, VOCAB_SIZE, (len(self.predicted),), generator=generator)
 
     def padded_predictions(self, capacity: int) -> tuple[Tensor, Tensor]:
-        """Positions padded with 0 and labels padded with -100."""
-        missing = capacity - len(self.predicted)
-        return (
-            torch.nn.functional.pad(self.predicted, (0, missing)),
-            torch.nn.functional.pad(self.labels, (0, missing), value=-100),
-        )
+        """Positions filled up with the first others, ascending, and labels with -100 there."""
+        labels = torch.full((self.input_ids.shape[1],), -100)
+        labels[self.predicted] = self.labels
+        others = torch.nonzero(labels == -100).flatten()[: capacity - len(self.predicted)]
+        positions = torch.cat([self.predicted, others]).sort().values
+        return positions, labels[positions]

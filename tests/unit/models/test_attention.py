@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -44,6 +46,10 @@ def test_attention_dropout_on_cuda_is_said_to_be_slow(
     assert "model.attention_dropout: 0.1: flash attention for packed rows has no dropout" in record.getMessage()
 
 
+def packed(cu_seqlens: torch.Tensor, max_length: int) -> dict[str, Any]:
+    return {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens, "max_length_q": max_length}
+
+
 def test_flash_attention_never_drops_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the kernel would be taken, dropout of the weights leads to the exact operator."""
     monkeypatch.setattr(attention, "_flash_takes", lambda query: True)
@@ -51,9 +57,7 @@ def test_flash_attention_never_drops_dropout(monkeypatch: pytest.MonkeyPatch) ->
     q, k, v = torch.randn(3, 1, 2, 5, 8).unbind()
     layer = torch.nn.Module()
     torch.manual_seed(0)
-    output, _ = packed_attention(
-        layer, q, k, v, None, is_causal=False, dropout=0.5, cu_seq_lens_q=torch.tensor([0, 5]), max_length_q=5
-    )
+    output, _ = packed_attention(layer, q, k, v, None, is_causal=False, dropout=0.5, **packed(torch.tensor([0, 5]), 5))
     assert not torch.allclose(output[0].transpose(0, 1), torch.nn.functional.scaled_dot_product_attention(q, k, v)[0])
 
 
@@ -112,7 +116,7 @@ def test_a_mask_is_refused() -> None:
     cu_seqlens = torch.tensor([0, 4], dtype=torch.int32)
     mask = torch.ones(1, 1, 4, 4)
     with pytest.raises(ValueError, match=r"takes one packed row .* and no attention_mask"):
-        packed_attention(torch.nn.Module(), q, q, q, mask, cu_seq_lens_q=cu_seqlens, max_length_q=4)
+        packed_attention(torch.nn.Module(), q, q, q, mask, **packed(cu_seqlens, 4))
 
 
 @pytest.mark.parametrize(("is_causal", "window"), [(True, (-1, 0)), (False, (-1, -1))])
@@ -135,7 +139,7 @@ def test_the_cuda_kernel_is_called_as_this_torch_declares_it(
     cu_seqlens = torch.tensor([0, 2, 5, 5], dtype=torch.int32)
     layer = torch.nn.Module()
     layer.is_causal = is_causal
-    output, weights = packed_attention(layer, q, k, v, None, scaling=0.7, cu_seq_lens_q=cu_seqlens, max_length_q=5)
+    output, weights = packed_attention(layer, q, k, v, None, scaling=0.7, **packed(cu_seqlens, 5))
     (call,) = calls
     assert weights is None
     assert torch.equal(output[0], q[0].transpose(0, 1))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config.run import Family, ModelConfig
@@ -82,14 +83,18 @@ def test_flops_equal_what_torch_counts(family: Family) -> None:
         )
     with FlopCounterMode(display=False) as backward:
         logits.sum().backward()
-    expected = flops_per_step(config, VOCAB_SIZE, 96, SUM_SQUARED_LENGTHS, len(case.predicted))
+    starts = torch.tensor([segment.start for segment in case.segments])
+    lengths = torch.tensor([segment.stop - segment.start for segment in case.segments])
+    reached = lengths[torch.searchsorted(starts, case.predicted, right=True) - 1]
+    counts = (96, SUM_SQUARED_LENGTHS, len(case.predicted), int(reached.sum()))
+    expected = flops_per_step(config, VOCAB_SIZE, *counts)
     assert 3 * forward.get_total_flops() == expected
     assert forward.get_total_flops() + backward.get_total_flops() == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flops_equal_what_torch_counts_for_the_stock_model(family: Family) -> None:
-    """Every segment by itself through stock eager attention, logits everywhere: nothing of ours is involved but the
+    """Every segment by itself through stock eager attention, every token predicted: nothing of ours is involved but the
     closed form. Eager attention computes the half that a causal model does not need, too."""
     config = tiny_config(family)
     model = build_model(config, vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS)
@@ -98,20 +103,29 @@ def test_flops_equal_what_torch_counts_for_the_stock_model(family: Family) -> No
     with FlopCounterMode(display=False) as counter:
         for segment in case.segments:
             model(input_ids=case.input_ids[:, segment]).logits.sum().backward()
-    attention = flops_per_step(config, VOCAB_SIZE, 0, SUM_SQUARED_LENGTHS, 0)
+    attention = flops_per_step(config, VOCAB_SIZE, 0, SUM_SQUARED_LENGTHS, 0, SUM_SQUARED_LENGTHS)
     not_needed = attention if family == "gpt2" else 0
-    assert counter.get_total_flops() == flops_per_step(config, VOCAB_SIZE, 96, SUM_SQUARED_LENGTHS, 96) + not_needed
+    counts = (96, SUM_SQUARED_LENGTHS, 96, SUM_SQUARED_LENGTHS)
+    assert counter.get_total_flops() == flops_per_step(config, VOCAB_SIZE, *counts) + not_needed
 
 
 def test_attention_flops_follow_from_squared_lengths_and_are_halved_in_causal_models() -> None:
     bert, gpt = tiny_config("bert"), tiny_config("gpt2")
     # forward: QK^T and PV, 2 FLOPs each for every pair of tokens, unit of width and layer; training is three forwards.
-    assert flops_per_step(bert, VOCAB_SIZE, 0, 100, 0) == 3 * (2 * 2 * 100 * 24 * 2)
-    assert flops_per_step(gpt, VOCAB_SIZE, 0, 100, 0) == 3 * (2 * 2 * 100 * 24 * 2) / 2
+    assert flops_per_step(bert, VOCAB_SIZE, 0, 100, 0, 100) == 3 * (2 * 2 * 100 * 24 * 2)
+    assert flops_per_step(gpt, VOCAB_SIZE, 0, 100, 0, 100) == 3 * (2 * 2 * 100 * 24 * 2) / 2
+
+
+def test_the_last_block_of_an_encoder_counts_at_predictions_but_for_keys_and_values() -> None:
+    bert = tiny_config("bert", num_layers=1)
+    key_value, others = 2 * 2 * 24 * 24, 2 * (2 * 24 * 24 + 2 * 24 * 40)
+    head = 2 * (VOCAB_SIZE * 24 + 24 * 24)
+    assert flops_per_step(bert, VOCAB_SIZE, 100, 0, 15, 0) == 3 * (100 * key_value + 15 * (others + head))
+    assert flops_per_step(bert, VOCAB_SIZE, 0, 1000, 0, 150) == 3 * (2 * 2 * 150 * 24)
 
 
 def test_bert_base_needs_about_six_flops_a_parameter_and_token() -> None:
-    blocks_and_head = flops_per_step(ModelConfig(), 30_522, 1_000_000, 0, 1_000_000) / 1e6
+    blocks_and_head = flops_per_step(ModelConfig(), 30_522, 1_000_000, 0, 1_000_000, 0) / 1e6
     outside_products = (512 + 2) * 768
     assert blocks_and_head == pytest.approx(6 * (109_514_298 - outside_products), rel=2e-3)
 

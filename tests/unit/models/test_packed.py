@@ -10,6 +10,7 @@ import transformers
 from torch import Tensor
 
 from pipeline.config.run import Family
+from pipeline.models.blocks import transformer_blocks
 from pipeline.models.build import build_model, hf_config
 from pipeline.models.families import FAMILIES as TABLE
 from pipeline.models.packed import packed_logits, prepare_packed
@@ -69,14 +70,19 @@ def test_logits_and_gradients_equal_those_of_single_segments(family: Family, nam
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_only_predicted_positions_reach_the_decoder(family: Family) -> None:
+def test_only_predicted_positions_reach_the_last_feed_forward_layer_and_the_decoder(family: Family) -> None:
     ours, _ = models(family)
     rows: list[int] = []
+    first_of_feed_forward = {"gpt2": "mlp"}.get(family, "intermediate")
+    for block in transformer_blocks(ours):
+        getattr(block, first_of_feed_forward).register_forward_pre_hook(
+            lambda _, inputs: rows.append(inputs[0].shape[-2])
+        )
     ours.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[-2]))
     case = CASES["padded tails"]
     positions, _ = case.padded_predictions(50)
     logits = packed_logits(ours, case.input_ids, case.position_ids, case.cu_seqlens, 32, positions)
-    assert rows == [50]
+    assert rows == [96, 96 if family == "gpt2" else 50, 50]
     assert logits.shape == (50, VOCAB_SIZE)
 
 

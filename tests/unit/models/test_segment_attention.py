@@ -60,8 +60,30 @@ def test_equals_masked_attention(
         monkeypatch.setattr(flash_blocks, "_BACKWARD", None)
     tensors, cu_seqlens = inputs(LENGTHS[name])
     assert flash_blocks.flash_takes(tensors[0]) == (kernel == "flash")
-    output = segment_attention(*tensors, cu_seqlens, None, 0.0, causal, SCALE)
+    output = segment_attention(*tensors, cu_seqlens, cu_seqlens, None, 0.0, causal, SCALE)
     truth = plain_attention(*tensors, cu_seqlens, causal)
+    torch.testing.assert_close(output, truth, rtol=1e-12, atol=1e-12)
+    direction = torch.randn(truth.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for ours, expected in zip(
+        torch.autograd.grad(output, tensors, direction), torch.autograd.grad(truth, tensors, direction), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", ["flash", "plain"])
+@pytest.mark.parametrize("name", LENGTHS)
+def test_some_of_the_queries_have_the_output_they_have_among_all(
+    name: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every third token asks, so that segments of one or two tokens may have no query at all."""
+    if kernel == "plain":
+        monkeypatch.setattr(flash_blocks, "_BACKWARD", None)
+    tensors, cu_seqlens = inputs(LENGTHS[name])
+    asking = torch.arange(1, len(tensors[0]), 3)
+    cu_queries = torch.searchsorted(asking, cu_seqlens, out_int32=True)
+    query, key, value = tensors
+    output = segment_attention(query[asking], key, value, cu_queries, cu_seqlens, None, 0.0, False, SCALE)
+    truth = plain_attention(*tensors, cu_seqlens, causal=False)[asking]
     torch.testing.assert_close(output, truth, rtol=1e-12, atol=1e-12)
     direction = torch.randn(truth.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for ours, expected in zip(
@@ -77,7 +99,9 @@ def test_gradient_equals_finite_differences(causal: bool, dropout: float) -> Non
     tensors, cu_seqlens = inputs(LENGTHS["equal but apart"])
     seed = torch.tensor([5]) if dropout else None
     assert torch.autograd.gradcheck(
-        lambda q, k, v: segment_attention(q, k, v, cu_seqlens, seed, dropout, causal, SCALE), tensors, fast_mode=True
+        lambda q, k, v: segment_attention(q, k, v, cu_seqlens, cu_seqlens, seed, dropout, causal, SCALE),
+        tensors,
+        fast_mode=True,
     )
 
 
@@ -88,7 +112,7 @@ def test_dropout_equals_plain_attention_with_the_same_mask(causal: bool) -> None
     total, dropout, seed = 8, 0.4, torch.tensor([9])
     one_key = torch.eye(total, dtype=torch.float64)[:, None, :].expand(total, 2, total)  # value j is unit vector j
     equal = torch.zeros_like(one_key)  # no score above another; as wide as there are tokens
-    output = segment_attention(equal, equal, one_key, cu_seqlens, seed, dropout, causal, SCALE)  # T H T
+    output = segment_attention(equal, equal, one_key, cu_seqlens, cu_seqlens, seed, dropout, causal, SCALE)  # T H T
     kept = (output.transpose(0, 1) > 0).double() / (1 - dropout)  # H T T
     q, k, v = tensors
     number = segment_numbers(cu_seqlens)
@@ -98,7 +122,7 @@ def test_dropout_equals_plain_attention_with_the_same_mask(causal: bool) -> None
     weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1) * kept
     truth = torch.einsum("hqk,khd->qhd", weights, v)
     assert 0 < (kept[:, allowed] > 0).double().mean() < 1
-    ours = segment_attention(*tensors, cu_seqlens, seed, dropout, causal, SCALE)
+    ours = segment_attention(*tensors, cu_seqlens, cu_seqlens, seed, dropout, causal, SCALE)
     torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-12)
     direction = torch.randn(truth.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for gradient, expected in zip(
@@ -110,7 +134,8 @@ def test_dropout_equals_plain_attention_with_the_same_mask(causal: bool) -> None
 def test_dropout_is_named_by_its_seed() -> None:
     tensors, cu_seqlens = inputs([40, 24])
     first, again, other = (
-        segment_attention(*tensors, cu_seqlens, torch.tensor([seed]), 0.5, False, SCALE) for seed in (1, 1, 2)
+        segment_attention(*tensors, cu_seqlens, cu_seqlens, torch.tensor([seed]), 0.5, False, SCALE)
+        for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -121,7 +146,7 @@ def test_dropout_keeps_the_mean_and_drops_the_share_asked_for() -> None:
     length, dropout = 400, 0.2
     zeros, ones = torch.zeros(length, 2, WIDTH), torch.ones(length, 2, WIDTH)
     cu_seqlens = torch.tensor([0, length], dtype=torch.int32)
-    output = segment_attention(zeros, zeros, ones, cu_seqlens, torch.tensor([3]), dropout, False, SCALE)
+    output = segment_attention(zeros, zeros, ones, cu_seqlens, cu_seqlens, torch.tensor([3]), dropout, False, SCALE)
     kept = output[:, :, 0] * (1 - dropout)  # (T, H), each a mean of 400 Bernoulli(0.8) draws
     assert kept.mean().item() == pytest.approx(1 - dropout, abs=5 * (0.16 / (400 * 800)) ** 0.5)
     assert kept.std().item() == pytest.approx((0.16 / 400) ** 0.5, rel=0.1)
@@ -130,7 +155,7 @@ def test_dropout_keeps_the_mean_and_drops_the_share_asked_for() -> None:
 @pytest.mark.parametrize("causal", [False, True])
 def test_bf16_is_as_close_as_bf16_can_be(causal: bool) -> None:
     tensors, cu_seqlens = inputs([30, 18], torch.bfloat16)
-    output = segment_attention(*tensors, cu_seqlens, None, 0.0, causal, SCALE)
+    output = segment_attention(*tensors, cu_seqlens, cu_seqlens, None, 0.0, causal, SCALE)
     assert output.dtype == torch.bfloat16
     exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
     truth = plain_attention(*exact, cu_seqlens, causal)
@@ -143,7 +168,7 @@ def test_bf16_is_as_close_as_bf16_can_be(causal: bool) -> None:
 
 def test_tokens_of_no_segment_are_zero() -> None:
     tensors, _ = inputs([6])
-    output = segment_attention(*tensors, torch.tensor([0, 4, 4], dtype=torch.int32), None, 0.0, False, SCALE)
+    output = segment_attention(*tensors, *[torch.tensor([0, 4, 4], dtype=torch.int32)] * 2, None, 0.0, False, SCALE)
     assert torch.equal(output[4:], torch.zeros_like(output[4:]))
     assert output[:4].abs().min() > 0
 
@@ -153,4 +178,4 @@ def test_operator_keeps_the_rules_of_torch(dropout: float) -> None:
     """Schema, fake tensors, autograd registration and tracing agree with what the operator does."""
     tensors, cu_seqlens = inputs(LENGTHS["different lengths"], torch.float32)
     seed = torch.tensor([5]) if dropout else None
-    torch.library.opcheck(segment_attention_forward, (*tensors, cu_seqlens, seed, dropout, True, SCALE))
+    torch.library.opcheck(segment_attention_forward, (*tensors, cu_seqlens, cu_seqlens, seed, dropout, True, SCALE))

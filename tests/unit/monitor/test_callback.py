@@ -11,6 +11,7 @@ import torch
 from pipeline.config.run import MonitorConfig
 from pipeline.monitor.callback import MonitorCallback
 from pipeline.monitor.step_clock import PHASES, StepClock
+from pipeline.train.module import BatchCounts
 
 
 class Lines:
@@ -38,7 +39,7 @@ def monitor_at(now: list[float]) -> tuple[MonitorCallback, Lines]:
         [sink],
         total_steps=8,
         peak_flops_per_device=10.0,
-        flops=lambda tokens, squares, predictions: tokens + squares + predictions,
+        flops=lambda *counts: sum(counts),
         clock=StepClock(lambda: now[0]),
         tokens_before=1000,
     )
@@ -47,7 +48,7 @@ def monitor_at(now: list[float]) -> tuple[MonitorCallback, Lines]:
 
 def module_after(tokens: int) -> Any:
     return types.SimpleNamespace(
-        counts=types.SimpleNamespace(real_tokens=tokens, sum_squared_lengths=0, predictions=0),
+        counts=BatchCounts(real_tokens=tokens),
         control=types.SimpleNamespace(sum_integers=lambda *values: list(values)),
         mean_loss=lambda: 2.0,
         current_learning_rate=lambda: 0.1,

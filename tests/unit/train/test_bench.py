@@ -40,7 +40,15 @@ def test_counts_are_those_of_the_measured_steps(config_path: Path, tmp_path: Pat
     assert result.measured.real_tokens == sum(step.facts()["real_tokens"] for step in steps)
     assert result.measured.predictions == sum(step.facts()["predictions"] for step in steps)
     squares = sum(int((step.rows.segment_length.astype(int) ** 2).sum()) for step in steps)
-    flops = flops_per_step(config.model, 200, result.measured.real_tokens, squares, result.measured.predictions)
+    reached = sum(
+        int(length) * int((step.labels[row, start : start + length] != -100).sum())
+        for step in steps
+        for row, start, length in zip(
+            step.rows.segment_row, step.rows.segment_start, step.rows.segment_length, strict=True
+        )
+    )
+    counts = (result.measured.real_tokens, squares, result.measured.predictions, reached)
+    flops = flops_per_step(config.model, 200, *counts)
     assert result.measured.flops == flops
     assert result.mfu == pytest.approx(flops / result.measured.seconds / 1e12)
     assert len(result.measured.step_seconds) == 3
