@@ -71,8 +71,13 @@ def packed_attention(
     Raises:
         ValueError: a mask, or no segments: the model was not called through ``packed_logits``.
     """
-    given = cu_seq_lens_q is not None and cu_seq_lens_k is not None and max_length_q is not None
-    if attention_mask is not None or not given or query.shape[0] != 1:
+    if (
+        attention_mask is not None
+        or cu_seq_lens_q is None
+        or cu_seq_lens_k is None
+        or max_length_q is None
+        or query.shape[0] != 1
+    ):
         raise ValueError(
             f"attention `{ATTENTION_NAME}` takes one packed row with cu_seq_lens_q, cu_seq_lens_k and max_length_q and "
             "no attention_mask: call the model through pipeline.models.packed.packed_logits"

@@ -116,6 +116,8 @@ class MonitorCallback(StepCallback):
                 "memory_gb": memory_gb(trainer.strategy.root_device.type),
                 **self.added,
             }
+            if module.budget.seconds is not None:
+                metrics["budget_share"] = module.budget.share
             if self.config.batch_digest:
                 metrics["batch_digest"] = module.batch_digest()
             self.added = {}

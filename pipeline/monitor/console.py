@@ -29,6 +29,7 @@ def format_line(metrics: Mapping[str, Any], total_steps: int, eta_seconds: float
         ("mfu", lambda x: f"mfu {x * 100:.1f} %"),
         ("data_wait_fraction", lambda x: f"wait {x * 100:.1f} %"),
         ("memory_gb", lambda x: f"mem {x:.1f} GB"),
+        ("budget_share", lambda x: f"budget {x * 100:.1f} %"),
         ("validation_loss", lambda x: f"validation loss {x:.3f}"),
         ("validation_perplexity", lambda x: f"perplexity {x:.1f}"),
     ):
@@ -63,7 +64,8 @@ class ConsoleSink:
     def start(self, run_facts: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         first_step = int(run_facts.get("first_step", 0))
         self.total_steps = int(run_facts.get("total_steps", 0))
-        self._eta = EtaMeter(first_step, self.total_steps, self.clock())
+        hours = config.get("schedule", {}).get("budget_hours")
+        self._eta = EtaMeter(first_step, self.total_steps, self.clock(), None if hours is None else hours * 3600)
         if self.stream.isatty():
             self._start_bar(first_step)
 
@@ -72,12 +74,15 @@ class ConsoleSink:
         from rich.progress import BarColumn, Progress, TextColumn
 
         columns = (
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("step {task.fields[step]}/{task.fields[total_steps]}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[numbers]}"),
         )
         self._progress = Progress(*columns, console=Console(file=self.stream), expand=True, refresh_per_second=4)
-        self._task = self._progress.add_task("", total=self.total_steps, completed=first_step, numbers="starting")
+        self._task = self._progress.add_task(
+            "", total=1.0, completed=self._done(first_step), step=first_step, total_steps=self.total_steps,
+            numbers="starting",
+        )  # fmt: skip
         self._progress.start()
         # Log lines printed past the live display would tear it: send them through it while it is up.
         for handler in logging.getLogger(LOGGER_NAME).handlers:
@@ -87,11 +92,12 @@ class ConsoleSink:
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         step = int(metrics["step"])
-        eta_seconds = self._eta.add(step, self.clock()) if self._eta else None
+        value = {name: number(item) for name, item in plain_value(metrics).items()}
+        budget_share = value.get("budget_share")
+        eta_seconds = self._eta.add(step, self.clock(), budget_share) if self._eta else None
         if self._progress is None:
             self._print(format_line(metrics, self.total_steps, eta_seconds))
             return
-        value = {name: number(item) for name, item in plain_value(metrics).items()}
         if value.get("validation_loss") is not None:
             self._validation_loss = value["validation_loss"]
             self._progress.console.print(format_line(metrics, self.total_steps), highlight=False, markup=False)
@@ -105,7 +111,12 @@ class ConsoleSink:
         if eta_seconds is not None:
             parts.append(f"eta {format_seconds(eta_seconds)}")
         if loss is not None:
-            self._progress.update(self._task, completed=step, numbers="  ".join(parts))
+            done = self._done(step, budget_share or 0.0)
+            self._progress.update(self._task, completed=done, step=step, numbers="  ".join(parts))
+
+    def _done(self, step: int, budget_share: float = 0.0) -> float:
+        """Share of the run: of its steps, or of its time budget, whichever ends it."""
+        return min(max(step / max(self.total_steps, 1), budget_share), 1.0)
 
     def event(self, name: str, **facts: Any) -> None:
         self._print(format_event(name, plain_value(facts)))

@@ -71,20 +71,42 @@ def step_rates(
 
 
 class EtaMeter:
-    """Seconds left, from the pace of the last logged steps (validation and checkpoints included, as they go on)."""
+    """Seconds left, from the pace of the last logged steps (validation and checkpoints included, as they go on), or
+    what is left of a time budget, if that is less.
 
-    def __init__(self, first_step: int, total_steps: int, now_seconds: float, window: int = 20) -> None:
+    Args:
+        budget_seconds: time that the whole run may take; None: as long as its steps do.
+    """
+
+    def __init__(
+        self,
+        first_step: int,
+        total_steps: int,
+        now_seconds: float,
+        budget_seconds: float | None = None,
+        window: int = 20,
+    ) -> None:
         self.total_steps = total_steps
+        self.budget_seconds = budget_seconds
+        self._budget_left = math.inf
         self._points: deque[tuple[int, float]] = deque([(first_step, now_seconds)], maxlen=window)
 
-    def add(self, step: int, now_seconds: float) -> float | None:
-        """Seconds left after ``step``; None before there is a pace."""
+    def add(self, step: int, now_seconds: float, budget_share: float | None = None) -> float | None:
+        """Seconds left after ``step``; None before there is a pace or a share of a budget.
+
+        Args:
+            budget_share: of the budget, spent so far; None: as at the step before.
+        """
         if step > self._points[-1][0]:
             self._points.append((step, now_seconds))
+        if self.budget_seconds is not None and budget_share is not None:
+            self._budget_left = max(1 - budget_share, 0.0) * self.budget_seconds
         (first_step, first_seconds), (last_step, last_seconds) = self._points[0], self._points[-1]
-        if last_step == first_step:
-            return None
-        return max(self.total_steps - step, 0) * (last_seconds - first_seconds) / (last_step - first_step)
+        left = self._budget_left
+        if last_step > first_step:
+            pace = (last_seconds - first_seconds) / (last_step - first_step)
+            left = min(left, max(self.total_steps - step, 0) * pace)
+        return left if math.isfinite(left) else None
 
 
 def format_seconds(seconds: float) -> str:

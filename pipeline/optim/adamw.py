@@ -20,6 +20,7 @@ class AdamW(ForeachOptimizer):
     """
 
     moments = ("exp_avg", "exp_avg_sq")
+    elementwise = True
 
     def update(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], *moments: Any) -> None:
         first, second = moments

@@ -7,7 +7,7 @@ The lists are cut so that temporary memory stays small against the model.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from pipeline.optim.rounding import StochasticRounding
 
 _CHUNK_ELEMENTS = 2**25
-"""Elements that are updated at a time: 128 MiB of fp32 for each temporary list."""
+"""Elements that are updated at a time: 128 MiB of fp32 for each temporary list. A tensor that must be whole may be more."""
 
 
 class ForeachOptimizer(Optimizer):
@@ -31,6 +31,9 @@ class ForeachOptimizer(Optimizer):
 
     moments: ClassVar[tuple[str, ...]]
     """Names of the state tensors of a parameter."""
+
+    elementwise: ClassVar[bool] = False
+    """Every element is updated by itself, so long tensors are cut: ZeRO gives a slice of the whole model as one."""
 
     def __init__(
         self, groups: list[dict[str, Any]], defaults: dict[str, Any], state_dtype: torch.dtype = torch.float32
@@ -57,9 +60,8 @@ class ForeachOptimizer(Optimizer):
         for group_number, group in enumerate(self.param_groups):
             members = [parameter for parameter in group["params"] if parameter.grad is not None]
             group["step"] += bool(members)
-            for chunk_number, parameters in enumerate(_chunks(members)):
-                gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-                stored = [self._stored(name, parameters) for name in self.moments]
+            for chunk_number, chunk in enumerate(_chunks(self._rows(members))):
+                parameters, gradients, *stored = map(list, zip(*chunk, strict=True))
                 computed = [
                     [moment.to(p.dtype) for moment, p in zip(kept, parameters, strict=True)] for kept in stored
                 ]  # `to` gives the stored tensor itself where it has the parameter's precision
@@ -78,25 +80,33 @@ class ForeachOptimizer(Optimizer):
                 if name in state:
                     state[name] = state[name].to(self._dtype_of(parameter))
 
-    def _stored(self, name: str, parameters: Sequence[Tensor]) -> list[Tensor]:
+    def _rows(self, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """(parameter, gradient, stored moments ...) of every parameter, or of every piece of one."""
         for parameter in parameters:
-            if name not in self.state[parameter]:
-                self.state[parameter][name] = torch.zeros_like(parameter, dtype=self._dtype_of(parameter))
-        return [self.state[parameter][name] for parameter in parameters]
+            state = self.state[parameter]
+            for name in self.moments:
+                if name not in state:
+                    state[name] = torch.zeros_like(parameter, dtype=self._dtype_of(parameter))
+            row = (parameter, parameter.grad, *(state[name] for name in self.moments))
+            if self.elementwise and parameter.numel() > _CHUNK_ELEMENTS:
+                length = max(_CHUNK_ELEMENTS * len(parameter) // parameter.numel(), 1)
+                yield from zip(*(tensor.detach().split(length) for tensor in row), strict=True)
+            else:
+                yield row
 
     def _dtype_of(self, parameter: Tensor) -> torch.dtype:
         return torch.bfloat16 if self.state_dtype == torch.bfloat16 else parameter.dtype
 
 
-def _chunks(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The parameters in their order, in lists of at most :data:`_CHUNK_ELEMENTS`, or of one tensor."""
-    chunk: list[Tensor] = []
+def _chunks(rows: Iterable[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...]]]:
+    """The rows in their order, in lists with at most :data:`_CHUNK_ELEMENTS` elements of parameters, or of one row."""
+    chunk: list[tuple[Tensor, ...]] = []
     num_elements = 0
-    for parameter in parameters:
-        if chunk and num_elements + parameter.numel() > _CHUNK_ELEMENTS:
+    for row in rows:
+        if chunk and num_elements + row[0].numel() > _CHUNK_ELEMENTS:
             yield chunk
             chunk, num_elements = [], 0
-        chunk.append(parameter)
-        num_elements += parameter.numel()
+        chunk.append(row)
+        num_elements += row[0].numel()
     if chunk:
         yield chunk

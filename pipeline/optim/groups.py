@@ -23,8 +23,9 @@ def parameter_groups(
     decay: decay keeps products of matrices small, which scale and shift do not enter.
 
     Args:
-        mup_scales: learning-rate scales of muP by name. Weight decay is divided by them: what a step takes off a weight
-            is learning rate x decay, which stays the same at every width (as in the mup package of the authors).
+        mup_scales: learning-rate scales of muP by name. Weight decay, a group's own too, is divided by them: what a
+            step takes off a weight is learning rate x decay, which stays the same at every width (as in the mup package
+            of the authors).
 
     Returns:
         Dicts for a torch optimizer: ``params``, ``weight_decay``, ``lr_scale``; for muon ``rule`` ("muon" or "adamw");
@@ -36,17 +37,15 @@ def parameter_groups(
     groups: dict[tuple[tuple[str, Any], ...], list[nn.Parameter]] = {}
     for name, parameter in trainable:
         is_matrix = _num_dimensions(parameter) > 1
-        mup = mup_scales.get(name, 1.0)
-        settings: dict[str, Any] = {
-            "weight_decay": config.weight_decay / mup if is_matrix else 0.0,
-            "lr_scale": config.layer_lr_decay ** (top - depths[name]) * mup,
-        }
+        decay = config.weight_decay if is_matrix else 0.0
+        scale = config.layer_lr_decay ** (top - depths[name])
         own = _own_group(name, config)
         if own is not None:
             group = config.groups[own]
-            settings["lr_scale"] *= group.learning_rate_scale
-            if group.weight_decay is not None:
-                settings["weight_decay"] = group.weight_decay
+            scale *= group.learning_rate_scale
+            decay = decay if group.weight_decay is None else group.weight_decay
+        mup = mup_scales.get(name, 1.0)
+        settings: dict[str, Any] = {"weight_decay": decay / mup, "lr_scale": scale * mup}
         if config.name == "muon":
             settings["rule"] = "muon" if is_matrix and 0 < depths[name] < top else "adamw"
         if config.name == "lamb":

@@ -21,6 +21,7 @@ class Lion(ForeachOptimizer):
     """
 
     moments = ("momentum",)
+    elementwise = True
 
     def update(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], *moments: Any) -> None:
         (momentum,) = moments

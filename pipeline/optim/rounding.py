@@ -36,8 +36,9 @@ class StochasticRounding:
             bits = value.float().contiguous().view(torch.int32)
             noise = torch.empty_like(bits).random_(0, 2**_LOWER_BITS, generator=self._generator(value.device))
             # Sign and magnitude stand apart in a float's bits: adding to them moves it away from zero.
-            rounded = noise.add_(bits).bitwise_and_(-(2**_LOWER_BITS))
-            target.copy_(rounded.view(torch.float32).view_as(value))
+            rounded = noise.add_(bits).bitwise_and_(-(2**_LOWER_BITS)).view(torch.float32).view_as(value)
+            # Beyond infinity the sum overflows: a GPU's NaN, 0x7fffffff, would become -0.
+            target.copy_(torch.where(value.isfinite(), rounded, value))
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if device not in self._generators:

@@ -57,6 +57,9 @@ class CheckpointMeta:
     training_seconds: float = 0.0
     """Time of the run up to here, which a schedule with a time budget goes on from."""
 
+    budget_spent: bool = False
+    """The step was the last one of a time budget."""
+
 
 def read_meta(directory: Path) -> CheckpointMeta:
     """The checkpoint's own description.

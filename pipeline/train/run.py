@@ -51,7 +51,10 @@ def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
     streams = open_streams(config)
     start = find_start(config, streams.identity, facts.world_size)
     if start.ends(config):
-        get_logger().info("nothing to do: step %d of %d is done", start.step, config.train.steps)
+        get_logger().info(
+            "nothing to do: step %d of %d is done%s", start.step, config.train.steps,
+            f", and schedule.budget_hours ({config.schedule.budget_hours:g}) are spent" if start.budget_spent else "",
+        )  # fmt: skip
         if facts.rank == 0:
             note_finished(run_directory, start.step)
         return RunOutcome(run_directory, start.step, finished=True)
@@ -64,8 +67,8 @@ def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
         config.checkpoint,
         run_directory,
         resume_from=start.directory,
-        make_meta=lambda step, tokens, seconds: make_meta(
-            config, streams.identity(step), facts.world_size, step, start.tokens + tokens, seconds
+        make_meta=lambda step, tokens, budget: make_meta(
+            config, streams.identity(step), facts.world_size, step, start.tokens + tokens, budget
         ),
         monitor=monitor,
     )

@@ -15,6 +15,7 @@ from pipeline.base.logs import get_logger
 from pipeline.config.run import CheckpointConfig
 from pipeline.monitor.callback import MonitorCallback, StepCallback
 from pipeline.monitor.events import append_event
+from pipeline.train.budget import TimeBudget
 from pipeline.train.checkpoint import (
     CheckpointMeta,
     load_checkpoint,
@@ -30,7 +31,7 @@ class Lifecycle(StepCallback):
 
     Args:
         resume_from: checkpoint whose optimizer state is restored before the first step.
-        make_meta: (step, real tokens of this start, seconds of the whole run) -> what the checkpoint says of itself.
+        make_meta: (step, real tokens of this start, time of the whole run) -> what the checkpoint says of itself.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Lifecycle(StepCallback):
         run_directory: Path,
         *,
         resume_from: Path | None,
-        make_meta: Callable[[int, int, float], CheckpointMeta],
+        make_meta: Callable[[int, int, TimeBudget], CheckpointMeta],
         monitor: MonitorCallback,
     ) -> None:
         self.config = config
@@ -78,8 +79,7 @@ class Lifecycle(StepCallback):
     def _save(self, trainer: pl.Trainer, module: Any, step: int) -> None:
         started = time.perf_counter()
         (tokens,) = module.control.sum_integers(module.counts.real_tokens)
-        seconds = module.budget.elapsed_seconds()
-        path = save_checkpoint(trainer, module, self.run_directory, self.make_meta(step, tokens, seconds))
+        path = save_checkpoint(trainer, module, self.run_directory, self.make_meta(step, tokens, module.budget))
         if trainer.is_global_zero:
             self._tell("checkpoint", step, path=path.name, seconds=round(time.perf_counter() - started, 3))
             prune_checkpoints(self.run_directory, self.config.keep_last)

@@ -54,11 +54,13 @@ class Start:
     tokens: int = 0
     directory: Path | None = None
     training_seconds: float = 0.0
+    budget_spent: bool = False
+    """The last step that a time budget allows is done. A run that was stopped after its time, before that step, has it
+    still to do: it is the one with the final rate and the last evaluation."""
 
     def ends(self, config: RunConfig) -> bool:
         """Whether nothing is left to train."""
-        budget = TimeBudget(config.schedule.budget_hours, self.training_seconds)
-        return self.step >= config.train.steps or budget.is_spent
+        return self.step >= config.train.steps or self.budget_spent
 
 
 def find_start(config: RunConfig, identity: Callable[[int], dict[str, Any]], world_size: int) -> Start:
@@ -78,7 +80,7 @@ def find_start(config: RunConfig, identity: Callable[[int], dict[str, Any]], wor
     meta = read_meta(directory)
     check_identity(meta.identity, identity(meta.step), str(directory))
     check_layout(config.train.strategy, world_size, meta.strategy, meta.world_size, str(directory))
-    return Start(meta.step, meta.tokens_seen, directory, meta.training_seconds)
+    return Start(meta.step, meta.tokens_seen, directory, meta.training_seconds, meta.budget_spent)
 
 
 def prepare_process(config: RunConfig, facts: RankFacts) -> tuple[BatchPlan, torch.device]:
@@ -193,7 +195,7 @@ def make_monitor(
 
 
 def make_meta(
-    config: RunConfig, identity: dict[str, Any], world_size: int, step: int, tokens: int, seconds: float
+    config: RunConfig, identity: dict[str, Any], world_size: int, step: int, tokens: int, budget: TimeBudget
 ) -> CheckpointMeta:
     """What a checkpoint says of itself."""
     return CheckpointMeta(
@@ -204,7 +206,8 @@ def make_meta(
         world_size=world_size,
         identity=identity,
         facts={"versions": {name: version(name) for name in _PACKAGES}},
-        training_seconds=round(seconds, 3),
+        training_seconds=round(budget.elapsed_seconds(), 3),
+        budget_spent=budget.is_spent,
     )
 
 

@@ -96,8 +96,10 @@ def test_a_resumed_run_is_bitwise_the_same(
         assert (weights[name] == value).all(), name
 
 
-@pytest.mark.parametrize(("variant", "strategy"), [("lion", "zero1"), ("adamw_groups", "zero2")])
-def test_a_sharded_run_is_resumed_bitwise(
+@pytest.mark.parametrize(
+    ("variant", "strategy"), [("stable_adamw_bf16", "ddp"), ("adamw_groups", "zero2"), ("lion", "zero3")]
+)
+def test_a_run_of_two_ranks_is_resumed_bitwise(
     variant: str, strategy: str, rank_pool: RankPool, corpus: Path, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, corpus)
@@ -155,21 +157,39 @@ def test_a_run_follows_its_budget_of_time(strategy: str, rank_pool: RankPool, co
     assert column(run, "step") == [1, 3, 6, 8]
     assert column(run, "lr") == pytest.approx([expected_rate(seconds) for seconds in (100, 300, 700, 900)])
     assert metrics_of(run)[-1]["validation_loss"] > 0
+    assert column(run, "budget_share") == pytest.approx([seconds / 900 for seconds in (100, 300, 700, 900)])
     assert [event["event"] for event in read_events(run)][-2:] == ["budget_spent", "finished"]
     again = rank_pool.run(_run_by_the_clock, str(config), overrides, world_size=2)
     assert [(outcome.step, outcome.finished) for outcome in again] == [(8, True)] * 2
 
 
-def test_the_time_spent_survives_a_restart(rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:
+def test_the_time_spent_survives_a_restart_with_more_ranks(rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, corpus)
     rank_pool.run(_run_by_the_clock, str(config), [*BUDGET, "--train.steps", "3"], world_size=1)
     run = config.with_suffix("")
     meta = json.loads((run / "checkpoints/step-00000003/meta.json").read_text())
     assert meta["training_seconds"] == 400
-    (outcome,) = rank_pool.run(_run_by_the_clock, str(config), BUDGET, world_size=1)
-    assert (outcome.step, outcome.finished) == (7, True)
+    overrides = [*BUDGET, "--train.strategy", "ddp"]
+    outcomes = rank_pool.run(_run_by_the_clock, str(config), overrides, world_size=2)
+    assert [(outcome.step, outcome.finished) for outcome in outcomes] == [(7, True)] * 2
     seconds = [100, 200, 300, 500, 600, 800, 900]
     assert column(run, "lr") == pytest.approx([expected_rate(second) for second in seconds])
+
+
+def test_a_run_that_was_stopped_after_its_time_does_its_last_step(
+    rank_pool: RankPool, corpus: Path, tmp_path: Path
+) -> None:
+    """The budget ran out while step 7 was computed and saved: the step with the final rate is still to come."""
+    config = write_config(tmp_path, corpus)
+    run = config.with_suffix("")
+    rank_pool.run(_run_by_the_clock, str(config), [*BUDGET, "--train.steps", "7"], world_size=1)
+    assert json.loads((run / "checkpoints/step-00000007/meta.json").read_text())["training_seconds"] == 900
+    for _ in range(2):
+        (outcome,) = rank_pool.run(_run_by_the_clock, str(config), BUDGET, world_size=1)
+        assert (outcome.step, outcome.finished) == (8, True)
+    assert column(run, "lr")[-2:] == [pytest.approx(expected_rate(800)), 0.0]
+    assert metrics_of(run)[-1]["validation_loss"] > 0
+    assert [event["event"] for event in read_events(run)][-2:] == ["budget_spent", "finished"]
 
 
 def test_a_run_that_has_its_steps_ends_before_its_budget(corpus: Path, tmp_path: Path) -> None:

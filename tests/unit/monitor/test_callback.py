@@ -53,6 +53,7 @@ def module_after(tokens: int) -> Any:
         mean_loss=lambda: 2.0,
         current_learning_rate=lambda: 0.1,
         is_last_step=False,
+        budget=types.SimpleNamespace(seconds=None),
         read_gradient_norm=lambda: None,
     )
 

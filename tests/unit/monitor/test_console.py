@@ -67,6 +67,27 @@ def test_plain_lines_in_a_log() -> None:
     assert len(lines) == 3
 
 
+def test_the_time_left_of_a_run_with_a_budget_of_time() -> None:
+    stream, clock = io.StringIO(), Clock()
+    sink = ConsoleSink(stream, clock)
+    sink.start({"first_step": 0, "total_steps": 1_000_000}, {"schedule": {"budget_hours": 2.0}})
+    clock.now = 1800.0
+    sink.log({"step": 100, "loss": 6.5, "budget_share": 0.25})
+    assert stream.getvalue() == "step 100/1000000 loss 6.500 budget 25.0 % eta 1:30:00\n"
+
+
+def test_the_bar_of_a_run_with_a_budget_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    sink = ConsoleSink(Terminal(), Clock())
+    sink.start({"first_step": 0, "total_steps": 1000}, {"schedule": {"budget_hours": 2.0}})
+    shares = []
+    for step, budget_share in ((10, 0.5), (20, 1.1)):
+        sink.log({"step": step, "loss": 6.5, "budget_share": budget_share})
+        shares.append(sink._progress.tasks[0].completed)
+    sink.close()
+    assert shares == [0.5, 1.0]
+
+
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm")

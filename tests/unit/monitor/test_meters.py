@@ -61,6 +61,17 @@ def test_eta_follows_the_recent_pace() -> None:
     assert eta.add(200, 20.0) == 0.0
 
 
+def test_eta_is_what_is_left_of_a_budget_of_time_or_of_the_steps() -> None:
+    eta = EtaMeter(first_step=0, total_steps=1000, now_seconds=0.0, budget_seconds=400.0)
+    assert eta.add(0, 0.0) is None
+    assert eta.add(0, 0.0, 0.25) == 300.0  # known before there is a pace
+    assert eta.add(10, 100.0, 0.5) == 200.0
+    assert eta.add(10, 101.0) == 200.0
+    assert eta.add(20, 400.0, 1.1) == 0.0
+    short = EtaMeter(first_step=0, total_steps=20, now_seconds=0.0, budget_seconds=400.0)
+    assert short.add(10, 100.0, 0.25) == 100.0
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0:00"), (59.6, "1:00"), (200, "3:20"), (7400, "2:03:20"), (353_000, "4 d 02:03"), (-1, "0:00")],

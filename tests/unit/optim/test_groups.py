@@ -90,6 +90,17 @@ def scales_of(model: nn.Module, config: OptimizerConfig) -> dict[str, float]:
             },
         ),
         (
+            "roberta",
+            {
+                "roberta.embeddings.position_embeddings.weight": 0,
+                "roberta.embeddings.LayerNorm.weight": 0,
+                "roberta.encoder.layer.0.output.dense.bias": 1,
+                "roberta.encoder.layer.1.attention.output.LayerNorm.weight": 2,
+                "lm_head.dense.weight": 3,
+                "lm_head.bias": 3,
+            },
+        ),
+        (
             "gpt2",
             {
                 "transformer.wte.weight": 0,
@@ -149,3 +160,7 @@ def test_scales_of_mup_multiply_and_leave_the_decay_of_a_step_as_it_is() -> None
     weight, bias = groups
     assert (weight["lr_scale"], weight["weight_decay"]) == (0.25, 0.4)
     assert (bias["lr_scale"], bias["weight_decay"]) == (1.0, 0.0)
+    own = OptimizerConfig(groups=[ParameterGroupConfig("*", learning_rate_scale=0.5, weight_decay=0.3)])
+    weight, bias = parameter_groups(layer, own, {"weight": 0.25})
+    assert (weight["lr_scale"], weight["weight_decay"]) == (0.125, 1.2)
+    assert (bias["lr_scale"], bias["weight_decay"]) == (0.5, 0.3)

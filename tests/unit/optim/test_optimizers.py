@@ -154,6 +154,32 @@ def test_many_small_lists_give_what_one_list_gives(name: OptimizerName, monkeypa
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize(("name", "state_dtype"), [("lion", "fp32"), ("lion", "bf16"), ("adamw", "bf16")])
+def test_a_long_tensor_is_updated_in_pieces(
+    name: OptimizerName, state_dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ZeRO's slice of the whole model: temporary memory must not be that of the model."""
+    model = nn.ParameterList([torch.linspace(-1, 1, 13), torch.linspace(-1, 1, 14).view(7, 2)])
+    optimizer = make_optimizer(model, OptimizerConfig(name=name, learning_rate=0.1, state_dtype=state_dtype))
+    sizes: list[int] = []
+    update = optimizer.update
+
+    def noted(group: Any, parameters: list[Tensor], *rest: Any) -> None:
+        sizes.append(sum(parameter.numel() for parameter in parameters))
+        update(group, parameters, *rest)
+
+    monkeypatch.setattr(optimizer, "update", noted)
+    monkeypatch.setattr("pipeline.optim.foreach._CHUNK_ELEMENTS", 5)
+    before = [parameter.detach().clone() for parameter in model]
+    for parameter in model:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert sizes == [4, 4, 4, 2, 5, 5, 3]
+    for parameter, old in zip(model, before, strict=True):
+        decay = 0.01 if parameter.ndim > 1 else 0.0
+        torch.testing.assert_close(parameter.detach(), old * (1 - 0.1 * decay) - 0.1, rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_closure_is_run_with_gradients_and_parameters_without_one_stay(name: OptimizerName) -> None:
     model = Blocks()

@@ -38,6 +38,12 @@ def test_numbers_of_bf16_and_what_is_no_number_stay() -> None:
         assert torch.equal(rounded(values, step).view(torch.int16), values.bfloat16().view(torch.int16))
 
 
+def test_no_nan_becomes_a_number() -> None:
+    """All of the bits below bf16's are set: 0x7fffffff is what a GPU computes."""
+    values = torch.tensor([0x7FFFFFFF, -1, 0x7F800001], dtype=torch.int32).view(torch.float32)
+    assert all(rounded(values, step).isnan().all() for step in range(20))
+
+
 def test_bits_depend_on_step_group_and_place_alone() -> None:
     values = torch.linspace(1, 2, 1000)
     state = torch.random.get_rng_state()

@@ -34,9 +34,8 @@ def test_without_a_budget_nothing_is_ever_spent() -> None:
     assert (budget.share, budget.is_spent) == (0.0, False)
 
 
-def test_a_start_without_time_or_steps_left_ends_the_run() -> None:
+def test_a_start_after_the_last_step_ends_the_run() -> None:
     config = RunConfig(train=TrainConfig(steps=10), schedule=ScheduleConfig(budget_hours=1.0))
-    assert not Start(step=9, training_seconds=3599.0).ends(config)
-    assert Start(step=9, training_seconds=3600.0).ends(config)
+    assert not Start(step=9, training_seconds=3601.0).ends(config)  # stopped before the step of the final rate
+    assert Start(step=9, training_seconds=3601.0, budget_spent=True).ends(config)
     assert Start(step=10, training_seconds=0.0).ends(config)
-    assert not Start(step=9, training_seconds=3600.0).ends(RunConfig(train=TrainConfig(steps=10)))
