@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from pipeline.optim.rounding import StochasticRounding
 
 _CHUNK_ELEMENTS = 2**25
-"""Elements that are updated at a time: 128 MiB of fp32 for each temporary list. A tensor that must be whole may be more."""
+"""Elements that are updated at a time, or one tensor that must be whole: 128 MiB of fp32 for each temporary list."""
 
 
 class ForeachOptimizer(Optimizer):

@@ -174,10 +174,10 @@ def test_a_long_tensor_is_updated_in_pieces(
     for parameter in model:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    assert sizes == [4, 4, 4, 2, 5, 5, 3]
+    assert sizes == [5, 5, 3, 4, 4, 4, 2]
     for parameter, old in zip(model, before, strict=True):
         decay = 0.01 if parameter.ndim > 1 else 0.0
-        torch.testing.assert_close(parameter.detach(), old * (1 - 0.1 * decay) - 0.1, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(parameter.detach(), old * (1 - 0.1 * decay) - 0.1)
 
 
 @pytest.mark.parametrize("name", ALL)
