@@ -127,7 +127,9 @@ def rungs(is_causal: bool, graphs: bool = False) -> list[Rung]:
     middle = [replace(sparse, name=packed.name)] if is_causal else [packed, sparse]
     chunked = replace(sparse, name="loss chunk by chunk", whole_logits=False)
     fused = replace(chunked, name="fused optimizer", fused_optimizer=True)
-    drop_ins = replace(fused, name="drop-ins", switches={"model.drop_ins": True})
+    # Of an encoder the drop-in is its last block; of GPT-2, GELU.
+    named = "one kernel for GELU" if is_causal else "last block at the predicted positions only"
+    drop_ins = replace(fused, name=named, switches={"model.drop_ins": True})
     compiled = replace(drop_ins, name="torch.compile", switches={**drop_ins.switches, "train.compile": True})
     replayed = {**compiled.switches, "train.compile_mode": "reduce-overhead"}
     last = [replace(compiled, name="CUDA graphs", switches=replayed)] if graphs else []

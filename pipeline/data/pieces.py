@@ -87,16 +87,6 @@ def as_pieces(words: NDArray[np.uint32]) -> NDArray[np.void]:
     return words.reshape(-1).view(PIECE)
 
 
-def locate(pieces: NDArray[np.void], starts: NDArray[np.int64]) -> None:
-    """Fill in where the tokens of a plan's pieces lie.
-
-    Args:
-        pieces: (K,) of :data:`PIECE`, changed in place.
-        starts: first item of every document, below :data:`MAX_ITEMS`, (D,).
-    """
-    pieces["item"] = starts[pieces["document"]] + pieces["offset"]
-
-
 def has_flag(pieces: NDArray[np.void], flag: int) -> NDArray[np.bool_]:
     """Whether :data:`ENDS_DOCUMENT` or :data:`SECOND_PART` holds for every piece, (K,)."""
     return (pieces["flags"] & np.uint16(flag)) != 0

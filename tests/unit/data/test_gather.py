@@ -19,7 +19,6 @@ from pipeline.data.pieces import (
     ShardLengths,
     has_flag,
     is_kept,
-    locate,
 )
 from pipeline.data.rows import NO_PAIR, PER_ROW, PER_SEGMENT, RowFormat, Rows
 from pipeline.shards.layout import pack_bits
@@ -91,7 +90,7 @@ def make_shard(seed: int, num_documents: int = 40, dtype: type = np.uint16) -> F
 def plan_rows(shard: FakeShard, packing: str, form: RowFormat, seed: int) -> list[np.ndarray]:
     """Located pieces of every row of the shard."""
     plan = PACKINGS[packing].plan(shard.lengths, form, key(seed, 1), key(seed, 2))
-    locate(plan.pieces, shard.starts)
+    plan.pieces["item"] = shard.starts[plan.pieces["document"]] + plan.pieces["offset"]
     return [plan.pieces[begin:end] for begin, end in zip(plan.first_piece[:-1], plan.first_piece[1:], strict=True)]
 
 

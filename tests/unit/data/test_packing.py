@@ -13,7 +13,7 @@ from pipeline.config.run import Packing
 from pipeline.data.concatenate import payload
 from pipeline.data.gather import gather_rows
 from pipeline.data.packing import PACKINGS, find_packing, max_segments_per_row
-from pipeline.data.pieces import ENDS_DOCUMENT, ShardLengths, ShardPlan, has_flag, locate
+from pipeline.data.pieces import ENDS_DOCUMENT, ShardLengths, ShardPlan, has_flag
 from pipeline.data.rows import RowFormat, Rows
 from tests.corpora import random_lengths
 
@@ -33,7 +33,8 @@ def make_plan(packing: str, lengths: np.ndarray, form: RowFormat, seed: int) -> 
 
 def gathered(plan: ShardPlan, lengths: np.ndarray, form: RowFormat) -> Rows:
     """The rows of a plan, from a shard of nothing but documents."""
-    locate(plan.pieces, np.cumsum(lengths, dtype=np.int64) - lengths)
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    plan.pieces["item"] = starts[plan.pieces["document"]] + plan.pieces["offset"]
     zeros = np.zeros(plan.num_rows, np.int64)
     return gather_rows(
         plan.pieces,
