@@ -19,6 +19,7 @@ from pipeline.config.optimization import (
     momentum_of,
 )
 from pipeline.optim.build import make_optimizer
+from pipeline.optim.rounding import StochasticRounding
 from tests.unit.optim import references
 
 OWN: tuple[OptimizerName, ...] = ("adamw", "lamb", "stable_adamw", "lion")
@@ -80,11 +81,13 @@ def expected_weights(model: nn.Module, config: OptimizerConfig) -> dict[str, Ten
     return weights
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_it_follows_its_paper(name: OptimizerName) -> None:
+@pytest.mark.parametrize(("name", "epsilon"), [*((name, None) for name in OWN), ("lamb", 2.0), ("stable_adamw", 2.0)])
+def test_it_follows_its_paper(name: OptimizerName, epsilon: float | None) -> None:
+    """Also where epsilon is larger than the roots of most second moments."""
     model = Blocks().double()
-    expected = expected_weights(model, config_of(name))
-    run(model, make_optimizer(model, config_of(name)), 1, NUM_STEPS)
+    config = config_of(name, epsilon=epsilon)
+    expected = expected_weights(model, config)
+    run(model, make_optimizer(model, config), 1, NUM_STEPS)
     for key, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), expected[key], rtol=1e-10, atol=1e-12, msg=key)
 
@@ -141,6 +144,26 @@ def test_a_resumed_optimizer_goes_on_bit_by_bit(name: OptimizerName, state_dtype
         assert torch.equal(parameter, expected), key
     states = [[state[key].dtype for key in sorted(state)] for state in second.state.values()]
     assert states == [[state[key].dtype for key in sorted(state)] for state in first.state.values()]
+
+
+def test_every_step_group_and_list_is_rounded_by_bits_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits again would round the same elements down for ever."""
+    model = Blocks()
+    places: list[tuple[int, ...]] = []
+    reseed = StochasticRounding.reseed
+
+    def noted(rounding: StochasticRounding, *place: int) -> None:
+        places.append(place)
+        reseed(rounding, *place)
+
+    monkeypatch.setattr(StochasticRounding, "reseed", noted)
+    monkeypatch.setattr("pipeline.optim.foreach._CHUNK_ELEMENTS", 5)
+    run(model, make_optimizer(model, config_of("lamb", state_dtype="bf16")), 1, 3)
+    assert len(set(places)) == len(places)
+    steps, groups, lists = (set(numbers) for numbers in zip(*places, strict=True))
+    assert steps == {1, 2, 3}
+    assert len(groups) > 1
+    assert len(lists) > 1
 
 
 @pytest.mark.parametrize("name", OWN)
