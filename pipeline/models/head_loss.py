@@ -92,10 +92,13 @@ class _LinearCrossEntropySum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        factor = scale.view(1)  # a scalar would be rounded to bf16 first, and with it every gradient of the step
         if torch.compiler.is_compiling():
-            return (*(None if saved is None else saved * scale for saved in ctx.saved_tensors), None, None, None)
-        # In place, to spare the memory of a second gradient; autograd refuses a second backward pass after it.
-        return (*(None if saved is None else saved.mul_(scale) for saved in ctx.saved_tensors), None, None, None)
+            scaled = (None if saved is None else (saved * factor).to(saved.dtype) for saved in ctx.saved_tensors)
+        else:
+            # In place, to spare the memory of a second gradient; autograd refuses a second backward pass after it.
+            scaled = (None if saved is None else saved.mul_(factor) for saved in ctx.saved_tensors)
+        return (*scaled, None, None, None)
 
 
 def _loss_and_gradients(
