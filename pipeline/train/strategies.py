@@ -107,6 +107,7 @@ def _make_zero_strategy(
             "zero_optimization": zero,
             "gradient_clipping": train.gradient_clip_norm,  # explicit: DeepSpeed alone clips at 1.0 by default
         },
+        hysteresis=1,  # fp16: every infinite gradient halves the loss scale, as torch's scaler does; the default is 2
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -31,3 +33,12 @@ def test_deepspeed_is_told_to_offload_with_our_optimizer(
     assert "offload_optimizer" not in configs[0]["zero_optimization"]
     assert configs[1]["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
     assert configs[1]["zero_force_ds_cpu_optimizer"] is False
+
+
+def test_deepspeed_halves_the_loss_scale_at_every_infinite_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's scaler; DeepSpeed's default lets the first one pass."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    train = TrainConfig(strategy="zero1", precision="fp16")
+    made: Any = make_strategy(train, rank_facts({}), torch.device("cpu"), 1000)
+    settings = (made.loss_scale, made.initial_scale_power, made.hysteresis)  # 0: the scale is dynamic
+    assert settings == (0, 16, 1)
