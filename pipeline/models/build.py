@@ -21,11 +21,13 @@ from pipeline.models.packed import prepare_packed
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+_ACTIVATION_KEYS = ("hidden_act", "activation_function")
 _REFUSED_KEYS = {
     "is_decoder": "choose the family instead",
     "add_cross_attention": "packed rows have no second sequence",
     "tie_word_embeddings": "the head shares the weights of the embedding, as published",
     "reorder_and_upcast_attn": "only the stock eager attention reads it",
+    "return_dict": "the packed forward reads the outputs by name",
     "pad_token_id": "special tokens come from the tokenizer",
     "bos_token_id": "special tokens come from the tokenizer",
     "eos_token_id": "special tokens come from the tokenizer",
@@ -80,7 +82,8 @@ def hf_config(config: ModelConfig, *, vocab_size: int, special_ids: Mapping[str,
 
     Raises:
         UserError: fewer embedding rows than the tokenizer has ids; a special token that the family needs is missing;
-            a key of ``model.extra`` that the config class does not have or that cannot be changed.
+            a key of ``model.extra`` that the config class does not have or that cannot be changed, or a value that is
+            none of its.
     """
     import transformers
 
@@ -132,3 +135,17 @@ def _check_extra(config: ModelConfig, known: Mapping[str, Any]) -> None:
                 f"model.extra.{name}: {FAMILIES[config.family].config_class} has no such key{hint} "
                 "Correct the name or remove it."
             )
+        _check_value(name, config.extra[name], known[name])
+
+
+def _check_value(name: str, value: Any, default: Any) -> None:
+    from transformers.activations import ACT2FN
+
+    kinds = (int, float) if isinstance(default, float) else type(default)
+    if default is not None and not isinstance(value, kinds):
+        raise UserError(
+            f"model.extra.{name}: {value!r} is a {type(value).__name__}; it must be a {type(default).__name__}, as the "
+            f"default {default!r}."
+        )
+    if name in _ACTIVATION_KEYS and value not in ACT2FN:
+        raise UserError(f"model.extra.{name}: transformers has no activation `{value}`; it has {', '.join(ACT2FN)}.")

@@ -149,9 +149,19 @@ def test_extra_reaches_the_config_and_wins_over_family_defaults() -> None:
         ({"is_decoder": True}, r"model\.extra\.is_decoder: cannot be changed here: choose the family instead"),
         ({"tie_word_embeddings": False}, r"model\.extra\.tie_word_embeddings: cannot be changed here: the head shares"),
         ({"pad_token_id": 3}, r"model\.extra\.pad_token_id: cannot be changed here: special tokens come from the tok"),
+        ({"return_dict": False}, r"model\.extra\.return_dict: cannot be changed here: the packed forward reads"),
+        (
+            {"hidden_act": "geluu"},
+            r"model\.extra\.hidden_act: transformers has no activation `geluu`; it has .*gelu",
+        ),
+        ({"hidden_act": 5}, r"model\.extra\.hidden_act: 5 is a int; it must be a str, as the default 'gelu'"),
+        (
+            {"layer_norm_eps": "x"},
+            r"model\.extra\.layer_norm_eps: 'x' is a str; it must be a float, as the default",
+        ),
     ],
 )
-def test_unknown_and_fixed_extra_keys_are_refused(extra: dict[str, Any], message: str) -> None:
+def test_what_extra_cannot_say_is_refused(extra: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build("bert", extra=extra)
 
