@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipeline.config.attention import reasons_against_flash
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
 from pipeline.config.optimization_checks import optimization_problems
@@ -74,12 +75,12 @@ def _model_problems(config: RunConfig) -> Iterator[str]:
     for name in model.extra:
         if name in _TYPED_IN_HUGGING_FACE:
             yield f"model.extra.{name}: set `model.{_TYPED_IN_HUGGING_FACE[name]}` instead."
-    if model.attention_dropout > 0 and config.train.compile_mode == "reduce-overhead":
-        yield (
-            f"model.attention_dropout: {model.attention_dropout} does not go with train.compile_mode "
-            "`reduce-overhead`: flash attention has no dropout, and the exact operator cannot be recorded in a CUDA "
-            "graph. Set it to 0.0 (model.hidden_dropout stays)."
-        )
+    if config.train.compile_mode == "reduce-overhead" and model.num_heads > 0:
+        for reason in reasons_against_flash(model, config.train.precision):
+            yield (
+                f"{reason}. The exact operator, which would run, cannot be recorded in a CUDA graph: change this, or "
+                "set train.compile_mode to `default`."
+            )
 
 
 def _objective_problems(config: RunConfig) -> Iterator[str]:

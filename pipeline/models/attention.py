@@ -18,6 +18,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from pipeline.base.errors import UserError
 from pipeline.base.logs import get_logger
+from pipeline.config.attention import FLASH_MAX_HEAD_WIDTH, FLASH_WIDTH_MULTIPLE, reasons_against_flash
 from pipeline.config.run import ModelConfig, PrecisionName
 from pipeline.models.segment_attention import segment_attention
 
@@ -25,7 +26,6 @@ ATTENTION_NAME: Final = "pretrain_varlen"
 # With no auxiliary output asked for it returns a tensor.
 _flash_attention = cast("Callable[..., Tensor]", varlen_attn)
 _FLASH_DTYPES: Final = (torch.float16, torch.bfloat16)
-_FLASH_MAX_HEAD_WIDTH: Final = 256
 _FLASH_MIN_CAPABILITY: Final = (8, 0)
 _FLASH_3_MAJOR: Final = 9
 
@@ -107,11 +107,8 @@ def check_device(config: ModelConfig, device_type: str, precision: PrecisionName
     """
     if device_type != "cuda":
         return
-    if config.attention_dropout > 0:
-        get_logger().warning(
-            "model.attention_dropout: %s: flash attention for packed rows has no dropout, so the exact operator runs, "
-            "many times slower; 0 is fast, and model.hidden_dropout stays", config.attention_dropout,
-        )  # fmt: skip
+    for reason in reasons_against_flash(config, precision):
+        get_logger().warning("%s. The exact operator runs, many times slower.", reason)
     capability = torch.cuda.get_device_capability()
     if precision != "fp32" and capability < _FLASH_MIN_CAPABILITY:
         raise UserError(
@@ -144,4 +141,5 @@ def use_flash_attention_3(device_type: str) -> bool:
 
 def _flash_takes(query: Tensor) -> bool:
     width = query.shape[-1]
-    return query.is_cuda and query.dtype in _FLASH_DTYPES and width % 8 == 0 and width <= _FLASH_MAX_HEAD_WIDTH
+    fits = width % FLASH_WIDTH_MULTIPLE == 0 and width <= FLASH_MAX_HEAD_WIDTH
+    return query.is_cuda and query.dtype in _FLASH_DTYPES and fits

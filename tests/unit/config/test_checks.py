@@ -87,7 +87,16 @@ def test_run_problems(values: dict[str, Any], message: str) -> None:
     [
         (
             {"model__attention_dropout": 0.1, "train__compile": True, "train__compile_mode": "reduce-overhead"},
-            "model.attention_dropout: 0.1 does not go with train.compile_mode `reduce-overhead`",
+            "model.attention_dropout: 0.1: flash attention for packed rows has no dropout; 0 is fast, and "
+            "model.hidden_dropout stays. The exact operator, which would run, cannot be recorded in a CUDA graph",
+        ),
+        (
+            {"train__precision": "fp32", "train__compile": True, "train__compile_mode": "reduce-overhead"},
+            "train.precision: `fp32`: flash attention takes `bf16` and `fp16` only. The exact operator",
+        ),
+        (
+            {"model__num_heads": 64, "train__compile": True, "train__compile_mode": "reduce-overhead"},
+            "model.num_heads: 64 heads are 12 wide, and flash attention takes multiples of 8 up to 256. The exact",
         ),
         (
             {"train__activation_checkpointing": "selective", "train__strategy": "zero3"},

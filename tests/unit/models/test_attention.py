@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.base.errors import UserError
-from pipeline.config.run import ModelConfig
+from pipeline.config.run import ModelConfig, PrecisionName
 from pipeline.models import attention
 from pipeline.models.attention import check_device, packed_attention, use_flash_attention_3
 from pipeline.models.build import build_model
@@ -34,16 +34,38 @@ def test_attention_dropout_is_off_in_evaluation() -> None:
     assert torch.equal(logits_with_dropout(1, training=False), logits_with_dropout(2, training=False))
 
 
-def test_attention_dropout_on_cuda_is_said_to_be_slow(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("model", "precision", "message"),
+    [
+        ({"attention_dropout": 0.1}, "bf16", "model.attention_dropout: 0.1: flash attention for packed rows has no dr"),
+        ({}, "fp32", "train.precision: `fp32`: flash attention takes `bf16` and `fp16` only"),
+        (
+            {"hidden_size": 120},
+            "bf16",
+            "model.num_heads: 12 heads are 10 wide, and flash attention takes mult",
+        ),
+        (
+            {"num_heads": 2},
+            "fp16",
+            "model.num_heads: 2 heads are 384 wide, and flash attention takes mult",
+        ),
+    ],
+)
+def test_what_keeps_flash_attention_from_running_is_said_to_be_slow(
+    model: dict[str, Any],
+    precision: PrecisionName,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    check_device(ModelConfig(attention_dropout=0.1), "cpu", "bf16")
+    check_device(ModelConfig(**model), "cpu", precision)
     check_device(ModelConfig(), "cuda", "bf16")
     assert not caplog.records
-    check_device(ModelConfig(attention_dropout=0.1), "cuda", "bf16")
+    check_device(ModelConfig(**model), "cuda", precision)
     (record,) = caplog.records
-    assert "model.attention_dropout: 0.1: flash attention for packed rows has no dropout" in record.getMessage()
+    assert message in record.getMessage()
+    assert "The exact operator runs, many times slower." in record.getMessage()
 
 
 def packed(cu_seqlens: torch.Tensor, max_length: int) -> dict[str, Any]:
