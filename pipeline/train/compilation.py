@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -18,33 +19,37 @@ from pipeline.objectives.loss import packed_loss_sum
 from pipeline.train.module import PretrainModule
 
 _SPARE_GRAPHS = 6  # of torch's own 8: it stops a run that compiles more than it is allowed
-_COMPILERS = ("g++", "c++", "clang++")
+# What torch.compile writes, for which its environment variable may name a compiler, else one of these is looked for.
+_LANGUAGES = {"cpu": ("C++", "CXX", ("g++", "c++", "clang++")), "cuda": ("C", "CC", ("gcc", "clang"))}
 
 
 def prepare_compiler(train: TrainConfig, device: torch.device) -> None:
     """Find the compiler, and keep what it makes in ``train.compile_cache``; before anything is compiled.
 
     Raises:
-        UserError: on a CPU, where torch.compile writes C++, there is no C++ compiler; CUDA graphs without CUDA; the
-            directory cannot be written.
+        UserError: there is no compiler, for the kernels on a CPU or what starts them on CUDA; CUDA graphs without CUDA;
+            the directory cannot be written.
     """
-    if device.type == "cpu":
-        if not (os.environ.get("CXX") or any(map(shutil.which, _COMPILERS))):
-            raise UserError(
-                f"train.compile: true needs a C++ compiler on a CPU, and none of {', '.join(_COMPILERS)} is on PATH; "
-                "install one (Debian: apt-get install g++) or set train.compile to false."
-            )
-        if train.compile_mode == "reduce-overhead":
-            raise UserError(
-                "train.compile_mode: `reduce-overhead` replays CUDA graphs, and this run is on a CPU; use `default`."
-            )
+    language, variable, compilers = _LANGUAGES[device.type]
+    if not (os.environ.get(variable) or any(map(shutil.which, compilers))):
+        raise UserError(
+            f"train.compile: true needs a {language} compiler on this device ({device.type}), and none of "
+            f"{', '.join(compilers)} is on PATH; install one (Debian: apt-get install {compilers[0]}) or set "
+            "train.compile to false."
+        )
+    if device.type == "cpu" and train.compile_mode == "reduce-overhead":
+        raise UserError(
+            "train.compile_mode: `reduce-overhead` replays CUDA graphs, and this run is on a CPU; use `default`."
+        )
     directory = Path(os.path.expandvars(train.compile_cache)).expanduser().absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UserError(
-            f"train.compile_cache: {directory} cannot be made ({error.strerror}); name a directory on a disk of this "
-            "node, e.g. `$TMPDIR/compile`."
+            f"train.compile_cache: {directory} cannot be made or written ({error.strerror}); name a directory on a "
+            "disk of this node, e.g. `$TMPDIR/compile`."
         ) from error
     # torch looks here at every compilation; Triton's kernels go into a folder below.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(directory)

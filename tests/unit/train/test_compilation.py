@@ -80,18 +80,36 @@ def test_the_cache_is_where_the_config_says(tmp_path: Path, monkeypatch: pytest.
 def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "c++")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"train\.compile_cache: .*file/cache cannot be made \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"train\.compile_cache: .*file/cache cannot be made or written \(Not a direct"):
         prepare_compiler(TrainConfig(compile_cache=str(tmp_path / "file/cache")), torch.device("cpu"))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # what root is never told
+    with pytest.raises(UserError, match=r"train\.compile_cache: .* cannot be made or written \(Permission denied\)"):
+        prepare_compiler(TrainConfig(compile_cache=str(tmp_path)), torch.device("cpu"))
 
 
-def test_compiling_on_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("device", "variable", "message"),
+    [
+        (
+            "cpu",
+            "CXX",
+            r"needs a C\+\+ compiler on this device \(cpu\), and none of g\+\+, c\+\+, clang\+\+ is on",
+        ),
+        ("cuda", "CC", r"needs a C compiler on this device \(cuda\), and none of gcc, clang is on PATH; install one"),
+    ],
+)
+def test_compiling_needs_a_compiler(
+    device: str, variable: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
     monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
     train = TrainConfig(compile_cache=str(tmp_path))
-    with pytest.raises(UserError, match=r"train.compile: true needs a C\+\+ compiler on a CPU"):
-        prepare_compiler(train, torch.device("cpu"))
-    prepare_compiler(train, torch.device("cuda"))
+    with pytest.raises(UserError, match=message):
+        prepare_compiler(train, torch.device(device))
+    monkeypatch.setenv(variable, "my-compiler")
+    prepare_compiler(train, torch.device(device))
 
 
 def test_cuda_graphs_need_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
