@@ -92,7 +92,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        factor = scale.view(1)  # a scalar would be rounded to bf16 first, and with it every gradient of the step
+        factor = scale.view(1)  # CUDA would round a scalar to bf16 first, and with it every gradient of the step
         if torch.compiler.is_compiling():
             scaled = (None if saved is None else (saved * factor).to(saved.dtype) for saved in ctx.saved_tensors)
         else:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.head import Case, Head, check_equal, whole_logits
 from pipeline.models.head_loss import linear_cross_entropy_sum
+from tests.unit.models.test_head_loss import results, tensors
 
 pytestmark = pytest.mark.gpu
 
@@ -39,6 +40,17 @@ def test_equals_whole_logits_in_fp32(wrap: Callable[[Callable[..., Tensor]], Cal
     found = gradients(wrap(linear_cross_entropy_sum)(*arguments, 100 << 20))
     for ours, truth in zip(found, gradients(whole_logits(*arguments)), strict=True):
         torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-4 * truth.abs().max().item())
+
+
+@pytest.mark.parametrize("wrap", [lambda function: function, compiled], ids=["eager", "compiled"])
+def test_bf16_gradients_take_the_whole_scale(wrap: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
+    """1.25390625 lies halfway between two numbers of bf16: rounded, it would make all gradients 0.3 % smaller."""
+    inputs = [None if tensor is None else tensor.cuda() for tensor in tensors(dtype=torch.bfloat16)]
+    function = wrap(linear_cross_entropy_sum)
+    unscaled, scaled = (results(function, inputs, scale=scale)[1:] for scale in (1.0, 1.25390625))
+    for one, other in zip(unscaled, scaled, strict=True):
+        share = (one.double() * other.double()).sum() / one.double().square().sum()
+        assert share.item() == pytest.approx(1.25390625, abs=1e-3)
 
 
 @pytest.mark.parametrize("wrap", [lambda function: function, compiled], ids=["eager", "compiled"])
