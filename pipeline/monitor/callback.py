@@ -85,9 +85,6 @@ class MonitorCallback(StepCallback):
         self._logged_counts = (0, 0, 0, 0)
         self._steps_to_log = 0
 
-    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self.clock.read()  # what came before is no step
-
     def add_validation(self, loss: float) -> None:
         """Have the held-out loss logged with the step at hand."""
         self.added |= {"validation_loss": loss, "validation_perplexity": perplexity(loss)}

@@ -110,7 +110,7 @@ class ConsoleSink:
             parts.append(f"{format_count(rate)} tok/s")
         if eta_seconds is not None:
             parts.append(f"eta {format_seconds(eta_seconds)}")
-        if loss is not None:
+        if "loss" in metrics:  # else more of the step that is shown
             done = self._done(step, budget_share or 0.0)
             self._progress.update(self._task, completed=done, step=step, numbers="  ".join(parts))
 

@@ -128,9 +128,10 @@ class PretrainModule(pl.LightningModule):
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate * group["lr_scale"]
 
-    def on_train_start(self) -> None:
-        self.budget.start()
+    def on_train_start(self) -> None:  # after the callbacks' hooks of the same name
         time_gradient_reduction(self.trainer.strategy.model, self.clock)
+        self.budget.start()
+        self.clock.read()  # what came before, such as restoring a checkpoint, is no step
 
     @property
     def is_last_step(self) -> bool:
@@ -219,12 +220,15 @@ class PretrainModule(pl.LightningModule):
             norm = engine_of(self.trainer).get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def mean_loss(self) -> float:
-        """Loss of the step just finished: the mean over all predictions of the global batch; waits for the device."""
+    def mean_loss(self) -> float | None:
+        """Loss of the step just finished: the mean over all predictions of the global batch; waits for the device.
+
+        None where nothing was predicted: a mean over nothing is no number, and 0 would be the best loss of all.
+        """
         assert self.control is not None
         assert self.local_loss_sum is not None
         (total,) = self.control.sum_floats(float(self.local_loss_sum))
-        return total / max(self.global_predictions, 1)
+        return total / self.global_predictions if self.global_predictions else None
 
     def batch_digest(self) -> str | None:
         """Digest of the step's global batch, if its rows were digested; every rank must call it."""

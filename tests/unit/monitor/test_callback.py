@@ -63,7 +63,7 @@ def test_lines_hold_the_rates_since_the_line_before() -> None:
     monitor, sink = monitor_at(now)
     trainer: Any = types.SimpleNamespace(world_size=1, strategy=types.SimpleNamespace(root_device=torch.device("cpu")))
     now[0] += 20.0  # before the first step: nobody's
-    monitor.on_train_start(trainer, None)
+    monitor.clock.read()
     for step in range(1, 9):
         with monitor.clock.during("forward"):
             now[0] += 2.0

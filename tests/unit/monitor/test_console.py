@@ -115,3 +115,15 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         assert part in text
     for line in ("step 100/1000 loss 6.500", "checkpoint at step 120", "a line of the log"):
         assert line in text
+
+
+def test_a_step_without_a_loss_moves_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    sink = ConsoleSink()
+    sink.start({"first_step": 0, "total_steps": 1000}, {})
+    sink.log({"step": 120, "loss": 6.25})
+    sink.log({"step": 130, "loss": None})  # it predicted nothing
+    sink.close()
+    assert "step 130/1000" in stream.getvalue()

@@ -106,3 +106,21 @@ def test_sleeps_are_charged_to_their_phase(lines_and_sleeps: tuple[list[dict[str
         assert min(time / sleep for time, sleep in pairs) < 1.05, (phase, pairs)
     assert min(line["time_other"] for line in lines) < 0.05 * SLEEP_SECONDS
     assert {line["time_communication"] < SLEEP_SECONDS for line in lines} == {True}
+
+
+def test_restoring_a_checkpoint_is_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = tiny_corpus(tmp_path / "corpus")
+    path, overrides = write_config(tmp_path, corpus.directory), ("--checkpoint.every_steps", "2")
+    train(load(path, *overrides, "--train.steps", "4"))
+    sleeps, load_checkpoint = Sleeps(), saving.load_checkpoint
+
+    def slow(*args: Any) -> None:
+        for _ in range(20):
+            sleeps.sleep("restoring")
+        load_checkpoint(*args)
+
+    monkeypatch.setattr(saving, "load_checkpoint", slow)
+    train(load(path, *overrides, "--train.steps", "5"))
+    last = metrics_of(tmp_path / "run")[-1]
+    assert last["step"] == 5
+    assert sum(last[f"time_{phase}"] for phase in PHASES) < sum(sleeps.seconds["restoring"])
