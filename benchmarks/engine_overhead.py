@@ -23,6 +23,7 @@ from benchmarks.our_training import OurStep
 from benchmarks.record import Table, significant
 from benchmarks.workload import Workload, workload_from_json, workload_to_json
 from pipeline.config.run import RunConfig
+from pipeline.train.faults import ended_by_sigterm
 
 STAGES: Final = (0, 1, 2)
 PLAIN: Final = "no engine"
@@ -38,7 +39,8 @@ def measure_engines(workload: Workload, compiled: bool, num_steps: int) -> Table
     command = [sys.executable, __file__, workload_to_json(workload), str(int(compiled)), str(num_steps)]
     # Read at DeepSpeed's first import.
     environment = {**os.environ, **({"DS_ACCELERATOR": "cpu"} if workload.hardware.device == "cpu" else {})}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    with ended_by_sigterm():  # and the process with it
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(f"the engines failed:\n{done.stdout[-800:]}\n{done.stderr[-1600:]}")
     seconds: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

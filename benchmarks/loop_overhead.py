@@ -182,6 +182,7 @@ def our_loop(model: Trivial, batches: Repeated, clock: type[StepClock] = StepClo
     from pipeline.monitor.callback import MonitorCallback
     from pipeline.monitor.console import ConsoleSink
     from pipeline.monitor.sinks import JsonlSink
+    from pipeline.train.faults import fit
     from pipeline.train.module import PretrainModule
     from pipeline.train.process import quiet_lightning
     from pipeline.train.saving import Lifecycle
@@ -215,7 +216,7 @@ def our_loop(model: Trivial, batches: Repeated, clock: type[StepClock] = StepClo
         validation = Validation(lambda step: [], config.evaluation, monitor)
         trainer = make_trainer(config, plan, facts, device, WIDTH * WIDTH, [validation, monitor, lifecycle])
         batches.batch = our_batch(batches.batch)
-        trainer.fit(module, train_dataloaders=TimedBatches(batches, module.clock))
+        fit(trainer, module, TimedBatches(batches, module.clock))
         for sink in sinks:
             sink.close()
 
@@ -240,12 +241,12 @@ def our_config(num_batches: int) -> Any:
             gradient_clip_norm=CLIP_NORM,
         ),
         checkpoint=replace(config.checkpoint, every_steps=num_batches + 1),
-        monitor=replace(config.monitor, log_every_steps=LOG_EVERY_STEPS, wandb="off", batch_digest=False),
+        monitor=replace(config.monitor, log_every_steps=LOG_EVERY_STEPS, wandb="off"),
     )
 
 
 def our_batch(tensor: Tensor) -> Any:
-    """A batch whose input ids are ``tensor``."""
+    """A batch whose input ids are ``tensor``; the digest of its row stands in every batch, not only in logged ones."""
     from pipeline.objectives.batch import Batch
 
     empty = torch.zeros(0, dtype=torch.int64)
@@ -264,6 +265,7 @@ def our_batch(tensor: Tensor) -> Any:
         first_slot_key=0,
         max_seqlen=WIDTH,
         step=1,
+        row_digests=torch.zeros(1, 32, dtype=torch.uint8),
     )
 
 

@@ -7,9 +7,11 @@ loader: what the hardware does without Lightning, logs and checkpoints.
 from __future__ import annotations
 
 import json
+import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,21 +95,27 @@ def trained_metrics(config: RunConfig, num_steps: int) -> list[dict[str, Any]]:
     """Train as `pretrain train` does, in this process and a new directory; the logged lines.
 
     Lines come after the first step, and after every ``monitor.log_every_steps``.
+
+    Raises:
+        SystemExit: a signal has stopped the training; so it does the benchmark.
     """
     with tempfile.TemporaryDirectory(prefix="pretrain-benchmark-") as directory:
         run_directory = Path(directory) / "run"
-        train(
+        outcome = train(
             replace(config, run_directory=str(run_directory), train=replace(config.train, steps=num_steps)), RankFacts()
         )
+        if not outcome.finished:
+            raise SystemExit(128 + signal.SIGTERM)
         lines = (run_directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
 def seconds_a_step_of_training(config: RunConfig, num_steps: int, seed: int = 0) -> float:
-    """Seconds a step of `pretrain train` after its first step, which warms up (and compiles)."""
-    logged = replace(config.monitor, log_every_steps=num_steps + 1)
-    lines = trained_metrics(replace(config, seed=seed, monitor=logged), num_steps + 1)
-    return float(lines[-1]["seconds_per_step"])
+    """Seconds a step of `pretrain train` after its first step, which warms up (and compiles); logs as by default."""
+    lines = trained_metrics(replace(config, seed=seed), num_steps + 1)
+    return (
+        sum(line["seconds_per_step"] * (line["step"] - before["step"]) for before, line in pairwise(lines)) / num_steps
+    )
 
 
 def stock_model(workload: Workload, attention: str, our_weights: bool = True) -> Any:

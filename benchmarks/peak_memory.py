@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import drop_free_memory, resident_megabytes
 from benchmarks.workload import Workload, full_rows, workload_from_json, workload_to_json
+from pipeline.train.faults import ended_by_sigterm
 
 NUM_STEPS: Final = 3
 _DOCUMENT_STEPS: Final = 20
@@ -26,7 +27,8 @@ _DOCUMENT_STEPS: Final = 20
 def measure_side(side: str, workload: Workload) -> float:
     """MB of a side, measured in a new process."""
     arguments = workload_to_json(workload)
-    done = subprocess.run([sys.executable, __file__, side, arguments], capture_output=True, text=True, check=False)
+    with ended_by_sigterm():  # and the process with it
+        done = subprocess.run([sys.executable, __file__, side, arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{side} failed:\n{done.stdout[-800:]}\n{done.stderr[-1600:]}")
     return float(json.loads(done.stdout.splitlines()[-1])["megabytes"])

@@ -27,6 +27,7 @@ from pipeline.monitor.callback import StepCallback
 from pipeline.monitor.meters import memory_gb, model_flops_utilization
 from pipeline.monitor.step_clock import Phase
 from pipeline.train.control import join_ranks
+from pipeline.train.faults import ended_by_sigterm, fit
 from pipeline.train.setup import Start, device_peak_flops, make_module, make_trainer, prepare_process
 from pipeline.train.step_timing import StepMarks, TimedBatches
 from pipeline.train.streams import open_streams
@@ -112,7 +113,7 @@ def bench(
             "different shapes. Give fewer --steps and --warmup, or another --step."
         )
     config = replace(config, train=replace(config.train, steps=max(config.train.steps, last_step)))
-    with _with_data(config, data) as (config, synthetic):
+    with ended_by_sigterm(), _with_data(config, data) as (config, synthetic):
         plan, device = prepare_process(config, facts)
         streams = open_streams(config)
         module = make_module(config, streams, Start(step=first_step), plan, device)
@@ -122,7 +123,7 @@ def bench(
         recorder = _Recorder(config, streams.vocab_size, warmup_steps)
         trainer = make_trainer(config, plan, facts, device, streams.num_parameters, [recorder])
         try:
-            trainer.fit(module, train_dataloaders=TimedBatches(batches, module.clock))
+            fit(trainer, module, TimedBatches(batches, module.clock))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise

@@ -1,19 +1,24 @@
-"""Signals: a handler only notes that it was called; the ranks agree at the step boundary, save there, and stop."""
+"""Signals. In a run a handler only notes that it was called; the ranks agree at the step's end, save there, and stop.
+
+Lightning's own answers are switched off: to SIGTERM a collective inside the handler, and an end without a word and with
+status 0; to ctrl-C an end with status 1, as of a bug.
+"""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any, NoReturn
+
+import lightning.pytorch as pl
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignals:
-    """Catches SIGTERM and SIGUSR1 while the run is going; the previous handlers come back with :meth:`restore`.
-
-    Lightning installs a handler of its own that starts a collective inside it; :meth:`install` is called after that and
-    replaces it.
-    """
+    """Catches SIGTERM and SIGUSR1 while the run is going; the previous handlers come back with :meth:`restore`."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -33,3 +38,35 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM ends the program with the status of one that the signal has ended, and what is open is closed."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(number, before)  # the second one ends what the first could not, such as a callback from C
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def fit(trainer: pl.Trainer, module: pl.LightningModule, batches: Iterable[Any]) -> None:
+    """Lightning's ``fit``, which leaves signals to whoever has handlers for them.
+
+    Raises:
+        KeyboardInterrupt: at ctrl-C.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]  # Lightning's
+    at_ctrl_c = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, train_dataloaders=batches)
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, at_ctrl_c)  # which Lightning has switched off
+        raise KeyboardInterrupt from None

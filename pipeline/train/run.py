@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.base.logs import get_logger
 from pipeline.base.ranks import RankFacts, rank_facts
 from pipeline.config.run import RunConfig
+from pipeline.train.faults import fit
 from pipeline.train.loss_scaling import LossScaling
 from pipeline.train.run_directory import check_run_directory, note_finished
 from pipeline.train.saving import Lifecycle
@@ -78,7 +79,7 @@ def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
     features = [*scaling, validation, monitor, lifecycle]
     trainer = make_trainer(config, plan, facts, device, streams.num_parameters, features)
     try:
-        trainer.fit(module, train_dataloaders=loader)
+        fit(trainer, module, loader)
     finally:
         for sink in sinks:
             sink.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from benchmarks.clock import StepClock
 from benchmarks.ladder import open_rung, rungs
 from benchmarks.peers import hf_trainer, plain_gpt
 from benchmarks.workload import Hardware, Shape, Workload, full_rows, synthetic_corpus
+from pipeline.train import module
 
 BERT = Shape("bert", hidden_size=32, num_layers=2, num_heads=2, vocab_size=512, sequence_length=64)
 GPT = replace(BERT, family="gpt2")
@@ -136,3 +139,17 @@ def test_a_clock_without_steps_after_the_warmup_has_nothing_to_say() -> None:
         clock.seconds_a_step(1)
     clock.tick()
     assert clock.seconds_a_step(1) >= 0
+
+
+def test_a_signal_ends_the_benchmark_and_not_only_its_training(corpus: Path, monkeypatch) -> None:
+    """Training takes SIGTERM for a request to stop, and returns."""
+    begin_step = module.PretrainModule._begin_step
+
+    def stopped(self, batch) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        begin_step(self, batch)
+
+    monkeypatch.setattr(module.PretrainModule, "_begin_step", stopped)
+    with pytest.raises(SystemExit) as ended:
+        our_training.seconds_a_step_of_training(Workload(BERT, corpus, 4, Hardware()).config(), 3)
+    assert ended.value.code == 128 + signal.SIGTERM

@@ -1,0 +1,68 @@
+"""Signals end a measurement at once, and leave nothing behind; in a run they are for whoever has handlers for them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cli import main
+from pipeline.train import module
+from pipeline.train.faults import ended_by_sigterm
+from tests.runs import tiny_corpus, write_config
+
+
+@pytest.fixture
+def signalled(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Have this process get a signal in the second forward pass."""
+
+    def plant(number: int) -> None:
+        loss, calls = module.batch_loss, iter((False, True))
+
+        def interrupted(*args: Any) -> Any:
+            if next(calls, False):
+                os.kill(os.getpid(), number)
+            return loss(*args)
+
+        monkeypatch.setattr(module, "batch_loss", interrupted)
+
+    return plant
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_bench_ends_and_leaves_nothing(
+    number: int, signalled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    signalled(number)
+    command = ["bench", str(write_config(tmp_path, tmp_path / "nowhere")), "--steps", "500"]
+    if number == signal.SIGINT:
+        assert main(command) == 130
+    else:
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == 128 + signal.SIGTERM
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+
+
+def test_ctrl_c_ends_training_with_its_own_status(signalled: Any, tmp_path: Path) -> None:
+    tiny_corpus(tmp_path / "corpus")
+    handler = signal.getsignal(signal.SIGINT)
+    signalled(signal.SIGINT)
+    assert main(["train", str(write_config(tmp_path, tmp_path / "corpus"))]) == 130
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_second_sigterm_meets_what_was_there_before() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with ended_by_sigterm():
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is before
