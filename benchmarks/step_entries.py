@@ -59,23 +59,20 @@ def measure_bert(scale: Scale) -> Findings:
 def _bert_trainers(scale: Scale) -> dict[str, Contender]:
     work, length = scale.bert, scale.bert.shape.sequence_length
     documents = work.documents(_DOCUMENT_STEPS)
-    mean_tokens = sum(map(len, documents)) / len(documents)
     examples = hf_trainer.masked_examples(documents)
     rows = hf_trainer.masked_examples(list(full_rows(documents, length)))
     to_longest = hf_trainer.masking_collator(work.shape.vocab_size)
     to_length = hf_trainer.masking_collator(work.shape.vocab_size, pad_to_multiple_of=length)
     # The batch of the first step is not timed; it is the one of the longest documents.
     like = hf_trainer.like_lengths(examples, work.num_rows, _LIKE_LENGTHS_BATCHES)
-    like_tokens = sum(len(example["input_ids"]) for example in like) / _LIKE_LENGTHS_BATCHES
     like = [*like[-work.num_rows :], *like]
-    per_step = mean_tokens * work.num_rows
     return {
-        f"HF Trainer, padded to {length}": _trainer(scale, work, examples, to_length, per_step),
-        "HF Trainer, padded to the longest of a batch": _trainer(scale, work, examples, to_longest, per_step),
+        f"HF Trainer, padded to {length}": _trainer(scale, work, examples, to_length),
+        "HF Trainer, padded to the longest of a batch": _trainer(scale, work, examples, to_longest),
         "HF Trainer, documents of like length together": _trainer(
-            scale, work, like, to_longest, like_tokens, steps=_LIKE_LENGTHS_BATCHES, in_order=True
+            scale, work, like, to_longest, steps=_LIKE_LENGTHS_BATCHES, in_order=True
         ),
-        "HF Trainer, full rows": _trainer(scale, work, rows, to_longest, float(length * work.num_rows)),
+        "HF Trainer, full rows": _trainer(scale, work, rows, to_longest),
     }
 
 
@@ -97,11 +94,7 @@ def measure_gpt(scale: Scale) -> Findings:
     }
     if scale.with_trainer:
         contenders["HF Trainer, full rows"] = _trainer(
-            scale,
-            work,
-            hf_trainer.causal_examples(rows),
-            hf_trainer.stacking_collator(),
-            float(rows[0].size) * work.num_rows,
+            scale, work, hf_trainer.causal_examples(rows), hf_trainer.stacking_collator()
         )
     speeds = medians(interleaved(contenders, scale.rounds, "gpt, real tokens/s"))
     by_itself = max(speeds["ours, same rows, step by itself"], speeds["ours, same rows, step by itself, compiled"])
@@ -169,15 +162,17 @@ def _trainer(
     work: Workload,
     examples: list[dict[str, Any]],
     collate: Any,
-    tokens_a_step: float,
     steps: int | None = None,
     in_order: bool = False,
 ) -> Contender:
     settings = hf_trainer.TrainerSettings(work.num_rows, work.hardware, in_order=in_order)
+    num_steps, seeds = steps or scale.steps, itertools.count()
 
     def measure() -> float:
-        run = hf_trainer.run_trainer(stock_model(work, "sdpa"), examples, collate, settings, 1 + (steps or scale.steps))
-        return tokens_a_step / run.clock.seconds_a_step(1)
+        # Other batches every time, and the tokens that they had: few steps are not like the mean of all documents.
+        seeded = replace(settings, seed=next(seeds))
+        run = hf_trainer.run_trainer(stock_model(work, "sdpa"), examples, collate, seeded, 1 + num_steps)
+        return sum(run.tokens[1 : 1 + num_steps]) / num_steps / run.clock.seconds_a_step(1)
 
     return measure
 

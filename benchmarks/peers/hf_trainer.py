@@ -42,6 +42,9 @@ class TrainerSettings:
     in_order: bool = False
     """The examples in their order, not at random."""
 
+    seed: int = 0
+    """Decides that order."""
+
 
 @dataclass
 class TrainerRun:
@@ -50,6 +53,20 @@ class TrainerRun:
     clock: StepClock
     losses: list[float] = field(default_factory=list)
     """Loss of every step, where asked for."""
+
+    tokens: list[int] = field(default_factory=list)
+    """Of every step, without padding; the loader may have been ahead. Empty where other processes load."""
+
+
+class CountedTokens:
+    """A collator that notes how many tokens each of its batches had before they were padded."""
+
+    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]], tokens: list[int]) -> None:
+        self.collate, self.tokens = collate, tokens
+
+    def __call__(self, examples: list[Any]) -> dict[str, Any]:
+        self.tokens.append(sum(len(example["input_ids"]) for example in examples))
+        return self.collate(examples)
 
 
 def run_trainer(
@@ -79,6 +96,7 @@ def run_trainer(
     with tempfile.TemporaryDirectory(prefix="pretrain-benchmark-") as directory:
         arguments = TrainingArguments(
             output_dir=directory,
+            seed=settings.seed,
             max_steps=num_steps,
             per_device_train_batch_size=settings.num_rows,
             learning_rate=LEARNING_RATE,
@@ -102,7 +120,11 @@ def run_trainer(
             disable_tqdm=True,
         )
         trainer = Trainer(
-            model=model, args=arguments, train_dataset=_Examples(examples), data_collator=collate, callbacks=[Clock()]
+            model=model,
+            args=arguments,
+            train_dataset=_Examples(examples),
+            data_collator=collate if processes else CountedTokens(collate, run.tokens),
+            callbacks=[Clock()],
         )
         trainer.remove_callback(PrinterCallback)  # its lines on the terminal; the losses are kept all the same
         trainer.train()

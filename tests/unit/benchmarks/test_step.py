@@ -120,6 +120,23 @@ def test_batches_of_like_length_span_all_lengths() -> None:
     assert chosen in ([1, 2, 3, 4, 7, 8], [1, 2, 5, 6, 7, 8])
 
 
+def test_tokens_are_counted_before_they_are_padded() -> None:
+    tokens: list[int] = []
+    collate = hf_trainer.CountedTokens(lambda examples: {"rows": len(examples)}, tokens)
+    assert collate([{"input_ids": [1, 2, 3]}, {"input_ids": torch.ones(2)}]) == {"rows": 2}
+    collate([{"input_ids": [1]}])
+    assert tokens == [5, 1]
+
+
+@pytest.mark.skipif(not HAS_TRAINER, reason="needs accelerate (make benchmarks-setup)")
+def test_steps_of_the_trainer_have_the_tokens_of_their_batches(work: Workload) -> None:
+    examples = hf_trainer.causal_examples(np.ones((12, 8), np.int64))
+    settings = hf_trainer.TrainerSettings(2, work.hardware)
+    collate = hf_trainer.stacking_collator()
+    run = hf_trainer.run_trainer(our_training.stock_model(work, "sdpa"), examples, collate, settings, 3)
+    assert run.tokens[:3] == [16, 16, 16]
+
+
 def test_a_side_needs_memory(corpus: Path) -> None:
     """In this process, which has had its peak elsewhere: only that it runs."""
     work = Workload(GPT, corpus, 4, Hardware(), same_rows=True)
