@@ -105,6 +105,8 @@ def _make_zero_strategy(
             # runs on a CPU too.
             "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": zero,
+            # A sum in bf16 would round the gradient of every micro-batch to the size of the whole.
+            "data_types": {"grad_accum_dtype": "fp16" if train.precision == "fp16" else "fp32"},
             "gradient_clipping": train.gradient_clip_norm,  # explicit: DeepSpeed alone clips at 1.0 by default
         },
         hysteresis=1,  # fp16: every infinite gradient halves the loss scale, as torch's scaler does; the default is 2

@@ -97,13 +97,19 @@ def test_a_resumed_run_is_bitwise_the_same(
 
 
 @pytest.mark.parametrize(
-    ("variant", "strategy"), [("stable_adamw_bf16", "ddp"), ("adamw_groups", "zero2"), ("lion", "zero3")]
+    ("variant", "strategy", "precision"),
+    [
+        ("stable_adamw_bf16", "ddp", "fp32"),
+        ("adamw_groups", "zero1", "bf16"),
+        ("adamw_groups", "zero2", "bf16"),
+        ("lion", "zero3", "fp32"),
+    ],
 )
 def test_a_run_of_two_ranks_is_resumed_bitwise(
-    variant: str, strategy: str, rank_pool: RankPool, corpus: Path, tmp_path: Path
+    variant: str, strategy: str, precision: str, rank_pool: RankPool, corpus: Path, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, corpus)
-    overrides = [*SETTINGS, *VARIANTS[variant], "--train.strategy", strategy]
+    overrides = [*SETTINGS, *VARIANTS[variant], "--train.strategy", strategy, "--train.precision", precision]
     run = config.with_suffix("")
     rank_pool.run(run_rank, str(config), overrides, world_size=2)
     reference = load_file(run / LAST / "model.safetensors")

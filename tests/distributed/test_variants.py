@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline.config.run import TrainConfig
 from pipeline.train import setup
@@ -138,6 +139,39 @@ def test_bf16_follows_fp32(strategy: str, rank_pool: RankPool, corpus: Path, tmp
     losses, expected = column(half.with_suffix(""), "loss"), column(exact.with_suffix(""), "loss")
     assert losses == pytest.approx(expected, abs=0.05)
     assert losses != expected
+
+
+# One step of AdamW without memory and with a large epsilon moves the weights along the gradient: g / (|g| + 1).
+ALONG_THE_GRADIENT = ["--train.steps", "2", "--schedule.name", "constant", "--schedule.warmup_steps", "1"]
+ALONG_THE_GRADIENT += ["--optimizer.betas", "[0, 0]", "--optimizer.epsilon", "1", "--optimizer.weight_decay", "0"]
+ALONG_THE_GRADIENT += ["--optimizer.learning_rate", "1", "--train.gradient_clip_norm", "0"]
+ALONG_THE_GRADIENT += ["--model.hidden_dropout", "0", "--train.global_batch_size", "128"]
+ALONG_THE_GRADIENT += ["--checkpoint.every_steps", "1", "--evaluation.every_steps", "0"]
+
+
+def second_update(run: Path) -> torch.Tensor:
+    """What the second step adds to the weights, as one vector."""
+    before, after = (load_file(run / f"checkpoints/step-0000000{step}/model.safetensors") for step in (1, 2))
+    return torch.cat([(after[name] - before[name]).flatten() for name in sorted(before)])
+
+
+@pytest.fixture(scope="module")
+def exact_update(rank_pool: RankPool, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
+    config = write_config(tmp_path_factory.mktemp("exact"), corpus)
+    rank_pool.run(run_rank, str(config), [*ALONG_THE_GRADIENT, "--train.micro_batch_size", "64"], world_size=1)
+    return second_update(config.with_suffix(""))
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2"])
+def test_many_micro_batches_of_bf16_are_summed_in_fp32(
+    strategy: str, rank_pool: RankPool, corpus: Path, exact_update: torch.Tensor, tmp_path: Path
+) -> None:
+    """bf16 has 8 bits: in a sum of its own, the 128th micro-batch would be rounded to a few levels."""
+    config = write_config(tmp_path, corpus)
+    overrides = [*ALONG_THE_GRADIENT, "--train.strategy", strategy, "--train.precision", "bf16"]
+    rank_pool.run(run_rank, str(config), [*overrides, "--train.micro_batch_size", "1"], world_size=1)
+    error = (second_update(config.with_suffix("")) - exact_update).norm() / exact_update.norm()
+    assert error < 0.015
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.base.errors import UserError
 from pipeline.base.ranks import rank_facts
-from pipeline.config.run import StrategyName, TrainConfig
+from pipeline.config.run import PrecisionName, StrategyName, TrainConfig
 from pipeline.train.strategies import make_strategy, resolve_device
 
 
@@ -33,6 +33,16 @@ def test_deepspeed_is_told_to_offload_with_our_optimizer(
     assert "offload_optimizer" not in configs[0]["zero_optimization"]
     assert configs[1]["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
     assert configs[1]["zero_force_ds_cpu_optimizer"] is False
+
+
+@pytest.mark.parametrize(("precision", "sums"), [("fp32", "fp32"), ("bf16", "fp32"), ("fp16", "fp16")])
+def test_deepspeed_is_told_how_to_sum_gradients(
+    precision: PrecisionName, sums: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    train = TrainConfig(strategy="zero2", precision=precision)
+    made = make_strategy(train, rank_facts({}), torch.device("cpu"), 1000)
+    assert made.config["data_types"] == {"grad_accum_dtype": sums}  # type: ignore[attr-defined]  # as above
 
 
 def test_deepspeed_halves_the_loss_scale_at_every_infinite_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
