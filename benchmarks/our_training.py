@@ -6,7 +6,6 @@ loader: what the hardware does without Lightning, logs and checkpoints.
 
 from __future__ import annotations
 
-import json
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +21,8 @@ from benchmarks.clock import StepClock
 from benchmarks.workload import Workload
 from pipeline.base.ranks import RankFacts
 from pipeline.config.run import RunConfig
+from pipeline.monitor.events import read_events
+from pipeline.monitor.sinks import read_metrics
 from pipeline.objectives.batch import Batch
 from pipeline.train.run import train
 from pipeline.train.setup import Start, make_model, make_module, prepare_process
@@ -92,7 +93,12 @@ def losses_of_first_steps(config: RunConfig, num_steps: int) -> list[float]:
 
 
 def trained_metrics(config: RunConfig, num_steps: int) -> list[dict[str, Any]]:
-    """Train as `pretrain train` does, in this process and a new directory; the logged lines.
+    """The logged lines of :func:`trained_run`."""
+    return trained_run(config, num_steps)[0]
+
+
+def trained_run(config: RunConfig, num_steps: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Train as `pretrain train` does, in this process and a new directory; the logged lines and the events.
 
     Lines come after the first step, and after every ``monitor.log_every_steps``.
 
@@ -106,8 +112,7 @@ def trained_metrics(config: RunConfig, num_steps: int) -> list[dict[str, Any]]:
         )
         if not outcome.finished:
             raise SystemExit(128 + signal.SIGTERM)
-        lines = (run_directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+        return read_metrics(run_directory), read_events(run_directory)
 
 
 def seconds_a_step_of_training(config: RunConfig, num_steps: int, seed: int = 0) -> float:

@@ -126,10 +126,10 @@ def test_the_search_ends_where_memory_or_the_gain_ends() -> None:
         fastest_rows(measure({}), [8, 16])
 
 
-def test_shares_of_a_run_leave_out_its_first_step() -> None:
+def test_shares_of_a_run_leave_out_its_first_step_and_count_its_last_save() -> None:
     lines = [{"step": step} | {f"time_{phase}": 0.0 for phase in training_run.PHASES} for step in (1, 3, 4)]
     lines[0]["time_data_wait"] = 100.0
     lines[1] |= {"time_forward": 3.0, "time_data_wait": 1.0}
     lines[2] |= {"time_checkpoint": 2.0}
-    shares = training_run.phase_shares(lines)
-    assert (shares["forward"], shares["data_wait"], shares["checkpoint"]) == (0.6, 0.2, 0.2)
+    shares = training_run.phase_shares(lines, last_save_seconds=10.0)
+    assert (shares["forward"], shares["data_wait"], shares["checkpoint"]) == (0.3, 0.1, 0.6)
