@@ -65,12 +65,15 @@ class Batch:
     """uint8 (R, 32), one sha256 a row, where asked for."""
 
     def to(self, device: torch.device | str) -> Self:
-        """The batch with what the model and the loss need on ``device``, copied without waiting where it is pinned.
+        """The batch with what the model and the loss need on ``device``, copied without waiting.
 
         Row numbers and digests stay on the CPU, where reading them waits for nothing.
         """
         if self.input_ids.device == torch.device(device):
             return self
+        if torch.device(device).type == "cuda" and not self.input_ids.is_pinned():
+            # Worker processes cannot pin. From pageable memory CUDA copies only when all work before is done.
+            return self.pin_memory().to(device)
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _ON_DEVICE}
         return replace(self, **moved)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.loop_overhead import inputs, our_batch
 from pipeline.monitor.callback import MonitorCallback
 from pipeline.monitor.step_clock import PHASES
 from pipeline.train.module import PretrainModule
@@ -54,3 +55,15 @@ def test_nothing_waits_for_the_device_between_logged_steps(
         parts = sum(line[f"time_{phase}"] for phase in PHASES if phase not in ("validation", "checkpoint"))
         assert parts == pytest.approx(line["seconds_per_step"])
         assert min(line["time_forward"], line["time_backward"], line["time_optimizer"]) > 0
+
+
+def test_a_batch_of_a_worker_process_is_copied_without_waiting() -> None:
+    batch = our_batch(inputs().repeat(1024, 1))  # more than the 64 kB that CUDA keeps aside
+    batch.to("cuda")
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2_000_000_000)  # clock ticks: about a second
+    working = torch.cuda.Event()
+    working.record()
+    batch.to("cuda")
+    assert not working.query()
+    torch.cuda.synchronize()
