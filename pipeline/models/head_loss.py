@@ -24,10 +24,14 @@ IGNORED: Final = -100
 VOCABULARY_MULTIPLE: Final = 64
 """Rows of the weight are padded to this: matrix kernels of GPUs want aligned rows of logits."""
 
-# Logits of a chunk, at most. On a CPU they stay in the last-level cache, and below 32 MiB, from where on glibc returns
-# freed memory to the system. On a GPU a chunk is long enough (5,000 positions of GPT-2) that adding its share to the
-# gradient of the weight, a pass over V x E, costs little beside its products.
-_CHUNK_BYTES: Final = {"cpu": 24 << 20, "cuda": 512 << 20}
+# Logits of a chunk, at most. On a CPU a product of fewer positions (500 of GPT-2) reads the weight too often for its
+# work. On a GPU a chunk is long enough (5,000 positions of GPT-2) that adding its share to the gradient of the weight, a
+# pass over V x E, costs little beside its products.
+_CHUNK_BYTES: Final = {"cpu": 96 << 20, "cuda": 512 << 20}
+
+# Logits whose softmax a CPU computes at once: they stay in its cache, and below 32 MiB, from where on glibc returns
+# freed memory to the system.
+_SOFTMAX_BYTES: Final = 8 << 20
 
 # Products of bf16 are emulated on CPUs without an instruction for them, and are there 40 times slower than fp32.
 _CPU_HAS_BF16: Final = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
@@ -120,20 +124,19 @@ def _loss_and_gradients(
     of_hidden: list[Tensor] = []
     of_weight: Tensor | None = None
     of_bias: Tensor | None = None
+    memory: Tensor | None = None
     for inputs, targets in zip(hidden.to(dtype).split(num_rows), labels.split(num_rows), strict=True):
-        logits = inputs @ padded.T  # C U
-        scores = logits.to(exact)  # C U
-        if shift is not None:
-            scores.add_(shift)
-        elif padding:
-            scores[:, vocabulary:] = float("-inf")
-        log_probabilities = torch.log_softmax(scores, -1)  # C U
+        if torch.compiler.is_compiling():
+            logits = inputs @ padded.T  # C U
+        else:  # the same memory for every chunk
+            memory = inputs.new_empty(len(inputs), len(padded)) if memory is None else memory
+            logits = torch.mm(inputs, padded.T, out=memory[: len(inputs)])  # C U
         counted = (targets != IGNORED)[:, None]  # C 1
         index = torch.where(counted, targets[:, None], 0)  # C 1
-        loss = loss - torch.where(counted, log_probabilities.gather(1, index), 0).sum()
+        chosen, of_logits = _softmax(logits, index, vocabulary, shift, exact, with_gradients)  # C 1, C U
+        loss = loss - torch.where(counted, chosen, 0).sum()
         if not with_gradients:
             continue
-        of_logits = _gradient_of_logits(log_probabilities, index, logits)  # C U
         of_hidden.append(torch.where(counted, of_logits @ padded, 0).to(hidden.dtype))  # C E
         # Positions that do not count are masked in the narrow factor, not in the C x U one.
         of_weight = _add_product(of_weight, of_logits, torch.where(counted, inputs, 0), exact)  # U E
@@ -148,6 +151,33 @@ def _loss_and_gradients(
         of_weight[:vocabulary].to(weight.dtype),
         None if bias is None or of_bias is None else of_bias[:vocabulary, 0].to(bias.dtype),
     )
+
+
+def _softmax(
+    logits: Tensor, index: Tensor, vocabulary: int, shift: Tensor | None, exact: torch.dtype, with_gradients: bool
+) -> tuple[Tensor, Tensor]:
+    """Logarithms of the probabilities of the classes ``index`` (C, 1), and the gradient of the logits (C, U).
+
+    Args:
+        logits: (C, U), without the bias; eagerly their memory is given to the gradient.
+        shift: the bias, minus infinity in the padding, (U,); None: there is no bias.
+    """
+    num_rows = len(logits)
+    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
+        num_rows = max(1, _SOFTMAX_BYTES // (logits.shape[1] * exact.itemsize))
+    chosen, gradients = [], []
+    for part, classes in zip(logits.split(num_rows), index.split(num_rows), strict=True):
+        scores = part.to(exact)
+        if shift is not None:
+            scores.add_(shift)
+        elif vocabulary < logits.shape[1]:
+            scores[:, vocabulary:] = float("-inf")
+        log_probabilities = torch.log_softmax(scores, -1)
+        chosen.append(log_probabilities.gather(1, classes))
+        if with_gradients:
+            gradients.append(_gradient_of_logits(log_probabilities, classes, part))
+    # Several parts are never compiled, and then the gradient has taken the place of the logits.
+    return torch.cat(chosen), gradients[0] if len(gradients) == 1 else logits
 
 
 def _gradient_of_logits(log_probabilities: Tensor, index: Tensor, logits: Tensor) -> Tensor:

@@ -50,7 +50,11 @@ def results(
 @pytest.mark.parametrize("vocabulary", [V, 128])
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("rows_at_once", [1, 7, 25, 50])
-def test_equals_whole_logits_in_any_chunks(rows_at_once: int, with_bias: bool, vocabulary: int) -> None:
+def test_equals_whole_logits_in_any_chunks(
+    rows_at_once: int, with_bias: bool, vocabulary: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with the softmax of three positions at once, which a chunk need not be a multiple of."""
+    monkeypatch.setattr(head_loss, "_SOFTMAX_BYTES", 3 * ROW_BYTES)
     inputs = tensors(vocabulary, with_bias)
     found = results(linear_cross_entropy_sum, inputs, rows_at_once * ROW_BYTES)
     for ours, truth in zip(found, results(whole, inputs), strict=True):
@@ -66,6 +70,10 @@ def test_a_chunk_is_no_longer_than_asked_for_and_chunks_are_of_one_size(monkeypa
     sizes.clear()
     linear_cross_entropy_sum(*tensors())
     assert sizes == [(P, 128)]  # what fits is computed at once
+    sizes.clear()
+    monkeypatch.setattr(head_loss, "_SOFTMAX_BYTES", 20 * ROW_BYTES)
+    linear_cross_entropy_sum(*tensors())
+    assert sizes == [(20, 128), (20, 128), (10, 128)]
 
 
 class LargestTensor(TorchDispatchMode):
