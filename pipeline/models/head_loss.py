@@ -25,7 +25,7 @@ VOCABULARY_MULTIPLE: Final = 64
 """Rows of the weight are padded to this: matrix kernels of GPUs want aligned rows of logits."""
 
 # Logits of a chunk, at most. On a CPU a product of fewer positions (500 of GPT-2) reads the weight too often for its
-# work. On a GPU a chunk is long enough (5,000 positions of GPT-2) that adding its share to the gradient of the weight, a
+# work. On a GPU a chunk is so long (5,000 positions of GPT-2) that adding its share to the gradient of the weight, a
 # pass over V x E, costs little beside its products.
 _CHUNK_BYTES: Final = {"cpu": 96 << 20, "cuda": 512 << 20}
 
