@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.machine import WORK, versions
 from benchmarks.record import Result, Table, join_record, print_record
 from benchmarks.workload import Hardware, Shape, Workload, synthetic_corpus
+from pipeline.train.faults import ended_by_sigterm
 
 if TYPE_CHECKING:
     from benchmarks.gpu_entries import Scale
@@ -185,4 +186,5 @@ def _join(session: Session) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    with ended_by_sigterm():
+        main()

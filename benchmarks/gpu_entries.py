@@ -18,7 +18,7 @@ from benchmarks.batch_size import fastest_rows, release_memory
 from benchmarks.our_training import OurStep, seconds_a_step_of_training, stock_model
 from benchmarks.peers import hf_trainer
 from benchmarks.peers.modern_bert import modern_bert
-from benchmarks.peers.plain_gpt import PlainGpt, PlainLoop
+from benchmarks.peers.plain_gpt import PlainGpt, PlainLoop, padded_vocabulary
 from benchmarks.record import Goal, Result, Table, significant
 from benchmarks.workload import Shape, Workload, full_rows
 from pipeline.models.flops import flops_per_step
@@ -27,7 +27,6 @@ from pipeline.monitor.peak_flops import number_format, peak_flops
 
 _COUNTED_STEPS: Final = 20
 _PEER_DOCUMENT_TOKENS: Final = 4_000_000
-_VOCABULARY_MULTIPLE: Final = 64
 
 
 @dataclass(frozen=True)
@@ -180,11 +179,10 @@ def _trainer(
 
 def _plain(work: Workload, scale: Scale) -> Timed:
     tokens = np.concatenate(_peer_documents(work))
-    vocabulary = -(-work.shape.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
 
     def loop(num_rows: int, compiled: bool) -> PlainLoop:
         with torch.device(work.hardware.device):
-            model = PlainGpt(work.shape, vocabulary)
+            model = PlainGpt(work.shape, padded_vocabulary(work.shape.vocab_size))
         return PlainLoop(model, tokens, num_rows, work.hardware, compiled)
 
     def speed(num_rows: int) -> float:

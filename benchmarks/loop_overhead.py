@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.machine import CoreShare, interleaved, medians, use_one_core, versions
 from benchmarks.record import Goal, Result, write_record
 from pipeline.monitor.step_clock import Phase, StepClock
+from pipeline.train.faults import ended_by_sigterm
 
 WIDTH: Final = 8
 LEARNING_RATE: Final = 1e-3
@@ -345,4 +346,5 @@ def _has_accelerate() -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    with ended_by_sigterm():
+        main()

@@ -85,11 +85,11 @@ def plain_loop(workload: Workload) -> float:
     """The plain GPT loop, not compiled."""
     import numpy as np
 
-    from benchmarks.peers.plain_gpt import PlainGpt, PlainLoop
+    from benchmarks.peers.plain_gpt import PlainGpt, PlainLoop, padded_vocabulary
 
     tokens = np.concatenate(workload.documents(_DOCUMENT_STEPS))
     before = _megabytes_now()
-    model = PlainGpt(workload.shape, workload.shape.vocab_size)
+    model = PlainGpt(workload.shape, padded_vocabulary(workload.shape.vocab_size))
     PlainLoop(model, tokens, workload.num_rows, workload.hardware, compiled=False).seconds_a_step(NUM_STEPS - 1)
     return _most_megabytes() - before
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.machine import WORK, versions
 from benchmarks.record import Result, Table, write_record
 from benchmarks.workload import Hardware, Shape, Workload, synthetic_corpus
+from pipeline.train.faults import ended_by_sigterm
 
 PACKAGES: Final = ("numpy", "torch", "transformers", "accelerate", "lightning", "pretrain")
 BERT: Final = Shape("bert", hidden_size=256, num_layers=12, num_heads=4, vocab_size=30_522, sequence_length=512)
@@ -118,4 +119,5 @@ def _scale(quick: bool, threads: int, with_trainer: bool) -> tuple[Scale, str]:
 
 
 if __name__ == "__main__":
-    main()
+    with ended_by_sigterm():
+        main()

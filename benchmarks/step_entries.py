@@ -19,7 +19,7 @@ from benchmarks.machine import interleaved, medians
 from benchmarks.our_training import OurStep, seconds_a_step_of_training, stock_model
 from benchmarks.peak_memory import measure_side
 from benchmarks.peers import hf_trainer
-from benchmarks.peers.plain_gpt import PlainGpt, PlainLoop, load_gpt2
+from benchmarks.peers.plain_gpt import PlainGpt, PlainLoop, load_gpt2, padded_vocabulary
 from benchmarks.record import Goal, Result, Table, significant
 from benchmarks.step import Findings, Scale
 from benchmarks.workload import Workload, full_rows
@@ -151,7 +151,7 @@ def _our_step(work: Workload, scale: Scale, **switches: Any) -> Contender:
 
 def _plain(scale: Scale, rows: np.ndarray, compiled: bool) -> Contender:
     work = scale.gpt
-    model = PlainGpt(work.shape, work.shape.vocab_size)
+    model = PlainGpt(work.shape, padded_vocabulary(work.shape.vocab_size))
     load_gpt2(model, stock_model(work, "sdpa").state_dict())
     loop = PlainLoop(model, rows.ravel(), work.num_rows, work.hardware, compiled)
     return lambda: rows[0].size * work.num_rows / loop.seconds_a_step(scale.steps)

@@ -92,44 +92,48 @@ def run_trainer(
         def on_step_end(self, *_: Any, **__: Any) -> None:
             run.clock.tick()
 
-    processes = settings.loader_processes
     with tempfile.TemporaryDirectory(prefix="pretrain-benchmark-") as directory:
-        arguments = TrainingArguments(
-            output_dir=directory,
-            seed=settings.seed,
-            max_steps=num_steps,
-            per_device_train_batch_size=settings.num_rows,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            weight_decay=0.01,
-            max_grad_norm=1.0,
-            optim="adamw_torch_fused",
-            use_cpu=settings.hardware.device == "cpu",
-            bf16=settings.hardware.precision == "bf16",
-            torch_compile=settings.compile,
-            dataloader_num_workers=processes,
-            dataloader_prefetch_factor=4 if processes else None,
-            dataloader_pin_memory=settings.hardware.device == "cuda",
-            dataloader_drop_last=True,
-            train_sampling_strategy="sequential" if settings.in_order else "random",
-            remove_unused_columns=False,
-            logging_strategy="steps" if with_losses else "no",
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-        )
+        arguments = TrainingArguments(**_arguments(settings, directory, num_steps, with_losses))
         trainer = Trainer(
             model=model,
             args=arguments,
             train_dataset=_Examples(examples),
-            data_collator=collate if processes else CountedTokens(collate, run.tokens),
+            data_collator=collate if settings.loader_processes else CountedTokens(collate, run.tokens),
             callbacks=[Clock()],
         )
         trainer.remove_callback(PrinterCallback)  # its lines on the terminal; the losses are kept all the same
         trainer.train()
         run.losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return run
+
+
+def _arguments(settings: TrainerSettings, directory: str, num_steps: int, with_losses: bool) -> dict[str, Any]:
+    processes = settings.loader_processes
+    return {
+        "output_dir": directory,
+        "seed": settings.seed,
+        "max_steps": num_steps,
+        "per_device_train_batch_size": settings.num_rows,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "optim": "adamw_torch_fused",
+        "use_cpu": settings.hardware.device == "cpu",
+        "bf16": settings.hardware.precision == "bf16",
+        "torch_compile": settings.compile,
+        "dataloader_num_workers": processes,
+        "dataloader_prefetch_factor": 4 if processes else None,
+        "dataloader_pin_memory": settings.hardware.device == "cuda",
+        "dataloader_drop_last": True,
+        "train_sampling_strategy": "sequential" if settings.in_order else "random",
+        "remove_unused_columns": False,
+        "logging_strategy": "steps" if with_losses else "no",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
 
 
 class _Examples:
