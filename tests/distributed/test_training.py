@@ -140,6 +140,28 @@ def _run_in_a_directory_of_its_own(config_path: str, overrides: list[str]) -> Ru
     return run_rank(config_path, [*overrides, "--run_directory", str(own)])
 
 
+def _in_a_job_that_ends(seconds: float, config_path: str, overrides: list[str]) -> RunOutcome:
+    """Run in a job that has so much time left, as rank 0 alone knows."""
+    if os.environ["RANK"] == "0":
+        os.environ["SLURM_JOB_END_TIME"] = str(time.time() + seconds)
+    return run_rank(config_path, overrides)
+
+
+def test_a_run_stops_by_itself_before_its_time_ends(
+    rank_pool: RankPool, corpus: Path, alone: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, corpus)
+    overrides = ["--train.strategy", "ddp", "--model.hidden_dropout", "0"]
+    outcomes = rank_pool.run(_in_a_job_that_ends, 60.0, str(config), overrides, world_size=2)
+    assert outcomes == [RunOutcome(config.with_suffix(""), 1, finished=False)] * 2
+    assert rank_pool.run(_in_a_job_that_ends, 86400.0, str(config), overrides, world_size=2)[0].finished
+    events = read_events(config.with_suffix(""))
+    stopped = [event for event in events if event["event"] == "stopped"]
+    assert [(event["step"], event["signal"], event["at_time_limit"]) for event in stopped] == [(1, None, True)]
+    assert column(config.with_suffix(""), "step") == column(alone, "step")
+    assert column(config.with_suffix(""), "loss") == pytest.approx(column(alone, "loss"), abs=1e-5)
+
+
 def test_nodes_that_do_not_share_the_run_directory(rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, corpus)
     rank_pool.run(run_rank, str(config), ["--train.strategy", "ddp", "--train.steps", "5"], world_size=1)
