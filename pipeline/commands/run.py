@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,20 @@ def run_train(namespace: argparse.Namespace, overrides: list[str]) -> int:
     from pipeline.base.ranks import rank_facts
     from pipeline.config.derived import batch_plan
     from pipeline.config.loading import load_run_config
+    from pipeline.train.faults import StopSignals
 
+    signals = StopSignals()
+    signals.install([signal.SIGUSR1])  # before torch is imported: a job may be preempted in its first seconds
     config = load_run_config(namespace.config, overrides)
     facts = rank_facts()
     configure_logging(facts.rank, facts.world_size)
     batch_plan(config, facts.world_size)  # refuse before torch is imported
     from pipeline.train.run import train
 
-    train(config, facts)
+    try:
+        train(config, facts, signals)
+    finally:
+        signals.restore()
     return 0
 
 

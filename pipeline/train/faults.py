@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,15 +22,19 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignals:
-    """Catches SIGTERM and SIGUSR1 while the run is going; the previous handlers come back with :meth:`restore`."""
+    """Catches SIGTERM and SIGUSR1 while the run is going; the previous handlers come back with :meth:`restore`.
+
+    SIGUSR1 may be caught before, while the run is made: it then stops after its first step. SIGTERM may not: with it a
+    launcher that lost a rank ends the others, which wait for that rank and reach no step.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
 
-    def install(self) -> None:
-        for number in STOP_SIGNALS:
-            self._previous[number] = signal.signal(number, self._note)
+    def install(self, signals: Sequence[signal.Signals] = STOP_SIGNALS) -> None:
+        for number in signals:
+            self._previous.setdefault(number, signal.signal(number, self._note))
 
     def restore(self) -> None:
         for number, handler in self._previous.items():

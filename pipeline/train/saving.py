@@ -43,13 +43,14 @@ class Lifecycle(StepCallback):
         resume_from: Path | None,
         make_meta: Callable[[int, int, TimeBudget], CheckpointMeta],
         monitor: MonitorCallback,
+        signals: StopSignals,
     ) -> None:
         self.config = config
         self.run_directory = run_directory
         self.resume_from = resume_from
         self.make_meta = make_meta
         self.monitor = monitor
-        self.signals = StopSignals()
+        self.signals = signals
         self.time_limit = TimeLimit(job_end_time(), config.seconds_before_time_limit)
         self.stopped_at: int | None = None
 
