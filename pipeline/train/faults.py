@@ -1,8 +1,8 @@
 """Why a run stops early, a signal or the end of its job's time; and what signals do to other programs.
 
-In a run a handler only notes that it was called; the ranks agree at the step's end, save there, and stop. Lightning's own
-answers are switched off: to SIGTERM a collective inside the handler, and an end without a word and with status 0; to
-ctrl-C an end with status 1, as of a bug.
+In a run a handler only notes that it was called; the ranks agree at the step's end, save there, and stop.
+Lightning's own answers are switched off: to SIGTERM a collective inside the handler, and an end without a word and with
+status 0; to ctrl-C an end with status 1, as of a bug.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Signals end a measurement at once, and leave nothing behind; in a run they are for whoever has handlers. Time limits."""
+"""Signals end a measurement at once and leave nothing behind; a run leaves them to its handlers, and sees its time."""
 
 from __future__ import annotations
 
