@@ -183,7 +183,7 @@ def our_loop(model: Trivial, batches: Repeated, clock: type[StepClock] = StepClo
     from pipeline.monitor.callback import MonitorCallback
     from pipeline.monitor.console import ConsoleSink
     from pipeline.monitor.sinks import JsonlSink
-    from pipeline.train.faults import fit
+    from pipeline.train.faults import StopSignals, fit
     from pipeline.train.module import PretrainModule
     from pipeline.train.process import quiet_lightning
     from pipeline.train.saving import Lifecycle
@@ -213,7 +213,10 @@ def our_loop(model: Trivial, batches: Repeated, clock: type[StepClock] = StepClo
             tokens_before=0,
         )
         never: Any = None  # nothing is saved before the last step, and that is not reached
-        lifecycle = Lifecycle(config.checkpoint, run, resume_from=None, make_meta=never, monitor=monitor)
+        signals = StopSignals()
+        lifecycle = Lifecycle(
+            config.checkpoint, run, resume_from=None, make_meta=never, monitor=monitor, signals=signals
+        )
         validation = Validation(lambda step: [], config.evaluation, monitor)
         trainer = make_trainer(config, plan, facts, device, WIDTH * WIDTH, [validation, monitor, lifecycle])
         batches.batch = our_batch(batches.batch)

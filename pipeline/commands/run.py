@@ -1,9 +1,10 @@
-"""Commands that train a run and read what it left: `pretrain train`, `bench`, `batch`, `export`, `report`, `demo`."""
+"""Commands that train a run and read what it left: `pretrain train`, `bench`, `batch`, `export`, `status`, ..."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ def add_run_commands(commands: Any) -> None:
     export.add_argument("--step", type=int, metavar="N", help="checkpoint (default: the newest)")
     export.add_argument("--corpus", metavar="DIR", help="where the run's corpus is now, if it has moved")
     add_json(export)
+    status = add_command(commands, "status", show_status, "say whether a run goes on, and how far it is")
+    status.add_argument("run_directory", type=Path, help="run directory")
+    add_json(status)
     report = add_command(commands, "report", run_report, "draw a run's metrics into one HTML file")
     report.add_argument("run_directory", type=Path, help="run directory")
     report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the run directory")
@@ -50,14 +54,20 @@ def run_train(namespace: argparse.Namespace, overrides: list[str]) -> int:
     from pipeline.base.ranks import rank_facts
     from pipeline.config.derived import batch_plan
     from pipeline.config.loading import load_run_config
+    from pipeline.train.faults import StopSignals
 
+    signals = StopSignals()
+    signals.install([signal.SIGUSR1])  # before torch is imported: a job may be preempted in its first seconds
     config = load_run_config(namespace.config, overrides)
     facts = rank_facts()
     configure_logging(facts.rank, facts.world_size)
     batch_plan(config, facts.world_size)  # refuse before torch is imported
     from pipeline.train.run import train
 
-    train(config, facts)
+    try:
+        train(config, facts, signals)
+    finally:
+        signals.restore()
     return 0
 
 
@@ -113,6 +123,16 @@ def run_export(namespace: argparse.Namespace, _: list[str]) -> int:
 
     report = export_run(namespace.run_directory, namespace.output, namespace.step, corpus=namespace.corpus)
     print_facts(report.facts(), namespace.json)
+    return 0
+
+
+def show_status(namespace: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.launch.slurm_commands import job_state
+    from pipeline.monitor.status import run_status
+
+    facts = run_status(namespace.run_directory, job_state)
+    shown = facts if namespace.json else {name: value for name, value in facts.items() if value is not None}
+    print_facts(shown, namespace.json)
     return 0
 
 

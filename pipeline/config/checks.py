@@ -159,6 +159,7 @@ def _bookkeeping_problems(config: RunConfig) -> Iterator[str]:
         monitor__log_every_steps=config.monitor.log_every_steps,
     )
     yield from at_least(0, evaluation__every_steps=config.evaluation.every_steps)
+    yield from not_negative(checkpoint__seconds_before_time_limit=config.checkpoint.seconds_before_time_limit)
     if config.monitor.peak_flops_per_device is not None:
         yield from positive(monitor__peak_flops_per_device=config.monitor.peak_flops_per_device)
 

@@ -285,6 +285,10 @@ class CheckpointConfig:
     every_steps: int = 1000
     """Steps between checkpoints; one is always written at the end and on SIGTERM or SIGUSR1."""
 
+    seconds_before_time_limit: float = 120.0
+    """In a SLURM job: so long before its end the run is saved and stops, also without a signal. More than two steps, an
+    evaluation and a checkpoint take. 0: it does not."""
+
     keep_last: int = 3
     """Newest checkpoints kept; older ones are deleted."""
 

@@ -7,17 +7,17 @@ again.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.base.errors import UserError
+from pipeline.base.slurm import own_job_id
 from pipeline.config.loading import load_run_config
+from pipeline.launch.slurm_commands import job_state, slurm_output
 
 
 def run_was_stopped(run_directory: Path) -> bool:
-    """Whether the last thing that happened to the run is that a signal stopped it (event `stopped`).
+    """Whether the last thing that happened to the run is that it was stopped before its end (event `stopped`).
 
     Raises:
         UserError: the run has no events: it was never started here.
@@ -45,28 +45,16 @@ def requeue(config: Path | str, overrides: Sequence[str] = (), environ: Mapping[
     Raises:
         UserError: not inside a SLURM job; SLURM refuses; the run was never started.
     """
-    environ = os.environ if environ is None else environ
-    job = environ.get("SLURM_JOB_ID")
-    if not job:
+    job = own_job_id(environ)
+    if job is None:
         raise UserError("SLURM_JOB_ID is not set: `pretrain launch requeue` works only inside a SLURM job.")
     if not run_was_stopped(Path(load_run_config(config, overrides).run_directory)):
         print("requeue: the run is at its end")
         return False
-    state = _slurm("squeue", "--noheader", "--jobs", job, "--format", "%T")
+    state = job_state(job)
     if state != "RUNNING":
         print(f"requeue: SLURM is ending job {job} ({state or 'unknown'}); not requeued here")
         return False
-    _slurm("scontrol", "requeue", job)
-    print(f"requeue: the run was stopped by a signal; job {job} goes back into the queue")
+    slurm_output("scontrol", "requeue", job)
+    print(f"requeue: the run was stopped before its end; job {job} goes back into the queue")
     return True
-
-
-def _slurm(*command: str) -> str:
-    """Output of a SLURM command."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise UserError(f"{command[0]} is not on PATH: SLURM's commands are needed to requeue a job.") from None
-    if done.returncode:
-        raise UserError(f"`{' '.join(command)}` failed: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout.strip()

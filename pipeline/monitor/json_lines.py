@@ -76,3 +76,13 @@ def read_records(path: Path) -> list[Record]:
         return []
     records = [decode_line(line) for line in path.read_bytes().split(b"\n") if line.strip()]
     return [record for record in records if record is not None]
+
+
+def last_record(path: Path, tail_bytes: int = 1 << 16) -> Record | None:
+    """The last whole line, found within the last ``tail_bytes`` however long the file is; None if there is none."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - tail_bytes))
+        lines = file.read().split(b"\n")
+    return next((record for line in reversed(lines) if (record := decode_line(line)) is not None), None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.base.logs import get_logger
 from pipeline.base.ranks import RankFacts, rank_facts
 from pipeline.config.run import RunConfig
-from pipeline.train.faults import fit
+from pipeline.train.faults import StopSignals, fit
 from pipeline.train.loss_scaling import LossScaling
 from pipeline.train.run_directory import check_run_directory, note_finished
 from pipeline.train.saving import Lifecycle
@@ -35,11 +35,12 @@ class RunOutcome:
     finished: bool
 
 
-def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
+def train(config: RunConfig, facts: RankFacts | None = None, signals: StopSignals | None = None) -> RunOutcome:
     """Train in ``config.run_directory``, or go on from its newest checkpoint. Every rank calls it.
 
     Args:
         facts: place of this rank; default: read from the launcher's environment.
+        signals: may have been caught already.
 
     Raises:
         UserError: everything that a user can get wrong, before the first step.
@@ -72,6 +73,7 @@ def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
             config, streams.identity(step), facts.world_size, step, start.tokens + tokens, budget
         ),
         monitor=monitor,
+        signals=signals or StopSignals(),
     )
     validation = Validation(lambda step: streams.validation_batches(step, plan, facts), config.evaluation, monitor)
     # The order counts: what is logged with a step comes before the monitor, and all of it before the save.

@@ -12,6 +12,7 @@ import torch
 
 from pipeline.base.errors import UserError
 from pipeline.base.logs import get_logger
+from pipeline.base.slurm import job_end_time
 from pipeline.config.run import CheckpointConfig
 from pipeline.monitor.callback import MonitorCallback, StepCallback
 from pipeline.monitor.events import append_event
@@ -23,11 +24,11 @@ from pipeline.train.checkpoint import (
     save_checkpoint,
 )
 from pipeline.train.control import join_ranks
-from pipeline.train.faults import StopSignals
+from pipeline.train.faults import StopSignals, TimeLimit
 
 
 class Lifecycle(StepCallback):
-    """Brings the ranks together at the start; saves at intervals, on a signal and at the end; stops on a signal.
+    """Brings the ranks together at the start; saves at intervals, when the run is to stop, and at the end.
 
     Args:
         resume_from: checkpoint whose optimizer state is restored before the first step.
@@ -42,22 +43,28 @@ class Lifecycle(StepCallback):
         resume_from: Path | None,
         make_meta: Callable[[int, int, TimeBudget], CheckpointMeta],
         monitor: MonitorCallback,
+        signals: StopSignals,
     ) -> None:
         self.config = config
         self.run_directory = run_directory
         self.resume_from = resume_from
         self.make_meta = make_meta
         self.monitor = monitor
-        self.signals = StopSignals()
+        self.signals = signals
+        self.time_limit = TimeLimit(job_end_time(), config.seconds_before_time_limit)
         self.stopped_at: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         join_ranks(trainer, module)
-        module.stop_requested = self.signals.requested
+        module.stop_requested = self.stop_requested if trainer.is_global_zero else self.signals.requested
         self.signals.install()
         _check_same_step(module)
         if self.resume_from is not None:
             load_checkpoint(trainer, module, self.resume_from)
+
+    def stop_requested(self) -> bool:
+        """On rank 0, whose clock counts for all: whether the run is to stop after the step that begins now."""
+        return self.signals.requested() or self.time_limit.is_near()
 
     def on_step_end(self, trainer: pl.Trainer, module: Any, step: int) -> None:
         last = module.is_last_step
@@ -73,8 +80,11 @@ class Lifecycle(StepCallback):
             self.stopped_at = step
             trainer.should_stop = True
             if trainer.is_global_zero:
-                self._tell("stopped", step, signal=self.signals.received)
-                get_logger().info("stopped after step %d on a signal; run the same command to go on", step)
+                at_time_limit = self.signals.received is None and self.time_limit.is_near()
+                self._tell("stopped", step, signal=self.signals.received, at_time_limit=at_time_limit)
+                limit = f"{self.config.seconds_before_time_limit:g} s before the end of the job's time"
+                why = f"{limit} (checkpoint.seconds_before_time_limit)" if at_time_limit else "on a signal"
+                get_logger().info("stopped after step %d %s; run the same command to go on", step, why)
 
     def _save(self, trainer: pl.Trainer, module: Any, step: int) -> None:
         started = time.perf_counter()

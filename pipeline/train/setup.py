@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
 from pipeline.base.ranks import RankFacts
+from pipeline.base.slurm import own_job_id
 from pipeline.config.derived import BatchPlan, batch_plan
 from pipeline.config.loading import to_plain
 from pipeline.config.run import RunConfig
@@ -150,6 +152,8 @@ def start_sinks(config: RunConfig, streams: Streams, start: Start, plan: BatchPl
         "strategy": config.train.strategy,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "host": platform.node(),
+        "process": os.getpid(),
+        "job": own_job_id(),
         "parameters": streams.num_parameters,
         "rows_per_micro_batch": plan.micro_rows[streams.stages.of_step(start.step)],
         "accumulation": plan.accumulation,

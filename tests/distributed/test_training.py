@@ -7,13 +7,15 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
 
+from pipeline.cli import main
 from pipeline.launch.requeue import run_was_stopped
 from pipeline.monitor.events import read_events
-from pipeline.train.run import RunOutcome
+from pipeline.train.run import RunOutcome, train
 from tests.corpora import random_lengths, write_corpus
 from tests.rankpool import RankError, RankPool
 from tests.runs import column, metrics_of, run_rank, tiny_corpus, write_config
@@ -138,6 +140,52 @@ def test_ddp_resumes_on_another_number_of_ranks(rank_pool: RankPool, corpus: Pat
 def _run_in_a_directory_of_its_own(config_path: str, overrides: list[str]) -> RunOutcome:
     own = Path(config_path).with_suffix("") if os.environ["RANK"] == "0" else Path(config_path).with_name("other")
     return run_rank(config_path, [*overrides, "--run_directory", str(own)])
+
+
+def _in_a_job_that_ends(seconds: float, config_path: str, overrides: list[str]) -> RunOutcome:
+    """Run in a job that has so much time left, as rank 0 alone knows."""
+    if os.environ["RANK"] == "0":
+        os.environ["SLURM_JOB_END_TIME"] = str(time.time() + seconds)
+    return run_rank(config_path, overrides)
+
+
+def test_a_run_stops_by_itself_before_its_time_ends(
+    rank_pool: RankPool, corpus: Path, alone: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, corpus)
+    overrides = ["--train.strategy", "ddp", "--model.hidden_dropout", "0"]
+    outcomes = rank_pool.run(_in_a_job_that_ends, 60.0, str(config), overrides, world_size=2)
+    assert outcomes == [RunOutcome(config.with_suffix(""), 1, finished=False)] * 2
+    assert rank_pool.run(_in_a_job_that_ends, 86400.0, str(config), overrides, world_size=2)[0].finished
+    events = read_events(config.with_suffix(""))
+    stopped = [event for event in events if event["event"] == "stopped"]
+    assert [(event["step"], event["signal"], event["at_time_limit"]) for event in stopped] == [(1, None, True)]
+    assert column(config.with_suffix(""), "step") == column(alone, "step")
+    assert column(config.with_suffix(""), "loss") == pytest.approx(column(alone, "loss"), abs=1e-5)
+
+
+def _signalled_at_its_start(config_path: str) -> int:
+    """`pretrain train` that gets SIGUSR1 before anything of the run is made."""
+    from pipeline.train import run
+
+    def signalled_train(*arguments: Any) -> RunOutcome:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return train(*arguments)
+
+    original, run.train = run.train, signalled_train
+    try:
+        return main(["train", config_path])
+    finally:
+        run.train = original
+
+
+def test_a_signal_at_the_start_stops_the_run_after_its_first_step(
+    rank_pool: RankPool, corpus: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, corpus)
+    assert rank_pool.run(_signalled_at_its_start, str(config), world_size=1) == [0]
+    events = read_events(config.with_suffix(""))
+    assert [(event["event"], event["step"]) for event in events] == [("started", 0), ("checkpoint", 1), ("stopped", 1)]
 
 
 def test_nodes_that_do_not_share_the_run_directory(rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:

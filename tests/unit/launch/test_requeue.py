@@ -27,7 +27,10 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand-ins for squeue, which says what `state` holds, and scontrol, which notes its arguments in `requeued`."""
     commands = tmp_path / "bin"
     commands.mkdir()
-    for name, body in {"squeue": 'cat "$0.state"', "scontrol": 'echo "$@" > "$0.called"'}.items():
+    for name, body in {
+        "squeue": 'echo "$@" > "$0.called"; cat "$0.state"',
+        "scontrol": 'echo "$@" > "$0.called"',
+    }.items():
         (commands / name).write_text(f"#!/bin/sh\n{body}\n")
         (commands / name).chmod(0o755)
     (commands / "squeue.state").write_text("RUNNING\n")
@@ -66,6 +69,15 @@ def test_a_stopped_run_goes_back_into_the_queue(config: Path, slurm: Path) -> No
     write_events(config.parent / "run", "started", "stopped")
     assert requeue(config, environ={"SLURM_JOB_ID": "17"})
     assert (slurm / "scontrol.called").read_text() == "requeue 17\n"
+
+
+def test_a_task_of_an_array_requeues_itself_alone(config: Path, slurm: Path) -> None:
+    write_events(config.parent / "run", "started", "stopped")
+    # The array's last task: its own number is that of the whole array.
+    environ = {"SLURM_JOB_ID": "17", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "4"}
+    assert requeue(config, environ=environ)
+    assert (slurm / "scontrol.called").read_text() == "requeue 17_4\n"
+    assert "--jobs=17_4 " in (slurm / "squeue.called").read_text()
 
 
 def test_overrides_name_the_run_directory(config: Path, slurm: Path) -> None:
