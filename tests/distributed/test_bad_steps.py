@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from pipeline.monitor.events import read_events
 from pipeline.train.checkpoint import checkpoint_directory, read_meta
 from pipeline.train.module import PretrainModule
 from pipeline.train.replay import replay_batch
+from pipeline.train.run import RunOutcome
+from tests.corpora import random_lengths, write_corpus
 from tests.rankpool import RankPool
 from tests.runs import column, load, run_rank, tiny_corpus, write_config
 
@@ -38,12 +41,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_corpus(tmp_path_factory.mktemp("corpus") / "corpus").directory
 
 
-def _poisoned(config_path: str, overrides: list[str], steps: Sequence[int], what: str, factor: float) -> Any:
-    """Train; on the last rank the ``what`` of the last micro-batch of ``steps`` is ``factor`` times itself."""
+def _poisoned(
+    config_path: str, overrides: list[str], steps: Sequence[int], what: str, factor: float, stop_at: int = 0
+) -> RunOutcome:
+    """Train; on the last rank the ``what`` of the last micro-batch of ``steps`` is ``factor`` times itself.
+
+    In step ``stop_at`` that rank gets SIGTERM, so the step after it is the last one.
+    """
     clean = PretrainModule.loss_sum
 
     def loss_sum(self: PretrainModule, batch: Any) -> Tensor:
         loss = clean(self, batch)
+        if self.training and self.step + 1 == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
         if self.training and self.finishes_step and self.step + 1 in steps:
             if what == "loss":
                 return loss * factor
@@ -131,3 +141,44 @@ def test_a_rollback_gives_the_run_that_was_told_to_skip_the_window(
     assert (event["step"], event["to_step"], event["skipped_steps"]) == (9, 2, [3, 9])
     assert column(run, "loss")[9:] == column(reference, "loss")[9:]
     assert read_meta(checkpoint_directory(run, 11)).bad_steps["skipped"] == [[3, 9]]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero1"])
+def test_a_resumed_run_decides_as_the_undisturbed_one(
+    strategy: str, rank_pool: RankPool, corpus: Path, tmp_path: Path
+) -> None:
+    """Gradient spikes in steps 12 to 15, of which the last makes the run go back; it is stopped after 14."""
+    overrides = [*SHORT, "--train.steps", "17", "--checkpoint.every_steps", "3", "--checkpoint.keep_last", "3"]
+    overrides += ["--train.bad_steps.spike_factor", "10", "--train.bad_steps.spike_window", "16"]
+    overrides += ["--train.bad_steps.rollback_after", "4", "--train.bad_steps.rollback_steps", "4"]
+    overrides += ["--train.strategy", strategy]
+    poison = (range(12, 16), "gradient", 100.0)
+    undisturbed, stopped = (write_config(tmp_path, corpus, name) for name in ("undisturbed", "stopped"))
+    rank_pool.run(_poisoned, str(undisturbed), overrides, *poison, world_size=2)
+    outcomes = rank_pool.run(_poisoned, str(stopped), overrides, *poison, 13, world_size=2)
+    assert {outcome.step for outcome in outcomes} == {14}
+    rank_pool.run(_poisoned, str(stopped), overrides, *poison, world_size=2)
+    run, reference = stopped.with_suffix(""), undisturbed.with_suffix("")
+    assert [(event["step"], event["reason"]) for event in skips(run)] == [
+        (step, "gradient_spike") for step in poison[0]
+    ]
+    assert equal_weights(run, reference, 17)
+    state, expected = (read_meta(checkpoint_directory(path, 17)).bad_steps for path in (run, reference))
+    assert state == expected
+    assert state["skipped"] == [[7, 15]]
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("seed", range(5))
+def test_no_false_alarm(seed: int, rank_pool: RankPool, tmp_path: Path) -> None:
+    """From the first step to the plateau, with a short warmup, small batches and a rate that is high for them."""
+    corpus = write_corpus(tmp_path / "corpus", random_lengths(seed, 3, 300), vocab_size=60, seed=seed).directory
+    config = write_config(tmp_path, corpus)
+    overrides = [*SHORT, "--seed", str(seed), "--train.steps", "500", "--checkpoint.every_steps", "500"]
+    overrides += ["--train.bad_steps.spike_factor", "10", "--monitor.log_every_steps", "50", "--model.num_layers", "1"]
+    rank_pool.run(run_rank, str(config), overrides, world_size=1)
+    run = config.with_suffix("")
+    assert skips(run) == []
+    state = read_meta(checkpoint_directory(run, 500)).bad_steps
+    assert len(state["losses"]) == len(state["gradient_norms"]) == 128
+    assert column(run, "loss")[-1] < column(run, "loss")[0] - 0.05
