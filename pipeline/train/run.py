@@ -79,7 +79,7 @@ def train(config: RunConfig, facts: RankFacts | None = None) -> RunOutcome:
     # The order counts: what changes weights comes first, what is logged with a step before the monitor, and all of it
     # before the save.
     scaling = [LossScaling(monitor)] if config.train.precision == "fp16" else []
-    features = [*scaling, bad_steps, validation, monitor, lifecycle]
+    features = [bad_steps, *scaling, validation, monitor, lifecycle]
     trainer = make_trainer(config, plan, facts, device, streams.num_parameters, features)
     try:
         fit(trainer, module, loader)
