@@ -85,13 +85,17 @@ def test_a_rollback_waits_for_a_logged_step_where_the_device_decides(
 
 
 def test_spikes_are_skipped(corpus: Path, tmp_path: Path, poison: dict[int, float]) -> None:
-    """A loss of twice its size is one; of a thirtieth more, none; the gradient grows with it."""
+    """A loss of twice its size is one; of a thirtieth more, none. What is left is the run that was told to skip it."""
     poison |= {11: 2.0, 12: 1.03}
-    config = write_config(tmp_path, corpus)
-    options = ("--train.steps", "13", "--train.bad_steps.spike_factor", "10", "--train.bad_steps.spike_window", "16")
-    train(load(config, *OVERRIDES, *options, "--checkpoint.every_steps", "20"))
-    skips = [event for event in read_events(config.with_suffix("")) if event["event"] == "step_skipped"]
-    assert [(event["step"], event["reason"]) for event in skips] == [(11, "loss_spike")]
+    options = ("--train.steps", "13", "--train.bad_steps.spike_window", "16", "--checkpoint.every_steps", "20")
+    weights = []
+    for name, how in (("spike", ("--train.bad_steps.spike_factor", "10")), ("told", ("--train.skip_steps", "[11]"))):
+        config = write_config(tmp_path, corpus, name)
+        train(load(config, *OVERRIDES, *options, *how))
+        weights.append(load_file(checkpoint_directory(config.with_suffix(""), 13) / "model.safetensors"))
+    (event,) = (event for event in read_events(tmp_path / "spike") if event["event"] == "step_skipped")
+    assert (event["step"], event["reason"]) == (11, "loss_spike")
+    assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb", "muon", "stable_adamw", "lion"])
