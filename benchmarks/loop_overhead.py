@@ -183,6 +183,8 @@ def our_loop(model: Trivial, batches: Repeated, clock: type[StepClock] = StepClo
     from pipeline.monitor.callback import MonitorCallback
     from pipeline.monitor.console import ConsoleSink
     from pipeline.monitor.sinks import JsonlSink
+    from pipeline.train.bad_steps import BadSteps
+    from pipeline.train.detector import Detector
     from pipeline.train.faults import StopSignals, fit
     from pipeline.train.module import PretrainModule
     from pipeline.train.process import quiet_lightning
@@ -213,12 +215,13 @@ def our_loop(model: Trivial, batches: Repeated, clock: type[StepClock] = StepClo
             tokens_before=0,
         )
         never: Any = None  # nothing is saved before the last step, and that is not reached
+        bad_steps = BadSteps(config, Detector(config.train.bad_steps, config.train.skip_steps), monitor)
         signals = StopSignals()
         lifecycle = Lifecycle(
             config.checkpoint, run, resume_from=None, make_meta=never, monitor=monitor, signals=signals
         )
         validation = Validation(lambda step: [], config.evaluation, monitor)
-        trainer = make_trainer(config, plan, facts, device, WIDTH * WIDTH, [validation, monitor, lifecycle])
+        trainer = make_trainer(config, plan, facts, device, WIDTH * WIDTH, [bad_steps, validation, monitor, lifecycle])
         batches.batch = our_batch(batches.batch)
         fit(trainer, module, TimedBatches(batches, module.clock))
         for sink in sinks:

@@ -15,6 +15,9 @@ MAX_SHARD_DOCUMENTS = 2**24
 MAX_SHARD_TOKENS = 2**31
 """What a shard's keys and offsets can hold; useful shards are far smaller."""
 
+_LEAST_SPIKE_WINDOW = 16
+"""The median deviation of fewer numbers says little."""
+
 _OBJECTIVE_OF_FAMILY = {"bert": "mlm", "roberta": "mlm", "gpt2": "clm"}
 
 _TYPED_IN_HUGGING_FACE = {
@@ -114,6 +117,7 @@ def _train_problems(config: RunConfig) -> Iterator[str]:
     )
     yield from not_negative(train__gradient_clip_norm=train.gradient_clip_norm)
     yield from at_least(0, train__zero3_persistence_threshold=train.zero3_persistence_threshold)
+    yield from _bad_step_problems(train)
     if train.precision == "fp16" and train.device == "cpu":
         yield "train.precision: `fp16` needs CUDA; use `bf16` or `fp32` on a CPU."
     if train.activation_checkpointing == "selective" and train.strategy == "zero3":
@@ -124,6 +128,17 @@ def _train_problems(config: RunConfig) -> Iterator[str]:
     yield from _compile_problems(train)
     if train.offload_optimizer:
         yield from _offload_problems(train)
+
+
+def _bad_step_problems(train: TrainConfig) -> Iterator[str]:
+    bad = train.bad_steps
+    if bad.spike_factor is not None:
+        yield from positive(train__bad_steps__spike_factor=bad.spike_factor)
+    yield from at_least(1, train__bad_steps__rollback_steps=bad.rollback_steps)
+    yield from at_least(0, train__bad_steps__rollback_after=bad.rollback_after)
+    yield from at_least(_LEAST_SPIKE_WINDOW, train__bad_steps__spike_window=bad.spike_window)
+    if train.skip_steps and min(train.skip_steps) < 1:
+        yield f"train.skip_steps: {min(train.skip_steps)} is no step; they count from 1."
 
 
 def _compile_problems(train: TrainConfig) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.config.bad_steps import BadStepsConfig
 from pipeline.config.optimization import OptimizerConfig, ScheduleConfig
 
 Family = Literal["bert", "roberta", "gpt2"]
@@ -253,6 +254,12 @@ class TrainConfig:
 
     gradient_clip_norm: float = 1.0
     """Largest global gradient norm; 0 does not clip."""
+
+    bad_steps: BadStepsConfig = field(default_factory=BadStepsConfig)
+    """Steps that are not taken."""
+
+    skip_steps: list[int] = field(default_factory=list)
+    """Steps (from 1) that change no weight, e.g. `[1200, 1201]`. Those still ahead may be changed at a resume."""
 
     compile: bool = False
     """`torch.compile` of encoder, head and loss, for training and validation."""

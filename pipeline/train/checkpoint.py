@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from pipeline.export.checkpoint_weights import (
     read_weights,
 )
 from pipeline.models.build import stock_state_dict
+from pipeline.train.identity import check_layout
 from pipeline.train.module import PretrainModule
 from pipeline.train.strategies import ZERO_STAGES, engine_of
 
@@ -59,6 +60,9 @@ class CheckpointMeta:
 
     budget_spent: bool = False
     """The step was the last one of a time budget."""
+
+    bad_steps: dict[str, Any] = field(default_factory=dict)
+    """Skipped steps, and what the next decision depends on (`detector.py`)."""
 
 
 def read_meta(directory: Path) -> CheckpointMeta:
@@ -152,6 +156,29 @@ def load_checkpoint(trainer: Trainer, module: PretrainModule, directory: Path) -
         raise UserError(_damaged(directory, f"{what}: {str(error) or type(error).__name__}")) from None
 
 
+def go_back(trainer: Trainer, module: PretrainModule, directory: Path) -> CheckpointMeta:
+    """Restore weights and optimizer of an earlier checkpoint between two steps; every rank must call it.
+
+    Returns:
+        What the checkpoint says of itself.
+
+    Raises:
+        UserError: it is damaged, or was saved on another number of ranks or by a strategy that this one cannot read.
+    """
+    meta = read_meta(directory)
+    strategy = module.config.train.strategy
+    check_layout(strategy, trainer.world_size, meta.strategy, meta.world_size, str(directory))
+    if strategy in ZERO_STAGES:
+        engine = engine_of(trainer)
+        skipped_steps = engine.skipped_steps
+        load_checkpoint(trainer, module, directory)
+        engine.skipped_steps = skipped_steps  # counted on: LossScaling tells of new ones
+    else:
+        load_weights(module.model, directory)
+        load_checkpoint(trainer, module, directory)
+    return meta
+
+
 def load_weights(model: Any, directory: Path) -> None:
     """Load ``model.safetensors`` into the stock model, strictly.
 
@@ -165,9 +192,15 @@ def _damaged(directory: Path, why: str) -> str:
     return f"checkpoint {directory} is damaged ({why}). {_WAY_OUT}"
 
 
-def prune_checkpoints(run_directory: Path, keep_last: int) -> None:
-    """Delete all but the newest ``keep_last`` checkpoints, and leftovers; called when none is being written."""
-    for step in list_checkpoints(run_directory)[:-keep_last]:
+def prune_checkpoints(run_directory: Path, keep_last: int, every_steps: int) -> None:
+    """Delete all but the newest ``keep_last`` checkpoints, and leftovers; called when none is being written.
+
+    Of those made at intervals as many are kept, whatever signals have added: what a rollback finds does not depend on
+    how often the run was stopped.
+    """
+    steps = list_checkpoints(run_directory)
+    kept = {*steps[-keep_last:], *[step for step in steps if step % every_steps == 0][-keep_last:]}
+    for step in (step for step in steps if step not in kept):
         _delete(checkpoint_directory(run_directory, step))
         get_logger().info("checkpoint of step %d deleted (checkpoint.keep_last: %d)", step, keep_last)
     # What a kill in the middle of a save or a deletion has left.

@@ -50,16 +50,20 @@ _MEANING = {
     "stream.exclusions": "digest of data.exclude as far as it counts by then; entries added now need a later from_step",
     "stream.sources": "fingerprint, share of the rows and epochs of every corpus",
     "stream.stages": "of every stage begun by then: steps before it, rows a step, tokens a row",
+    "train.skip_steps": "up to then",
 }
 """What values are that do not speak for themselves."""
 
 
-def run_identity(config: RunConfig, corpus_fingerprint: str, stream_settings: Mapping[str, Any]) -> dict[str, Any]:
+def run_identity(
+    config: RunConfig, corpus_fingerprint: str, stream_settings: Mapping[str, Any], step: int
+) -> dict[str, Any]:
     """Everything that must be equal for a resume, as flat JSON values.
 
     Args:
         corpus_fingerprint: of the (first) corpus, by which an export knows it.
         stream_settings: of the steps up to the resumed one, from ``RowStream.settings_before``.
+        step: the resumed one.
     """
     settings = {
         key: list(value) if isinstance(value, tuple) else value
@@ -70,6 +74,7 @@ def run_identity(config: RunConfig, corpus_fingerprint: str, stream_settings: Ma
         "corpus_fingerprint": corpus_fingerprint,
         **{f"stream.{key}": value for key, value in stream_settings.items()},
         **settings,
+        "train.skip_steps": sorted({skipped for skipped in config.train.skip_steps if skipped <= step}),
     }
 
 

@@ -33,6 +33,7 @@ class LossScaling(StepCallback):
             engine = engine_of(trainer)
             if self._skipped_before is None:  # the first step: a checkpoint brought the count of earlier starts
                 self._skipped_before = engine.skipped_steps - int(engine.optimizer.overflow)
+            self._skipped_before += module.gate.has_refused  # a bad step goes DeepSpeed's way of an overflow
             skipped, scale = engine.skipped_steps - self._skipped_before, engine.optimizer.loss_scale
         else:
             skipped = step - module.first_step - self.num_updates

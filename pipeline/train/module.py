@@ -28,6 +28,7 @@ from pipeline.optim.build import make_optimizer
 from pipeline.optim.schedules import learning_rate
 from pipeline.train.budget import TimeBudget
 from pipeline.train.control import ControlPlane
+from pipeline.train.step_gate import StepGate
 from pipeline.train.step_timing import time_gradient_reduction
 from pipeline.train.strategies import ZERO_STAGES, engine_of
 
@@ -76,6 +77,7 @@ class PretrainModule(pl.LightningModule):
         self.control: ControlPlane | None = None
         self.stop_requested: Callable[[], bool] = lambda: False
         self.stop_agreed = False
+        self.gate = StepGate()
         self.global_predictions = 0
         self.local_loss_sum: Tensor | None = None
         self.gradient_norm: Tensor | None = None
@@ -115,9 +117,14 @@ class PretrainModule(pl.LightningModule):
         assert self.control is not None
         self.clock.enter("communication")
         milliseconds = self.budget.elapsed_milliseconds() if self.trainer.is_global_zero else 0
-        predictions, stops, milliseconds = self.control.sum_integers(
-            batch.window_predictions, int(self.stop_requested()), milliseconds
+        predictions, stops, milliseconds, refusals = self.control.sum_integers(
+            batch.window_predictions, int(self.stop_requested()), milliseconds, int(self.gate.has_refused)
         )
+        if refusals not in (0, self.plan.world_size):
+            raise RuntimeError(
+                f"step {self.step} was skipped by {refusals} of {self.plan.world_size} ranks: their losses or gradient "
+                "norms differ, and so do their weights by now"
+            )
         self.budget.agree(milliseconds)
         self.clock.enter("other")
         self.global_predictions = predictions
@@ -156,6 +163,8 @@ class PretrainModule(pl.LightningModule):
         loss_sum = self.loss_sum(batch)
         detached = loss_sum.detach()
         self.local_loss_sum = detached if self.local_loss_sum is None else self.local_loss_sum + detached
+        if self.finishes_step:
+            self.gate.loss_computed(self.local_loss_sum)
         # The gradient of the mean over all predictions of the global batch, whatever W and N (see strategies.py).
         factor = self.plan.world_size * self.plan.accumulation / max(self.global_predictions, 1)
         return loss_sum * factor
@@ -207,6 +216,8 @@ class PretrainModule(pl.LightningModule):
         if self.config.train.strategy not in ZERO_STAGES:
             limit = self.config.train.gradient_clip_norm or float("inf")
             self.gradient_norm = torch.nn.utils.clip_grad_norm_(self._parameters_to_clip, limit)
+            if not self.gate.admits(self.gradient_norm):
+                optimizer.zero_grad(set_to_none=True)  # optimizers pass over parameters without a gradient
 
     @cached_property
     def _parameters_to_clip(self) -> list[nn.Parameter]:

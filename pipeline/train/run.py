@@ -14,6 +14,7 @@ from pipeline.train.run_directory import check_run_directory, note_finished
 from pipeline.train.saving import Lifecycle
 from pipeline.train.setup import (
     find_start,
+    make_bad_steps,
     make_meta,
     make_module,
     make_monitor,
@@ -65,20 +66,22 @@ def train(config: RunConfig, facts: RankFacts | None = None, signals: StopSignal
     loader = TimedBatches(streams.train_loader(start.step, plan, facts, device), module.clock)
     sinks = start_sinks(config, streams, start, plan, device) if facts.rank == 0 else []
     monitor = make_monitor(config, streams, start, device, sinks, module.clock)
+    bad_steps = make_bad_steps(config, streams, start, monitor)
     lifecycle = Lifecycle(
         config.checkpoint,
         run_directory,
         resume_from=start.directory,
         make_meta=lambda step, tokens, budget: make_meta(
-            config, streams.identity(step), facts.world_size, step, start.tokens + tokens, budget
+            config, streams.identity(step), facts.world_size, step, start.tokens + tokens, budget, bad_steps.state()
         ),
         monitor=monitor,
         signals=signals or StopSignals(),
     )
     validation = Validation(lambda step: streams.validation_batches(step, plan, facts), config.evaluation, monitor)
-    # The order counts: what is logged with a step comes before the monitor, and all of it before the save.
+    # The order counts: what changes weights comes first, what is logged with a step before the monitor, and all of it
+    # before the save.
     scaling = [LossScaling(monitor)] if config.train.precision == "fp16" else []
-    features = [*scaling, validation, monitor, lifecycle]
+    features = [bad_steps, *scaling, validation, monitor, lifecycle]
     trainer = make_trainer(config, plan, facts, device, streams.num_parameters, features)
     try:
         fit(trainer, module, loader)

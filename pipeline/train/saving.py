@@ -92,7 +92,7 @@ class Lifecycle(StepCallback):
         path = save_checkpoint(trainer, module, self.run_directory, self.make_meta(step, tokens, module.budget))
         if trainer.is_global_zero:
             self._tell("checkpoint", step, path=path.name, seconds=round(time.perf_counter() - started, 3))
-            prune_checkpoints(self.run_directory, self.config.keep_last)
+            prune_checkpoints(self.run_directory, self.config.keep_last, self.config.every_steps)
 
     def _tell(self, name: str, step: int, **facts: Any) -> None:
         """Note an event in the run directory, on the console and in wandb; rank 0 only."""

@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -33,9 +33,11 @@ from pipeline.monitor.peak_flops import number_format, peak_flops
 from pipeline.monitor.sinks import Sink, make_sinks
 from pipeline.monitor.step_clock import StepClock
 from pipeline.optim.groups import unused_patterns
+from pipeline.train.bad_steps import BadSteps
 from pipeline.train.budget import TimeBudget
 from pipeline.train.checkpoint import CheckpointMeta, checkpoint_directory, list_checkpoints, load_weights, read_meta
 from pipeline.train.compilation import compile_step, prepare_compiler
+from pipeline.train.detector import Detector
 from pipeline.train.identity import check_identity, check_layout
 from pipeline.train.module import PretrainModule
 from pipeline.train.process import quiet_lightning, set_threads
@@ -59,6 +61,8 @@ class Start:
     budget_spent: bool = False
     """The last step that a time budget allows is done. A run that was stopped after its time, before that step, has it
     still to do: it is the one with the final rate and the last evaluation."""
+    bad_steps: dict[str, Any] = field(default_factory=dict)
+    """State of the detector of bad steps."""
 
     def ends(self, config: RunConfig) -> bool:
         """Whether nothing is left to train."""
@@ -82,7 +86,7 @@ def find_start(config: RunConfig, identity: Callable[[int], dict[str, Any]], wor
     meta = read_meta(directory)
     check_identity(meta.identity, identity(meta.step), str(directory))
     check_layout(config.train.strategy, world_size, meta.strategy, meta.world_size, str(directory))
-    return Start(meta.step, meta.tokens_seen, directory, meta.training_seconds, meta.budget_spent)
+    return Start(meta.step, meta.tokens_seen, directory, meta.training_seconds, meta.budget_spent, meta.bad_steps)
 
 
 def prepare_process(config: RunConfig, facts: RankFacts) -> tuple[BatchPlan, torch.device]:
@@ -198,8 +202,26 @@ def make_monitor(
     )
 
 
+def make_bad_steps(config: RunConfig, streams: Streams, start: Start, monitor: MonitorCallback) -> BadSteps:
+    """What skips bad steps, as it was when the checkpoint was written."""
+    detector = Detector(
+        config.train.bad_steps,
+        config.train.skip_steps,
+        stage_of=lambda step: streams.stages.of_step(step - 1).first_step,
+        scaled=config.train.precision == "fp16",
+    )
+    detector.restore(start.bad_steps)
+    return BadSteps(config, detector, monitor)
+
+
 def make_meta(
-    config: RunConfig, identity: dict[str, Any], world_size: int, step: int, tokens: int, budget: TimeBudget
+    config: RunConfig,
+    identity: dict[str, Any],
+    world_size: int,
+    step: int,
+    tokens: int,
+    budget: TimeBudget,
+    bad_steps: dict[str, Any],
 ) -> CheckpointMeta:
     """What a checkpoint says of itself."""
     return CheckpointMeta(
@@ -212,6 +234,7 @@ def make_meta(
         facts={"versions": {name: version(name) for name in _PACKAGES}},
         training_seconds=round(budget.elapsed_seconds(), 3),
         budget_spent=budget.is_spent,
+        bad_steps=bad_steps,
     )
 
 

@@ -7,6 +7,7 @@ predictions``: Lightning divides by the micro-batches, the strategy averages ove
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -116,6 +117,42 @@ def _make_zero_strategy(
 def engine_of(trainer: Trainer) -> Any:
     """DeepSpeed's engine, under a ZeRO strategy."""
     return trainer.strategy.model
+
+
+def ask_before_step(engine: Any, admits: Callable[[torch.Tensor], bool]) -> None:
+    """Have DeepSpeed ask ``admits`` about the gradient norm of every step, and drop the step where the answer is no.
+
+    It is asked where the norm is known and nothing has moved. A norm of infinity takes DeepSpeed's own way out: the
+    gradients are dropped wherever the stage keeps them, and fp16's loss scale falls. What DeepSpeed drops by itself, it
+    may drop before the norm is computed: then nobody is asked.
+
+    Args:
+        admits: gets the norm before clipping, without the loss scale; every rank gets the same.
+    """
+    from deepspeed.runtime.utils import combine_grad_norm_groups
+
+    optimizer = engine.optimizer
+
+    def admitted(norm: torch.Tensor) -> bool:
+        return admits(norm / optimizer.loss_scale)
+
+    if engine.zero_optimization_stage() == ZERO_STAGES["zero3"]:
+        norms_of_groups = optimizer._get_norm_groups
+
+        def judged_groups() -> list[torch.Tensor]:
+            norms = norms_of_groups()
+            norm = combine_grad_norm_groups(norms)
+            return norms if admitted(norm) else [torch.full_like(norm, float("inf"))]
+
+        optimizer._get_norm_groups = judged_groups
+    else:
+        global_norm = optimizer.scaled_global_norm
+
+        def judged_norm() -> torch.Tensor:
+            norm = global_norm()
+            return norm if admitted(norm) else torch.full_like(norm, float("inf"))
+
+        optimizer.scaled_global_norm = judged_norm
 
 
 class _IndexedDDPStrategy(DDPStrategy):

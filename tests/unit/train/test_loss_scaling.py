@@ -21,8 +21,11 @@ class Monitor:
         return step % 2 == 0
 
 
-def module_of(strategy: str) -> Any:
-    return SimpleNamespace(config=SimpleNamespace(train=SimpleNamespace(strategy=strategy)), first_step=10)
+def module_of(strategy: str, has_refused: bool = False) -> Any:
+    train = SimpleNamespace(strategy=strategy)
+    return SimpleNamespace(
+        config=SimpleNamespace(train=train), first_step=10, gate=SimpleNamespace(has_refused=has_refused)
+    )
 
 
 def test_skipped_steps_of_a_grad_scaler(caplog: pytest.LogCaptureFixture) -> None:
@@ -68,3 +71,7 @@ def test_skipped_steps_of_deepspeed_are_those_of_this_start() -> None:
     engine.optimizer.overflow = False
     callback.on_step_end(trainer, module_of("zero2"), 12)
     assert monitor.added == {"loss_scale": 32768.0, "skipped_steps": 1}
+    engine.skipped_steps, engine.optimizer.overflow = 7, True
+    callback.on_step_end(trainer, module_of("zero2", has_refused=True), 13)
+    callback.on_step_end(trainer, module_of("zero2"), 14)
+    assert monitor.added["skipped_steps"] == 1, "a bad step is not the scale's"
