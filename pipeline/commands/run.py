@@ -47,6 +47,7 @@ def add_run_commands(commands: Any) -> None:
 
 def run_train(namespace: argparse.Namespace, overrides: list[str]) -> int:
     from pipeline.base.logs import configure_logging
+    from pipeline.base.process_age import process_start
     from pipeline.base.ranks import rank_facts
     from pipeline.config.derived import batch_plan
     from pipeline.config.loading import load_run_config
@@ -57,7 +58,7 @@ def run_train(namespace: argparse.Namespace, overrides: list[str]) -> int:
     batch_plan(config, facts.world_size)  # refuse before torch is imported
     from pipeline.train.run import train
 
-    train(config, facts)
+    train(config, facts, process_start())
     return 0
 
 

@@ -17,13 +17,17 @@ class ControlPlane:
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
         self.group = dist.new_group(backend="gloo") if world_size > 1 else None
+        self.running: str | None = None
+        """The collective that this rank is in; what a rank that hangs is asked for (`watch.py`)."""
 
     def sum_integers(self, *values: int) -> list[int]:
         """Element-wise sum over ranks; exact, whatever the order of the ranks."""
         if self.group is None:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.int64)
+        self.running = "sum of integers"
         dist.all_reduce(tensor, group=self.group)
+        self.running = None
         return [int(value) for value in tensor]
 
     def sum_floats(self, *values: float) -> list[float]:
@@ -31,7 +35,9 @@ class ControlPlane:
         if self.group is None:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
+        self.running = "sum of floats"
         dist.all_reduce(tensor, group=self.group)
+        self.running = None
         return [float(value) for value in tensor]
 
     def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
@@ -39,12 +45,16 @@ class ControlPlane:
         if self.group is None:
             return [tensor]
         gathered = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        self.running = "gather"
         dist.all_gather(gathered, tensor.contiguous(), group=self.group)
+        self.running = None
         return gathered
 
     def barrier(self) -> None:
         if self.group is not None:
+            self.running = "barrier"
             dist.barrier(group=self.group)
+            self.running = None
 
 
 def join_ranks(trainer: Any, module: Any) -> None:

@@ -58,6 +58,8 @@ class Lifecycle(StepCallback):
         _check_same_step(module)
         if self.resume_from is not None:
             load_checkpoint(trainer, module, self.resume_from)
+        if trainer.is_global_zero:
+            append_event(self.run_directory, "training", step=module.step)
 
     def on_step_end(self, trainer: pl.Trainer, module: Any, step: int) -> None:
         last = module.is_last_step
