@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,11 +13,15 @@ class ControlPlane:
     """Sums host integers and floats over ranks through gloo, so that no device is synchronised.
 
     Made after the default process group is up (or is none, with one rank).
+
+    Args:
+        patience_seconds: how long a rank waits for the others in a collective.
     """
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, patience_seconds: float) -> None:
         self.world_size = world_size
-        self.group = dist.new_group(backend="gloo") if world_size > 1 else None
+        timeout = timedelta(seconds=patience_seconds)
+        self.group = dist.new_group(backend="gloo", timeout=timeout) if world_size > 1 else None
         self.running: str | None = None
         """The collective that this rank is in; what a rank that hangs is asked for (`watch.py`)."""
 
@@ -63,5 +68,6 @@ def join_ranks(trainer: Any, module: Any) -> None:
     Lightning would broadcast a SIGTERM flag, and read it from the device, before every micro-batch; ours rides on the
     one reduction a step that is needed anyway.
     """
-    module.control = ControlPlane(trainer.world_size)
+    # The watch (`watch.py`) comes first where a loop hangs; this is what a slow save or evaluation of one rank may take.
+    module.control = ControlPlane(trainer.world_size, module.config.train.slow_timeout_seconds)
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None

@@ -76,6 +76,10 @@ def test_each_problem_of_the_cache_is_named(values: dict[str, Any], message: str
             "train.hang_timeout_seconds: -1.0 must be a finite number, 0 or more",
         ),
         (
+            {"train__slow_timeout_seconds": float("inf")},
+            "train.slow_timeout_seconds: inf must be a finite number above 0",
+        ),
+        (
             {"train__slow_timeout_seconds": 60.0},
             "train.slow_timeout_seconds: 60.0 is below train.hang_timeout_seconds (600.0); checkpoints and",
         ),
