@@ -68,6 +68,6 @@ def join_ranks(trainer: Any, module: Any) -> None:
     Lightning would broadcast a SIGTERM flag, and read it from the device, before every micro-batch; ours rides on the
     one reduction a step that is needed anyway.
     """
-    # The watch (`watch.py`) comes first where a loop hangs; this is what a slow save or evaluation of one rank may take.
+    # Where a loop hangs the watch (`watch.py`) comes first; this is what a slow save or evaluation of a rank may take.
     module.control = ControlPlane(trainer.world_size, module.config.train.slow_timeout_seconds)
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
