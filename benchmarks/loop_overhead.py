@@ -180,8 +180,9 @@ def our_loop(model: Trivial, batches: Repeated, clock: type[StepClock] = StepClo
     """Module, trainer, callbacks and sinks as :func:`pipeline.train.run.train` puts them together."""
     from pipeline.base.ranks import RankFacts
     from pipeline.config.derived import batch_plan
-    from pipeline.monitor.callback import MonitorCallback
+    from pipeline.monitor.callback import MonitorCallback, ProgressCallback
     from pipeline.monitor.console import ConsoleSink
+    from pipeline.monitor.progress import ProgressFile
     from pipeline.monitor.sinks import JsonlSink
     from pipeline.train.bad_steps import BadSteps
     from pipeline.train.detector import Detector
@@ -221,7 +222,8 @@ def our_loop(model: Trivial, batches: Repeated, clock: type[StepClock] = StepClo
             config.checkpoint, run, resume_from=None, make_meta=never, monitor=monitor, signals=signals
         )
         validation = Validation(lambda step: [], config.evaluation, monitor)
-        trainer = make_trainer(config, plan, facts, device, WIDTH * WIDTH, [bad_steps, validation, monitor, lifecycle])
+        features = [ProgressCallback(ProgressFile(run, 0)), bad_steps, validation, monitor, lifecycle]
+        trainer = make_trainer(config, plan, facts, device, WIDTH * WIDTH, features)
         batches.batch = our_batch(batches.batch)
         fit(trainer, module, TimedBatches(batches, module.clock))
         for sink in sinks:

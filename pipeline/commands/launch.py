@@ -18,6 +18,9 @@ def add_launch_commands(commands: Any) -> None:
     )
     torchrun.add_argument("config", type=Path, help="run config (YAML)")
     torchrun.add_argument("--processes", type=int, metavar="N", help="ranks (default: one a GPU, or 1)")
+    torchrun.add_argument(
+        "--max-restarts", type=int, default=0, metavar="N", help="start all ranks again when one has failed (default 0)"
+    )
     torchrun.add_argument("--print", action="store_true", dest="only_print", help="print the command and stop")
     _add_slurm(launch)
     requeue = add_command(
@@ -67,7 +70,13 @@ def _add_slurm(launch: Any) -> None:
 def launch_torchrun(namespace: argparse.Namespace, overrides: list[str]) -> int:
     from pipeline.launch.torchrun import launch
 
-    return launch(namespace.config, namespace.processes, overrides, only_print=namespace.only_print)
+    return launch(
+        namespace.config,
+        namespace.processes,
+        overrides,
+        max_restarts=namespace.max_restarts,
+        only_print=namespace.only_print,
+    )
 
 
 def launch_slurm(namespace: argparse.Namespace, overrides: list[str]) -> int:

@@ -51,6 +51,7 @@ def add_run_commands(commands: Any) -> None:
 
 def run_train(namespace: argparse.Namespace, overrides: list[str]) -> int:
     from pipeline.base.logs import configure_logging
+    from pipeline.base.process_age import process_start
     from pipeline.base.ranks import rank_facts
     from pipeline.config.derived import batch_plan
     from pipeline.config.loading import load_run_config
@@ -65,7 +66,7 @@ def run_train(namespace: argparse.Namespace, overrides: list[str]) -> int:
     from pipeline.train.run import train
 
     try:
-        train(config, facts, signals)
+        train(config, facts, signals, process_start())
     finally:
         signals.restore()
     return 0

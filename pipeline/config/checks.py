@@ -115,7 +115,16 @@ def _train_problems(config: RunConfig) -> Iterator[str]:
         train__micro_batch_size=train.micro_batch_size,
         train__threads_per_rank=train.threads_per_rank,
     )
-    yield from not_negative(train__gradient_clip_norm=train.gradient_clip_norm)
+    yield from not_negative(
+        train__gradient_clip_norm=train.gradient_clip_norm,
+        train__hang_timeout_seconds=train.hang_timeout_seconds,
+    )
+    yield from positive(train__slow_timeout_seconds=train.slow_timeout_seconds)
+    if train.slow_timeout_seconds < train.hang_timeout_seconds:
+        yield (
+            f"train.slow_timeout_seconds: {train.slow_timeout_seconds} is below train.hang_timeout_seconds "
+            f"({train.hang_timeout_seconds}); checkpoints and compilation take longer than a step."
+        )
     yield from at_least(0, train__zero3_persistence_threshold=train.zero3_persistence_threshold)
     yield from _bad_step_problems(train)
     if train.precision == "fp16" and train.device == "cpu":

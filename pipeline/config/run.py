@@ -284,6 +284,14 @@ class TrainConfig:
     matmul_precision: Literal["highest", "high", "medium"] = "high"
     """fp32 matrix products on CUDA: `high` uses TF32 (torch.set_float32_matmul_precision)."""
 
+    hang_timeout_seconds: float = 600.0
+    """A rank whose loop stands still for so long writes down its stacks and ends with status 1; 0: never. Longer than
+    any forward or backward pass takes."""
+
+    slow_timeout_seconds: float = 3600.0
+    """The same where a loop may stand still for longer: start, first steps of a stage (compilation), evaluations,
+    checkpoints."""
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:

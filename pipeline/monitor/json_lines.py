@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,20 @@ _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 def utc_now() -> str:
     """The time in UTC, ISO 8601 with milliseconds, e.g. ``2026-01-31T12:00:00.250+00:00``."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    return utc_time(time.time())
+
+
+def utc_time(seconds: float) -> str:
+    """Seconds since 1970 as :func:`utc_now` writes them."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def moment(written: Any) -> float | None:
+    """Seconds since 1970 of a time as it is written in records; None for anything else."""
+    try:
+        return datetime.fromisoformat(written).timestamp()
+    except (TypeError, ValueError):
+        return None
 
 
 def plain_value(value: Any) -> Any:

@@ -38,6 +38,8 @@ FREE_KEYS = (
     "model.drop_ins",
     "train.threads_per_rank",
     "train.matmul_precision",
+    "train.hang_timeout_seconds",
+    "train.slow_timeout_seconds",
     "checkpoint.",
     "evaluation.",
     "monitor.",

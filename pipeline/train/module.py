@@ -238,7 +238,9 @@ class PretrainModule(pl.LightningModule):
         """
         assert self.control is not None
         assert self.local_loss_sum is not None
-        (total,) = self.control.sum_floats(float(self.local_loss_sum))
+        mine = float(self.local_loss_sum)
+        with self.clock.during("communication"):  # the wait for slower ranks
+            (total,) = self.control.sum_floats(mine)
         return total / self.global_predictions if self.global_predictions else None
 
     def batch_digest(self) -> str | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.base.logs import get_logger
 from pipeline.base.ranks import RankFacts, rank_facts
 from pipeline.config.run import RunConfig
+from pipeline.monitor.callback import ProgressCallback
+from pipeline.monitor.progress import ProgressFile
 from pipeline.train.faults import StopSignals, fit
 from pipeline.train.loss_scaling import LossScaling
 from pipeline.train.run_directory import check_run_directory, note_finished
@@ -25,6 +28,7 @@ from pipeline.train.setup import (
 from pipeline.train.step_timing import TimedBatches
 from pipeline.train.streams import open_streams
 from pipeline.train.validation import Validation
+from pipeline.train.watch import RankWatch
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,23 @@ class RunOutcome:
     finished: bool
 
 
-def train(config: RunConfig, facts: RankFacts | None = None, signals: StopSignals | None = None) -> RunOutcome:
+def train(
+    config: RunConfig,
+    facts: RankFacts | None = None,
+    signals: StopSignals | None = None,
+    began: float | None = None,
+) -> RunOutcome:
     """Train in ``config.run_directory``, or go on from its newest checkpoint. Every rank calls it.
 
     Args:
         facts: place of this rank; default: read from the launcher's environment.
         signals: may have been caught already.
+        began: when this start began, for its goodput; seconds since 1970, default: now.
 
     Raises:
         UserError: everything that a user can get wrong, before the first step.
     """
-    facts = facts or rank_facts()
+    facts, began = facts or rank_facts(), began or time.time()
     plan, device = prepare_process(config, facts)
     run_directory = Path(config.run_directory)
     check_run_directory(run_directory)
@@ -64,7 +74,8 @@ def train(config: RunConfig, facts: RankFacts | None = None, signals: StopSignal
 
     module = make_module(config, streams, start, plan, device)
     loader = TimedBatches(streams.train_loader(start.step, plan, facts, device), module.clock)
-    sinks = start_sinks(config, streams, start, plan, device) if facts.rank == 0 else []
+    sinks = start_sinks(config, streams, start, plan, device, began) if facts.rank == 0 else []
+    progress = [ProgressCallback(ProgressFile(run_directory, start.step))] if facts.rank == 0 else []
     monitor = make_monitor(config, streams, start, device, sinks, module.clock)
     bad_steps = make_bad_steps(config, streams, start, monitor)
     lifecycle = Lifecycle(
@@ -81,10 +92,11 @@ def train(config: RunConfig, facts: RankFacts | None = None, signals: StopSignal
     # The order counts: what changes weights comes first, what is logged with a step before the monitor, and all of it
     # before the save.
     scaling = [LossScaling(monitor)] if config.train.precision == "fp16" else []
-    features = [bad_steps, *scaling, validation, monitor, lifecycle]
+    features = [*progress, bad_steps, *scaling, validation, monitor, lifecycle]
     trainer = make_trainer(config, plan, facts, device, streams.num_parameters, features)
     try:
-        fit(trainer, module, loader)
+        with RankWatch(config.train, module, facts, run_directory):
+            fit(trainer, module, loader)
     finally:
         for sink in sinks:
             sink.close()

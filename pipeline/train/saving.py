@@ -61,6 +61,8 @@ class Lifecycle(StepCallback):
         _check_same_step(module)
         if self.resume_from is not None:
             load_checkpoint(trainer, module, self.resume_from)
+        if trainer.is_global_zero:
+            append_event(self.run_directory, "training", step=module.step)
 
     def stop_requested(self) -> bool:
         """On rank 0, whose clock counts for all: whether the run is to stop after the step that begins now."""

@@ -29,7 +29,9 @@ from pipeline.models.build import build_model
 from pipeline.models.flops import flops_per_step
 from pipeline.monitor.callback import MonitorCallback, StepCallback, StepCallbacks
 from pipeline.monitor.events import append_event
+from pipeline.monitor.json_lines import utc_time
 from pipeline.monitor.peak_flops import number_format, peak_flops
+from pipeline.monitor.progress import read_progress
 from pipeline.monitor.sinks import Sink, make_sinks
 from pipeline.monitor.step_clock import StepClock
 from pipeline.optim.groups import unused_patterns
@@ -147,8 +149,14 @@ def _check_groups(model: Any, config: RunConfig) -> None:
         )
 
 
-def start_sinks(config: RunConfig, streams: Streams, start: Start, plan: BatchPlan, device: torch.device) -> list[Sink]:
-    """Enter the run directory, write down the start, open the sinks; rank 0 only."""
+def start_sinks(
+    config: RunConfig, streams: Streams, start: Start, plan: BatchPlan, device: torch.device, began: float
+) -> list[Sink]:
+    """Enter the run directory, write down the start, open the sinks; rank 0 only.
+
+    Args:
+        began: when this start began, in seconds since 1970.
+    """
     run_directory = enter_run_directory(config, start.step)
     facts = {
         "total_steps": config.train.steps,
@@ -164,11 +172,19 @@ def start_sinks(config: RunConfig, streams: Streams, start: Start, plan: BatchPl
         "corpus_fingerprint": streams.manifest.fingerprint,
         "versions": {name: version(name) for name in _PACKAGES},
     }
-    append_event(run_directory, "resumed" if start.step else "started", step=start.step, **facts)
+    times = {"began": utc_time(began), **how_far_it_came(run_directory)}
+    append_event(run_directory, "resumed" if start.step else "started", step=start.step, **times, **facts)
     sinks = make_sinks(run_directory, config.monitor, run_name=run_directory.name)
     for sink in sinks:
         sink.start({"first_step": start.step, **facts}, shown_config(config))
     return sinks
+
+
+def how_far_it_came(run_directory: Path) -> dict[str, Any]:
+    """The last step of the start before this one and when it was done: what is redone is what it has beyond the
+    checkpoint. Empty for the first start."""
+    progress = read_progress(run_directory)
+    return {} if progress is None else {"reached": progress.step, "reached_at": utc_time(progress.time)}
 
 
 def shown_config(config: RunConfig) -> dict[str, Any]:

@@ -72,6 +72,18 @@ def test_each_problem_of_the_cache_is_named(values: dict[str, Any], message: str
         ({"train__steps": 0}, "train.steps: 0 is below 1"),
         ({"train__precision": "fp16", "train__device": "cpu"}, "`fp16` needs CUDA"),
         ({"train__gradient_clip_norm": -1.0}, "train.gradient_clip_norm: -1.0"),
+        (
+            {"train__hang_timeout_seconds": -1.0},
+            "train.hang_timeout_seconds: -1.0 must be a finite number, 0 or more",
+        ),
+        (
+            {"train__slow_timeout_seconds": float("inf")},
+            "train.slow_timeout_seconds: inf must be a finite number above 0",
+        ),
+        (
+            {"train__slow_timeout_seconds": 60.0},
+            "train.slow_timeout_seconds: 60.0 is below train.hang_timeout_seconds (600.0); checkpoints and",
+        ),
         ({"train__zero3_persistence_threshold": -1}, "train.zero3_persistence_threshold: -1 is below 0"),
         ({"train__skip_steps": [3, 0]}, "train.skip_steps: 0 is no step; they count from 1"),
         ({"checkpoint__keep_last": 0}, "checkpoint.keep_last: 0 is below 1"),
