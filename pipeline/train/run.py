@@ -16,6 +16,7 @@ from pipeline.train.loss_scaling import LossScaling
 from pipeline.train.run_directory import check_run_directory, note_finished
 from pipeline.train.saving import Lifecycle
 from pipeline.train.setup import (
+    Start,
     find_start,
     make_bad_steps,
     make_meta,
@@ -64,13 +65,7 @@ def train(
     streams = open_streams(config)
     start = find_start(config, streams.identity, facts.world_size)
     if start.ends(config):
-        get_logger().info(
-            "nothing to do: step %d of %d is done%s", start.step, config.train.steps,
-            f", and schedule.budget_hours ({config.schedule.budget_hours:g}) are spent" if start.budget_spent else "",
-        )  # fmt: skip
-        if facts.rank == 0:
-            note_finished(run_directory, start.step)
-        return RunOutcome(run_directory, start.step, finished=True)
+        return _nothing_to_do(config, start, facts)
 
     module = make_module(config, streams, start, plan, device)
     loader = TimedBatches(streams.train_loader(start.step, plan, facts, device), module.clock)
@@ -104,3 +99,14 @@ def train(
     if finished and facts.rank == 0:
         note_finished(run_directory, module.step)
     return RunOutcome(run_directory, module.step, finished)
+
+
+def _nothing_to_do(config: RunConfig, start: Start, facts: RankFacts) -> RunOutcome:
+    run_directory = Path(config.run_directory)
+    get_logger().info(
+        "nothing to do: step %d of %d is done%s", start.step, config.train.steps,
+        f", and schedule.budget_hours ({config.schedule.budget_hours:g}) are spent" if start.budget_spent else "",
+    )  # fmt: skip
+    if facts.rank == 0:
+        note_finished(run_directory, start.step)
+    return RunOutcome(run_directory, start.step, finished=True)
