@@ -129,11 +129,10 @@ def run_export(namespace: argparse.Namespace, _: list[str]) -> int:
 
 def show_status(namespace: argparse.Namespace, _: list[str]) -> int:
     from pipeline.launch.slurm_commands import job_state
-    from pipeline.monitor.status import run_status
+    from pipeline.monitor.status import run_status, shown_status
 
     facts = run_status(namespace.run_directory, job_state)
-    shown = facts if namespace.json else {name: value for name, value in facts.items() if value is not None}
-    print_facts(shown, namespace.json)
+    print_facts(facts if namespace.json else shown_status(facts), namespace.json)
     return 0
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from pipeline.monitor.events import OUTSIDE_EVENTS, STARTING_EVENTS, read_events
 from pipeline.monitor.json_lines import Record, moment, number, read_records
+from pipeline.monitor.meters import format_seconds
 from pipeline.monitor.progress import Progress, read_progress
 from pipeline.monitor.sinks import SUPERSEDED_NAME, read_metrics
 
@@ -132,6 +133,17 @@ def goodput_of(run_directory: Path) -> dict[str, Any]:
         read_records(run_directory / SUPERSEDED_NAME),
         read_progress(run_directory),
     )
+
+
+def goodput_facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(label, text) for people, of what :func:`goodput` has told; the largest loss first."""
+    wall = told["wall_seconds"]
+    lost = sorted(((seconds, cause) for cause, seconds in told["lost_seconds"].items() if seconds), reverse=True)
+    return [
+        ("Goodput", f"{told['goodput']:.1%} of {format_seconds(wall)} since the first start"),
+        ("Time lost to", ", ".join(f"{cause.replace('_', ' ')} {seconds / wall:.1%}" for seconds, cause in lost)),
+        ("Steps computed again", f"{told['redone_steps']:,}"),
+    ]
 
 
 def _starts(

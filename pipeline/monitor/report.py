@@ -11,7 +11,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import write_bytes_atomically
 from pipeline.monitor.charts import Chart, Point, Series, line_chart
 from pipeline.monitor.events import OUTSIDE_EVENTS, STARTING_EVENTS, read_events
-from pipeline.monitor.goodput import goodput_of
+from pipeline.monitor.goodput import goodput_facts, goodput_of
 from pipeline.monitor.json_lines import Record, moment, number
 from pipeline.monitor.meters import format_count, format_seconds
 from pipeline.monitor.report_page import page, table
@@ -173,18 +173,6 @@ def _tiles(
     return tiles
 
 
-def _goodput_facts(goodput: Mapping[str, Any]) -> list[tuple[str, str]]:
-    wall, redone = goodput["wall_seconds"], goodput["redone_steps"]
-    lost = [(cause, seconds) for cause, seconds in goodput["lost_seconds"].items() if seconds]
-    lost.sort(key=lambda item: item[1], reverse=True)
-    told = ", ".join(f"{cause.replace('_', ' ')} {seconds / wall:.1%}" for cause, seconds in lost)
-    return [
-        ("Goodput", f"{goodput['goodput']:.1%} of {format_seconds(wall)} since the first start"),
-        ("Time lost to", told),
-        ("Steps computed again", f"{redone:,}"),
-    ]
-
-
 def _facts(
     metrics: Sequence[Record],
     events: Sequence[Record],
@@ -206,7 +194,7 @@ def _facts(
     if shares := _time_shares(metrics):
         facts.append(("Where the time went, rank 0", ", ".join(f"{name} {share:.1%}" for name, share in shares)))
     if goodput is not None:
-        facts += _goodput_facts(goodput)
+        facts += goodput_facts(goodput)
     if memory := _values(metrics, "memory_gb"):
         facts.append(("Memory, most on rank 0", f"{max(memory):.2f} GB"))
     facts.append(("Restarts", str(sum(event.get("event") == "resumed" for event in events))))

@@ -6,6 +6,7 @@ predictions``: Lightning divides by the micro-batches, the strategy averages ove
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -129,30 +130,55 @@ def ask_before_step(engine: Any, admits: Callable[[torch.Tensor], bool]) -> None
     Args:
         admits: gets the norm before clipping, without the loss scale; every rank gets the same.
     """
-    from deepspeed.runtime.utils import combine_grad_norm_groups
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 
     optimizer = engine.optimizer
-
-    def admitted(norm: torch.Tensor) -> bool:
-        return admits(norm / optimizer.loss_scale)
-
-    if engine.zero_optimization_stage() == ZERO_STAGES["zero3"]:
-        norms_of_groups = optimizer._get_norm_groups
-
-        def judged_groups() -> list[torch.Tensor]:
-            norms = norms_of_groups()
-            norm = combine_grad_norm_groups(norms)
-            return norms if admitted(norm) else [torch.full_like(norm, float("inf"))]
-
-        optimizer._get_norm_groups = judged_groups
+    if isinstance(optimizer, BF16_Optimizer):  # zero1 in bf16, whose gradients are summed in fp32
+        _ask_at_gradients(optimizer, admits)
+    elif engine.zero_optimization_stage() == ZERO_STAGES["zero3"]:
+        _ask_at_norms_of_groups(optimizer, admits)
     else:
-        global_norm = optimizer.scaled_global_norm
+        _ask_at_norm(optimizer, admits)
 
-        def judged_norm() -> torch.Tensor:
-            norm = global_norm()
-            return norm if admitted(norm) else torch.full_like(norm, float("inf"))
 
-        optimizer.scaled_global_norm = judged_norm
+def _ask_at_norm(optimizer: Any, admits: Callable[[torch.Tensor], bool]) -> None:
+    global_norm = optimizer.scaled_global_norm
+
+    def judged() -> torch.Tensor:
+        norm = global_norm()
+        return norm if admits(norm / optimizer.loss_scale) else torch.full_like(norm, math.inf)
+
+    optimizer.scaled_global_norm = judged
+
+
+def _ask_at_norms_of_groups(optimizer: Any, admits: Callable[[torch.Tensor], bool]) -> None:
+    from deepspeed.runtime.utils import combine_grad_norm_groups
+
+    norms_of_groups = optimizer._get_norm_groups
+
+    def judged() -> list[torch.Tensor]:
+        norms = norms_of_groups()
+        norm = combine_grad_norm_groups(norms)
+        return norms if admits(norm / optimizer.loss_scale) else [torch.full_like(norm, math.inf)]
+
+    optimizer._get_norm_groups = judged
+
+
+def _ask_at_gradients(optimizer: Any, admits: Callable[[torch.Tensor], bool]) -> None:
+    """The norm is computed inside the step, from gradients that a method hands out: here it hands out their norm."""
+    from deepspeed.runtime.utils import get_global_norm_of_tensors
+
+    gradients_for_norm = optimizer.get_grads_for_norm
+
+    def judged(for_clipping: bool = False) -> Any:
+        if for_clipping:
+            return gradients_for_norm(for_clipping=True)
+        gradients, of_experts = gradients_for_norm()
+        norm = get_global_norm_of_tensors(gradients)
+        norm = norm.where(norm >= 0, math.inf)  # -1 stands for what is not finite
+        return [norm if admits(norm) else torch.full_like(norm, math.inf)], of_experts
+
+    optimizer.get_grads_for_norm = judged
 
 
 class _IndexedDDPStrategy(DDPStrategy):

@@ -91,28 +91,41 @@ def told_alone(rank_pool: RankPool, corpus: Path, tmp_path_factory: pytest.TempP
 
 
 @pytest.mark.parametrize(
-    ("strategy", "what", "factor"),
+    ("strategy", "precision", "what", "factor"),
     [
-        ("ddp", "loss", math.nan),
-        pytest.param("ddp", "gradient", math.nan, marks=pytest.mark.proof),
-        pytest.param("zero1", "gradient", math.inf, marks=pytest.mark.proof),
-        ("zero2", "loss", math.inf),
-        pytest.param("zero3", "loss", math.nan, marks=pytest.mark.proof),
-        pytest.param("zero3", "gradient", math.inf, marks=pytest.mark.proof),
+        ("ddp", "fp32", "loss", math.nan),
+        pytest.param("ddp", "bf16", "gradient", math.nan, marks=pytest.mark.proof),
+        pytest.param("zero1", "fp32", "gradient", math.inf, marks=pytest.mark.proof),
+        ("zero1", "bf16", "gradient", math.nan),
+        pytest.param("zero1", "bf16", "loss", math.inf, marks=pytest.mark.proof),
+        pytest.param("zero2", "fp32", "loss", math.inf, marks=pytest.mark.proof),
+        pytest.param("zero2", "bf16", "gradient", math.inf, marks=pytest.mark.proof),
+        pytest.param("zero3", "fp32", "loss", math.nan, marks=pytest.mark.proof),
+        pytest.param("zero3", "fp32", "gradient", math.inf, marks=pytest.mark.proof),
+        pytest.param("zero3", "bf16", "gradient", math.nan, marks=pytest.mark.proof),
     ],
 )
 def test_poison_on_one_rank(
-    strategy: str, what: str, factor: float, rank_pool: RankPool, corpus: Path, told_alone: Path, tmp_path: Path
+    strategy: str,
+    precision: str,
+    what: str,
+    factor: float,
+    rank_pool: RankPool,
+    corpus: Path,
+    told_alone: Path,
+    tmp_path: Path,
 ) -> None:
     """Two micro-batches a step, of which the second is poisoned."""
-    overrides = [*SHORT, "--train.strategy", strategy, "--model.hidden_dropout", "0"]
+    overrides = [*SHORT, "--train.strategy", strategy, "--train.precision", precision, "--model.hidden_dropout", "0"]
     poisoned, told = (write_config(tmp_path, corpus, name) for name in ("poisoned", "told"))
     rank_pool.run(_poisoned, str(poisoned), overrides, [BAD_STEP], what, factor, world_size=2)
     rank_pool.run(run_rank, str(told), [*overrides, *TOLD], world_size=2)
     run, reference = poisoned.with_suffix(""), told.with_suffix("")
     assert equal_weights(run, reference, 6)
     for name, value in weights_of(told_alone, 6).items():
-        assert weights_of(run, 6)[name] == pytest.approx(value, abs=2e-4), name
+        distance = abs(weights_of(run, 6)[name] - value)
+        # Where bf16 rounds a gradient next to 0 to the other side of it, Adam goes the other way.
+        assert distance.max() < 2e-4 if precision == "fp32" else distance.mean() < 5e-4, name
     (event,), (told_event,) = skips(run), skips(reference)
     expected = replay_batch(load(poisoned, *overrides), BAD_STEP).facts()
     assert event["step"] == told_event["step"] == BAD_STEP

@@ -15,7 +15,7 @@ import pytest
 from pipeline.base.errors import UserError
 from pipeline.cli import main
 from pipeline.monitor.events import append_event
-from pipeline.monitor.json_lines import last_record
+from pipeline.monitor.json_lines import last_record, moment
 from pipeline.monitor.status import run_status
 
 HERE = {"host": platform.node(), "process": os.getpid(), "world_size": 2, "total_steps": 100}
@@ -78,6 +78,36 @@ def test_a_job_that_slurm_has_forgotten_is_judged_by_its_process(tmp_path: Path)
     assert (facts["state"], facts["job_state"]) == ("died", None)
 
 
+def test_goodput_and_what_was_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Killed after step 7, of which 5 were saved; then 3 steps more."""
+
+    def at(second: int) -> str:
+        return f"2026-01-01T00:00:{second:02d}.000+00:00"
+
+    lines = [
+        {"time": at(4), "event": "started", "step": 0, "began": at(0), **HERE},
+        {"time": at(6), "event": "training", "step": 0},
+        {"time": at(16), "event": "checkpoint", "step": 5, "seconds": 5.0},
+        {"time": at(30), "event": "resumed", "step": 5, "began": at(25), "reached": 7, "reached_at": at(18), **HERE},
+        {"time": at(32), "event": "training", "step": 5},
+    ]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    metrics = [{"time": at(11), "step": 5, "seconds_per_step": 1.0}, {"time": at(40), "step": 6}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    (tmp_path / "progress").write_bytes(b"%020d %021.3f\n" % (8, moment(at(50)) or 0))
+    facts = run_status(tmp_path, unknown_job)
+    assert (facts["step"], facts["last_news"], facts["redone_steps"], facts["restarts"]) == (8, at(50), 2, 1)
+    assert (facts["wall_seconds"], facts["lost_seconds"]["checkpoint"]) == (50, 5)
+    assert (facts["lost_seconds"]["stopped"], facts["lost_seconds"]["start_up"]) == (7, 13)
+    assert main(["status", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    (goodput,) = (line for line in shown if line.startswith("goodput"))
+    assert goodput.endswith(f" {facts['goodput']:.1%} of 0:50 since the first start")
+    (lost,) = (line for line in shown if line.startswith("time lost to"))
+    assert "start up 26.0%, stopped 14.0%, checkpoint 10.0%" in lost
+    assert "steps computed again  2" in shown
+
+
 def test_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no run \(no start in events.jsonl\). Give the run_directory of"):
         run_status(tmp_path, unknown_job)
@@ -96,7 +126,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     write_run(tmp_path, "started", "checkpoint", "finished")
     assert main(["status", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert "state        finished\n" in shown
+    assert "state                 finished\n" in shown
     assert "job" not in shown
     assert main(["status", str(tmp_path), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
