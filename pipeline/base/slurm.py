@@ -18,6 +18,12 @@ def own_job_id(environ: Mapping[str, str] | None = None) -> str | None:
     return f"{array}_{task}" if array and task else env.get("SLURM_JOB_ID") or None
 
 
+def own_job_restarts(environ: Mapping[str, str] | None = None) -> int | None:
+    """How often SLURM has started this job again; None outside of SLURM."""
+    env = os.environ if environ is None else environ
+    return int(env.get("SLURM_RESTART_COUNT") or 0) if own_job_id(env) else None
+
+
 def job_end_time(environ: Mapping[str, str] | None = None) -> float | None:
     """When the time limit ends this job, in seconds since 1970; None without a limit or outside of SLURM.
 

@@ -24,9 +24,12 @@ def add_launch_commands(commands: Any) -> None:
     torchrun.add_argument("--print", action="store_true", dest="only_print", help="print the command and stop")
     _add_slurm(launch)
     requeue = add_command(
-        launch, "requeue", launch_requeue, "put this SLURM job back if its run was stopped", overrides=True
+        launch, "requeue", launch_requeue, "put this SLURM job back if its run can go on", overrides=True
     )
     requeue.add_argument("config", type=Path, help="run config (YAML)")
+    requeue.add_argument(
+        "--max-restarts", type=int, metavar="N", help="the ranks have failed: N times in a row without a new checkpoint"
+    )
 
 
 def _add_slurm(launch: Any) -> None:
@@ -45,6 +48,13 @@ def _add_slurm(launch: Any) -> None:
         job.add_argument(f"--{name}", metavar="NAME")
     job.add_argument("--job-name", metavar="NAME", help="default: that of the run directory")
     job.add_argument("--sbatch", action="append", default=[], metavar="=--OPTION", help="any other option of sbatch")
+    job.add_argument(
+        "--max-restarts",
+        type=int,
+        default=3,
+        metavar="N",
+        help="requeue it when ranks have failed, at most N times in a row without a new checkpoint (default 3)",
+    )
     job.add_argument("--chain", type=int, default=1, metavar="N", help="N jobs, each goes on where the last one ended")
     script = slurm.add_argument_group("what its script does")
     script.add_argument("--module", action="append", default=[], metavar="NAME", help="module load NAME")
@@ -96,6 +106,7 @@ def launch_slurm(namespace: argparse.Namespace, overrides: list[str]) -> int:
         account=namespace.account,
         qos=namespace.qos,
         more=namespace.sbatch,
+        max_restarts=namespace.max_restarts,
         modules=namespace.module,
         setup=namespace.setup,
         interface=namespace.interface,
@@ -123,5 +134,5 @@ def launch_slurm(namespace: argparse.Namespace, overrides: list[str]) -> int:
 def launch_requeue(namespace: argparse.Namespace, overrides: list[str]) -> int:
     from pipeline.launch.requeue import requeue
 
-    requeue(namespace.config, overrides)
+    requeue(namespace.config, overrides, max_restarts=namespace.max_restarts)
     return 0

@@ -57,6 +57,9 @@ class JobOptions:
     mounts: Sequence[str] = ()
     """Paths of the nodes that the container sees, ``FROM`` or ``FROM:TO``; ``directory`` is always one."""
 
+    max_restarts: int = 3
+    """How often in a row it is requeued when its ranks have failed with nothing new saved."""
+
     chained: bool = False
     """A stopped run goes on in the next job of a chain, not in this one again."""
 
@@ -142,8 +145,7 @@ def _settings(options: JobOptions) -> list[str]:
         lines.append(f"export NCCL_SOCKET_IFNAME={name} GLOO_SOCKET_IFNAME={name}")
     if options.container:
         lines.append(f"srun+=({shlex.join(_container_words(options, options.container))})")
-    if options.chained:
-        lines.append("chained=yes")
+    lines.append("chained=yes" if options.chained else f"max_restarts={options.max_restarts}")
     return lines
 
 

@@ -102,6 +102,7 @@ def _check_size(options: JobOptions, config: RunConfig, chain: int) -> None:
         "--gpus-per-node": (options.gpus_per_node, 0),
         "--tasks-per-node": (options.ranks_per_node, 1),
         "--cpus-per-task": (options.cpus_per_task, 1),
+        "--max-restarts": (options.max_restarts, 0),
         "--chain": (chain, 1),
     }
     for name, (value, least) in counts.items():

@@ -19,7 +19,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
 from pipeline.base.ranks import RankFacts
-from pipeline.base.slurm import own_job_id
+from pipeline.base.slurm import own_job_id, own_job_restarts
 from pipeline.config.derived import BatchPlan, batch_plan
 from pipeline.config.loading import to_plain
 from pipeline.config.run import RunConfig
@@ -166,6 +166,7 @@ def start_sinks(
         "host": platform.node(),
         "process": os.getpid(),
         "job": own_job_id(),
+        "job_restarts": own_job_restarts(),
         "parameters": streams.num_parameters,
         "rows_per_micro_batch": plan.micro_rows[streams.stages.of_step(start.step)],
         "accumulation": plan.accumulation,

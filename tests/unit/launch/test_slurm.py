@@ -42,7 +42,8 @@ def test_what_follows_from_the_run(config: Path, tmp_path: Path) -> None:
         assert f"#SBATCH {line}\n" in job.text
     assert "\nset -- run.yaml --train.steps 5 " in job.text
     assert "chained=yes" not in job.text
-    assert "chained=yes" in make_job(config, [], JOB, chain=2).text
+    assert "\nmax_restarts=3\n" in job.text
+    assert "\nchained=yes\n" in make_job(config, [], JOB, chain=2).text
 
 
 def test_the_signal_comes_when_the_run_would_stop(config: Path) -> None:

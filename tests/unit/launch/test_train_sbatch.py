@@ -108,18 +108,20 @@ def test_an_unknown_interface_stays_unknown_and_shows_no_variable(host: Host) ->
     assert "a-secret" not in done.stdout + done.stderr
 
 
-def test_a_failing_run_is_not_requeued(host: Host) -> None:
+def test_ranks_that_fail(host: Host) -> None:
     host.write("srun.status", "3")
-    done = host.run("run.yaml")
+    done = host.run("run.yaml", "--seed", "3")
     assert done.returncode == 3
-    assert "the run failed with status 3; not requeued" in done.stderr
-    assert not (host.directory / "pretrain.called").exists()
+    assert "the ranks failed with status 3" in done.stderr
+    assert host.read("pretrain.called") == "launch requeue --max-restarts 3 run.yaml --seed 3\n"
 
 
 def test_a_job_of_a_chain_leaves_the_rest_to_the_next(host: Host, tmp_path: Path) -> None:
     script = tmp_path / "chained.sbatch"
     script.write_text(SCRIPT.read_text().replace("# End of the settings.", "chained=yes"))
     assert host.run("run.yaml", script=script).returncode == 0
+    host.write("srun.status", "3")
+    assert host.run("run.yaml", script=script).returncode == 3
     assert not (host.directory / "pretrain.called").exists()
 
 
