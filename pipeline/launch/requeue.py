@@ -41,8 +41,8 @@ def was_stopped(events: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def num_futile_starts(events: Sequence[Mapping[str, Any]], job: str, restarts: int | None) -> int | None:
-    """How many starts in a row, up to the one that has just failed, have saved nothing new; also those of this job whose
-    ranks failed before the run could note that it started, as on a node that is gone.
+    """How many starts in a row, up to the one that has just failed, have saved nothing new; also those of this job
+    whose ranks failed before the run could note that it started, as on a node that is gone.
 
     None: the run has not begun in this job, or is at its end. What failed is then a mistake in the config, say.
 

@@ -60,7 +60,9 @@ PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 KillWait=30
 MinJobAge=3600
-PartitionName=gpu Nodes=ALL Default=YES
+SlurmdTimeout=20
+PartitionName=gpu Nodes=ALL Default=YES GraceTime=60
+PartitionName=urgent Nodes=ALL PriorityTier=10
 NodeName=n1 NodeAddr=10.78.0.11 Port=16921 CoresPerSocket=16 RealMemory=64000 Gres=gpu:2
 NodeName=n2 NodeAddr=10.78.0.12 Port=16922 CoresPerSocket=16 RealMemory=64000 Gres=gpu:2
 """
@@ -125,6 +127,25 @@ class Cluster:
         """What `scontrol show job` says: JobState, Restarts, ExitCode, ..."""
         words = self.on(LOGIN, "scontrol", "show", "job", str(number)).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def lose(self, node: str, daemon_only: bool = False) -> None:
+        """Kill all that runs on a node, or its slurmd alone; wait until SLURM has noticed."""
+        inside = subprocess.run(
+            ["ip", "netns", "pids", f"{self.prefix}-{node}"], check=True, capture_output=True, text=True
+        )
+        for process_id in map(int, inside.stdout.split()):
+            name = Path(f"/proc/{process_id}/comm").read_text().strip()
+            if not daemon_only or name == "slurmd":
+                os.kill(process_id, signal.SIGKILL)
+        deadline = time.monotonic() + 120
+        while "down" not in self.on(LOGIN, "sinfo", "--noheader", f"--nodes={node}", "--format=%T"):
+            assert time.monotonic() < deadline, f"SLURM did not notice that {node} is gone"
+            time.sleep(0.5)
+
+    def bring_back(self, node: str) -> None:
+        """Have a lost node work again."""
+        self._start(*self._command(node, ["slurmd", "-N", node]))
+        self.on(LOGIN, "scontrol", "update", f"nodename={node}", "state=resume")
 
     def _write_files(self) -> None:
         for name in ("dev", "log", "munge", "run", "state", "spool/n1", "spool/n2"):

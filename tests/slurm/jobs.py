@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 
+from tests.runs import column
 from tests.slurm.cluster import Cluster, missing_requirement
 
 REASON = missing_requirement()
 NUM_STEPS = 150
 OVERRIDES = ["--train.strategy", "zero1", "--train.steps", str(NUM_STEPS), "--checkpoint.every_steps", str(NUM_STEPS)]
+
+SCRIPT = str(Path(__file__).resolve().parents[2] / "slurm" / "train.sbatch")
+SIZES = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--mem=2000"]
 
 SLURM_PROOF = [
     pytest.mark.proof,
@@ -44,6 +48,13 @@ def events(run_directory: Path, *names: str) -> list[dict[str, Any]]:
     path = run_directory / "events.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [event for event in map(json.loads, lines) if event["event"] in names]
+
+
+def assert_undisturbed(run_directory: Path, undisturbed: Path) -> None:
+    """Every step once and in order, on the same batches, with the same numbers to the bit."""
+    assert column(run_directory, "step") == list(range(1, NUM_STEPS + 1))
+    for name in ("batch_digest", "loss", "grad_norm"):
+        assert column(run_directory, name) == column(undisturbed, name), name
 
 
 def wait_for_end(cluster: Cluster, job: int, log: Path) -> str:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.runs import column, write_config
+from tests.runs import write_config
 from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import NUM_STEPS, OVERRIDES, SLURM_PROOF, events, last_step, wait_for_end, wait_until
-
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
-SIZES = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--mem=2000"]
-SCRIPT = str(REPOSITORY / "slurm" / "train.sbatch")
+from tests.slurm.jobs import (
+    NUM_STEPS,
+    OVERRIDES,
+    SCRIPT,
+    SIZES,
+    SLURM_PROOF,
+    assert_undisturbed,
+    events,
+    last_step,
+    wait_for_end,
+    wait_until,
+)
 
 pytestmark = SLURM_PROOF
 
@@ -20,7 +27,7 @@ def test_signalled_and_requeued_job_equals_an_undisturbed_run(
 ) -> None:
     config = write_config(tmp_path, slurm_corpus)
     run = config.with_suffix("")
-    job = cluster.sbatch(*SIZES, SCRIPT, str(config), *OVERRIDES, cwd=tmp_path)
+    job = cluster.sbatch(*SIZES, SCRIPT, str(config), *OVERRIDES, "--monitor.wandb", "offline", cwd=tmp_path)
     wait_until(lambda: last_step(run) >= 10, "step 10")
     cluster.on("login", "scancel", "--signal=USR1", str(job))
     first = wait_until(lambda: events(run, "stopped"), "the stop after SIGUSR1")[0]["step"]
@@ -36,8 +43,10 @@ def test_signalled_and_requeued_job_equals_an_undisturbed_run(
     assert [event["event"] for event in story] == ["started", "stopped", "resumed", "stopped", "resumed", "finished"]
     assert [event.get("signal") for event in story if event["event"] == "stopped"] == ["SIGUSR1", "SIGTERM"]
     assert story[1]["step"] == story[2]["step"] < story[3]["step"] == story[4]["step"] < NUM_STEPS
-    assert column(run, "step") == list(range(1, NUM_STEPS + 1))
-    assert column(run, "loss") == column(undisturbed, "loss")
+    assert_undisturbed(run, undisturbed)
+    folders = [path.name for path in (run / "wandb").glob("offline-run-*")]
+    assert {name.rpartition("-")[2] for name in folders} == {(run / "wandb_id").read_text().strip()}
+    assert len(folders) == 3
     assert [f"start {number}:" in log.read_text() for number in (1, 2, 3, 4)] == [True, True, True, False]
 
 
@@ -53,7 +62,9 @@ def test_a_run_that_fails_is_not_requeued(cluster: Cluster, slurm_corpus: Path, 
     assert "not requeued" in log.read_text()
 
 
-def test_a_cancelled_job_saves_and_stays_cancelled(cluster: Cluster, slurm_corpus: Path, tmp_path: Path) -> None:
+def test_a_cancelled_job_saves_and_stays_cancelled_until_it_is_submitted_again(
+    cluster: Cluster, slurm_corpus: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     config = write_config(tmp_path, slurm_corpus)
     run = config.with_suffix("")
     job = cluster.sbatch(*SIZES, SCRIPT, str(config), *OVERRIDES, cwd=tmp_path)
@@ -64,3 +75,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(cluster: Cluster, slurm_corpu
     wait_until(lambda: cluster.on("login", "squeue", "--noheader") == "", "an empty queue")
     assert cluster.job(job)["JobState"] == "CANCELLED"
     assert cluster.job(job)["Restarts"] == "0"
+    again = cluster.sbatch(*SIZES, SCRIPT, str(config), *OVERRIDES, cwd=tmp_path)
+    assert wait_for_end(cluster, again, tmp_path / f"pretrain-{again}.log") == "COMPLETED"
+    assert [event["step"] for event in events(run, "resumed")] == [stopped]
+    assert_undisturbed(run, undisturbed)
