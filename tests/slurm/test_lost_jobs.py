@@ -1,4 +1,4 @@
-"""Jobs on a real SLURM that are pushed aside, or lose a rank or a node: the run ends as it would, without anybody's help."""
+"""Jobs on a real SLURM that are pushed aside, or lose a rank or a node: the run ends as it would, with no help."""
 
 from __future__ import annotations
 
