@@ -40,18 +40,20 @@ def measure_bert(scale: Scale) -> Findings:
     assert_same_training(work, scale.with_trainer)
     contenders: dict[str, Contender] = {
         "ours": _our_training(work, scale),
-        "ours, step by itself": _our_step(work, scale),
+        "ours, not compiled": _our_training(work, scale, compile=False),
         "ours, same rows": _our_training(replace(work, same_rows=True), scale),
     }
     if scale.with_trainer:
         contenders |= _bert_trainers(scale)
     speeds = medians(interleaved(contenders, scale.rounds, "bert, real tokens/s"))
-    padded = _named(speeds, "padded to")
+    ours, padded, full = speeds["ours"], _named(speeds, "padded to"), _named(speeds, "full rows")
     results = [
-        _result("bert_padded", speeds["ours"], padded, 5.0),
-        _result("bert_padded, documents of like length together", speeds["ours"], _named(speeds, "like length")),
-        _result("bert_full_rows", speeds["ours"], _named(speeds, "full rows"), 1.7),
-        _result("bert_full_rows, ours on the same rows too", speeds["ours, same rows"], _named(speeds, "full rows")),
+        _result("bert_padded", ours, padded, 5.0),
+        _result("bert_padded, neither compiled", speeds["ours, not compiled"], padded),
+        _result("bert_padded, the Trainer compiled too", ours, _named(speeds, "compiled, padded")),
+        _result("bert_padded, documents of like length together", ours, _named(speeds, "like length")),
+        _result("bert_full_rows", ours, full, 1.7),
+        _result("bert_full_rows, ours on the same rows too", speeds["ours, same rows"], full),
     ]
     return Findings(results, {"bert": _speeds(speeds)})
 
@@ -73,6 +75,8 @@ def _bert_trainers(scale: Scale) -> dict[str, Contender]:
             scale, work, like, to_longest, steps=_LIKE_LENGTHS_BATCHES, in_order=True
         ),
         "HF Trainer, full rows": _trainer(scale, work, rows, to_longest),
+        f"HF Trainer, compiled, padded {length}": _trainer(scale, work, examples, to_length, compile=True),
+        "HF Trainer, full rows, compiled": _trainer(scale, work, rows, to_longest, compile=True),
     }
 
 
@@ -93,9 +97,9 @@ def measure_gpt(scale: Scale) -> Findings:
         "plain loop, compiled": _plain(scale, rows, compiled=True),
     }
     if scale.with_trainer:
-        contenders["HF Trainer, full rows"] = _trainer(
-            scale, work, hf_trainer.causal_examples(rows), hf_trainer.stacking_collator()
-        )
+        for name, compiled in {"HF Trainer, full rows": False, "HF Trainer, full rows, compiled": True}.items():
+            examples, collate = hf_trainer.causal_examples(rows), hf_trainer.stacking_collator()
+            contenders[name] = _trainer(scale, work, examples, collate, compile=compiled)
     speeds = medians(interleaved(contenders, scale.rounds, "gpt, real tokens/s"))
     by_itself = max(speeds["ours, same rows, step by itself"], speeds["ours, same rows, step by itself, compiled"])
     results = [
@@ -136,11 +140,11 @@ def measure_ladders(scale: Scale) -> Findings:
     )
 
 
-def _our_training(work: Workload, scale: Scale) -> Contender:
-    """`pretrain train`; every repetition sees other rows."""
+def _our_training(work: Workload, scale: Scale, compile: bool = True) -> Contender:
+    """`pretrain train`, compiled as in the configs that the project comes with; every repetition sees other rows."""
     seeds = itertools.count()
     tokens = work.real_tokens_a_step()
-    return lambda: tokens / seconds_a_step_of_training(work.config(), scale.steps, seed=next(seeds))
+    return lambda: tokens / seconds_a_step_of_training(work.config(compile=compile), scale.steps, seed=next(seeds))
 
 
 def _our_step(work: Workload, scale: Scale, **switches: Any) -> Contender:
@@ -164,8 +168,9 @@ def _trainer(
     collate: Any,
     steps: int | None = None,
     in_order: bool = False,
+    compile: bool = False,
 ) -> Contender:
-    settings = hf_trainer.TrainerSettings(work.num_rows, work.hardware, in_order=in_order)
+    settings = hf_trainer.TrainerSettings(work.num_rows, work.hardware, compile=compile, in_order=in_order)
     num_steps, seeds = steps or scale.steps, itertools.count()
     mean_tokens = work.num_rows * sum(len(example["input_ids"]) for example in examples) / len(examples)
 
