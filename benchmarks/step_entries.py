@@ -46,16 +46,21 @@ def measure_bert(scale: Scale) -> Findings:
     if scale.with_trainer:
         contenders |= _bert_trainers(scale)
     speeds = medians(interleaved(contenders, scale.rounds, "bert, real tokens/s"))
-    ours, padded, full = speeds["ours"], _named(speeds, "padded to"), _named(speeds, "full rows")
-    results = [
+    return Findings(bert_results(speeds), {"bert": _speeds(speeds)})
+
+
+def bert_results(speeds: Mapping[str, float]) -> list[Result]:
+    """Ours against the scripts as they are, and as they are once compiled."""
+    ours, padded, full = speeds["ours"], _named(speeds, "HF Trainer, padded"), _named(speeds, "HF Trainer, full")
+    return [
         _result("bert_padded", ours, padded, 5.0),
         _result("bert_padded, neither compiled", speeds["ours, not compiled"], padded),
-        _result("bert_padded, the Trainer compiled too", ours, _named(speeds, "compiled, padded")),
-        _result("bert_padded, documents of like length together", ours, _named(speeds, "like length")),
+        _result("bert_padded, the Trainer compiled too", ours, _named(speeds, "HF Trainer compiled, padded")),
+        _result("bert_padded, documents of like length together", ours, _named(speeds, "HF Trainer, documents")),
         _result("bert_full_rows", ours, full, 1.7),
+        _result("bert_full_rows, the Trainer compiled too", ours, _named(speeds, "HF Trainer compiled, full")),
         _result("bert_full_rows, ours on the same rows too", speeds["ours, same rows"], full),
     ]
-    return Findings(results, {"bert": _speeds(speeds)})
 
 
 def _bert_trainers(scale: Scale) -> dict[str, Contender]:
@@ -75,8 +80,8 @@ def _bert_trainers(scale: Scale) -> dict[str, Contender]:
             scale, work, like, to_longest, steps=_LIKE_LENGTHS_BATCHES, in_order=True
         ),
         "HF Trainer, full rows": _trainer(scale, work, rows, to_longest),
-        f"HF Trainer, compiled, padded {length}": _trainer(scale, work, examples, to_length, compile=True),
-        "HF Trainer, full rows, compiled": _trainer(scale, work, rows, to_longest, compile=True),
+        f"HF Trainer compiled, padded to {length}": _trainer(scale, work, examples, to_length, compile=True),
+        "HF Trainer compiled, full rows": _trainer(scale, work, rows, to_longest, compile=True),
     }
 
 
@@ -97,18 +102,24 @@ def measure_gpt(scale: Scale) -> Findings:
         "plain loop, compiled": _plain(scale, rows, compiled=True),
     }
     if scale.with_trainer:
-        for name, compiled in {"HF Trainer, full rows": False, "HF Trainer, full rows, compiled": True}.items():
+        for name, compiled in {"HF Trainer, full rows": False, "HF Trainer compiled, full rows": True}.items():
             examples, collate = hf_trainer.causal_examples(rows), hf_trainer.stacking_collator()
             contenders[name] = _trainer(scale, work, examples, collate, compile=compiled)
     speeds = medians(interleaved(contenders, scale.rounds, "gpt, real tokens/s"))
+    return Findings(gpt_results(speeds), {"gpt": _speeds(speeds)})
+
+
+def gpt_results(speeds: Mapping[str, float]) -> list[Result]:
+    """As :func:`bert_results`."""
+    full = _named(speeds, "HF Trainer, full")
     by_itself = max(speeds["ours, same rows, step by itself"], speeds["ours, same rows, step by itself, compiled"])
-    results = [
-        _result("gpt_full_rows", speeds["ours"], _named(speeds, "HF Trainer"), 1.3),
-        _result("gpt_full_rows, ours on the same rows too", speeds["ours, same rows"], _named(speeds, "HF Trainer")),
+    return [
+        _result("gpt_full_rows", speeds["ours"], full, 1.3),
+        _result("gpt_full_rows, the Trainer compiled too", speeds["ours"], _named(speeds, "HF Trainer compiled, full")),
+        _result("gpt_full_rows, ours on the same rows too", speeds["ours, same rows"], full),
         _result("gpt_plain_loop", by_itself, _named(speeds, "plain loop"), 1.0),
         _result("gpt_plain_loop, ours as `pretrain train`", speeds["ours, same rows"], _named(speeds, "plain loop")),
     ]
-    return Findings(results, {"gpt": _speeds(speeds)})
 
 
 def measure_peak_memory(scale: Scale) -> Findings:
@@ -185,9 +196,9 @@ def _trainer(
     return measure
 
 
-def _named(speeds: Mapping[str, float], part: str) -> dict[str, float]:
-    """The peers whose name holds ``part``."""
-    return {name: speed for name, speed in speeds.items() if part in name and not name.startswith("ours")}
+def _named(speeds: Mapping[str, float], beginning: str) -> dict[str, float]:
+    """The peers whose name begins so."""
+    return {name: speed for name, speed in speeds.items() if name.startswith(beginning)}
 
 
 def _result(name: str, ours: float, peers: Mapping[str, float], ratio: float | None = None) -> Result:
