@@ -2,7 +2,8 @@
 
 Run it from the repository's root in the environment that `make benchmarks-setup` makes. Both sides have the same torch,
 threads and initial weights and no dropout; before anything is timed their losses are compared. Repetitions of all
-contenders are interleaved and medians reported. Ours is timed as `pretrain train` runs it, logs and all.
+contenders are interleaved and medians reported. Ours is timed as `pretrain train` runs it, logs and all. Calls with
+`--only` and the same `--json` join their results.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import WORK, versions
-from benchmarks.record import Result, Table, write_record
+from benchmarks.record import Result, Table, join_record, print_record
 from benchmarks.workload import Hardware, Shape, Workload, synthetic_corpus
 from pipeline.train.faults import ended_by_sigterm
 
@@ -71,19 +72,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "peak_memory": step_entries.measure_peak_memory,
         "ladder": step_entries.measure_ladders,
     }
-    found = Findings()
-    for name in options.only or entries:
-        print(f"{name} ...", flush=True)
-        one = entries[name](scale)
-        found.results += one.results
-        found.tables |= one.tables
     facts: dict[str, Any] = {
         "data": data,
         "batch": f"{scale.bert.num_rows} rows (or documents) of {scale.bert.shape.sequence_length} tokens",
         "threads": threads,
         "skipped": {"HF Trainer": missing} if missing else {},
     }
-    write_record(options.json, "step", versions(*PACKAGES), found.results, found.tables, facts)
+    found = Findings()
+    for name in options.only or entries:
+        print(f"{name} ...", flush=True)
+        one = entries[name](scale)
+        found.results += one.results
+        found.tables |= one.tables
+        # After each entry: a call that is cut short, or one for each entry, leaves what it measured.
+        record = join_record(options.json, "step", versions(*PACKAGES), found.results, found.tables, facts)
+    print_record(record)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

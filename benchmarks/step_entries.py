@@ -40,20 +40,27 @@ def measure_bert(scale: Scale) -> Findings:
     assert_same_training(work, scale.with_trainer)
     contenders: dict[str, Contender] = {
         "ours": _our_training(work, scale),
-        "ours, step by itself": _our_step(work, scale),
+        "ours, not compiled": _our_training(work, scale, compile=False),
         "ours, same rows": _our_training(replace(work, same_rows=True), scale),
     }
     if scale.with_trainer:
         contenders |= _bert_trainers(scale)
     speeds = medians(interleaved(contenders, scale.rounds, "bert, real tokens/s"))
-    padded = _named(speeds, "padded to")
-    results = [
-        _result("bert_padded", speeds["ours"], padded, 5.0),
-        _result("bert_padded, documents of like length together", speeds["ours"], _named(speeds, "like length")),
-        _result("bert_full_rows", speeds["ours"], _named(speeds, "full rows"), 1.7),
-        _result("bert_full_rows, ours on the same rows too", speeds["ours, same rows"], _named(speeds, "full rows")),
+    return Findings(bert_results(speeds), {"bert": _speeds(speeds)})
+
+
+def bert_results(speeds: Mapping[str, float]) -> list[Result]:
+    """Ours against the scripts as they are, and as they are once compiled."""
+    ours, padded, full = speeds["ours"], _named(speeds, "HF Trainer, padded"), _named(speeds, "HF Trainer, full")
+    return [
+        _result("bert_padded", ours, padded, 5.0),
+        _result("bert_padded, neither compiled", speeds["ours, not compiled"], padded),
+        _result("bert_padded, the Trainer compiled too", ours, _named(speeds, "HF Trainer compiled, padded")),
+        _result("bert_padded, documents of like length together", ours, _named(speeds, "HF Trainer, documents")),
+        _result("bert_full_rows", ours, full, 1.7),
+        _result("bert_full_rows, the Trainer compiled too", ours, _named(speeds, "HF Trainer compiled, full")),
+        _result("bert_full_rows, ours on the same rows too", speeds["ours, same rows"], full),
     ]
-    return Findings(results, {"bert": _speeds(speeds)})
 
 
 def _bert_trainers(scale: Scale) -> dict[str, Contender]:
@@ -73,6 +80,8 @@ def _bert_trainers(scale: Scale) -> dict[str, Contender]:
             scale, work, like, to_longest, steps=_LIKE_LENGTHS_BATCHES, in_order=True
         ),
         "HF Trainer, full rows": _trainer(scale, work, rows, to_longest),
+        f"HF Trainer compiled, padded to {length}": _trainer(scale, work, examples, to_length, compile=True),
+        "HF Trainer compiled, full rows": _trainer(scale, work, rows, to_longest, compile=True),
     }
 
 
@@ -93,18 +102,24 @@ def measure_gpt(scale: Scale) -> Findings:
         "plain loop, compiled": _plain(scale, rows, compiled=True),
     }
     if scale.with_trainer:
-        contenders["HF Trainer, full rows"] = _trainer(
-            scale, work, hf_trainer.causal_examples(rows), hf_trainer.stacking_collator()
-        )
+        for name, compiled in {"HF Trainer, full rows": False, "HF Trainer compiled, full rows": True}.items():
+            examples, collate = hf_trainer.causal_examples(rows), hf_trainer.stacking_collator()
+            contenders[name] = _trainer(scale, work, examples, collate, compile=compiled)
     speeds = medians(interleaved(contenders, scale.rounds, "gpt, real tokens/s"))
+    return Findings(gpt_results(speeds), {"gpt": _speeds(speeds)})
+
+
+def gpt_results(speeds: Mapping[str, float]) -> list[Result]:
+    """As :func:`bert_results`."""
+    full = _named(speeds, "HF Trainer, full")
     by_itself = max(speeds["ours, same rows, step by itself"], speeds["ours, same rows, step by itself, compiled"])
-    results = [
-        _result("gpt_full_rows", speeds["ours"], _named(speeds, "HF Trainer"), 1.3),
-        _result("gpt_full_rows, ours on the same rows too", speeds["ours, same rows"], _named(speeds, "HF Trainer")),
+    return [
+        _result("gpt_full_rows", speeds["ours"], full, 1.3),
+        _result("gpt_full_rows, the Trainer compiled too", speeds["ours"], _named(speeds, "HF Trainer compiled, full")),
+        _result("gpt_full_rows, ours on the same rows too", speeds["ours, same rows"], full),
         _result("gpt_plain_loop", by_itself, _named(speeds, "plain loop"), 1.0),
         _result("gpt_plain_loop, ours as `pretrain train`", speeds["ours, same rows"], _named(speeds, "plain loop")),
     ]
-    return Findings(results, {"gpt": _speeds(speeds)})
 
 
 def measure_peak_memory(scale: Scale) -> Findings:
@@ -136,11 +151,11 @@ def measure_ladders(scale: Scale) -> Findings:
     )
 
 
-def _our_training(work: Workload, scale: Scale) -> Contender:
-    """`pretrain train`; every repetition sees other rows."""
+def _our_training(work: Workload, scale: Scale, compile: bool = True) -> Contender:
+    """`pretrain train`, compiled as in the configs that the project comes with; every repetition sees other rows."""
     seeds = itertools.count()
     tokens = work.real_tokens_a_step()
-    return lambda: tokens / seconds_a_step_of_training(work.config(), scale.steps, seed=next(seeds))
+    return lambda: tokens / seconds_a_step_of_training(work.config(compile=compile), scale.steps, seed=next(seeds))
 
 
 def _our_step(work: Workload, scale: Scale, **switches: Any) -> Contender:
@@ -164,22 +179,26 @@ def _trainer(
     collate: Any,
     steps: int | None = None,
     in_order: bool = False,
+    compile: bool = False,
 ) -> Contender:
-    settings = hf_trainer.TrainerSettings(work.num_rows, work.hardware, in_order=in_order)
+    settings = hf_trainer.TrainerSettings(work.num_rows, work.hardware, compile=compile, in_order=in_order)
     num_steps, seeds = steps or scale.steps, itertools.count()
+    mean_tokens = work.num_rows * sum(len(example["input_ids"]) for example in examples) / len(examples)
 
     def measure() -> float:
-        # Other batches every time, and the tokens that they had: few steps are not like the mean of all documents.
         seeded = replace(settings, seed=next(seeds))
         run = hf_trainer.run_trainer(stock_model(work, "sdpa"), examples, collate, seeded, 1 + num_steps)
-        return sum(run.tokens[1 : 1 + num_steps]) / num_steps / run.clock.seconds_a_step(1)
+        # The speed over an epoch is the tokens of a mean step over the time of a mean step. Batches drawn at random,
+        # others every time, take nearly one time but hold now twice, now half of the mean: a few say little of it.
+        tokens = sum(run.tokens[1 : 1 + num_steps]) / num_steps if in_order else mean_tokens
+        return tokens / run.clock.seconds_a_step(1)
 
     return measure
 
 
-def _named(speeds: Mapping[str, float], part: str) -> dict[str, float]:
-    """The peers whose name holds ``part``."""
-    return {name: speed for name, speed in speeds.items() if part in name and not name.startswith("ours")}
+def _named(speeds: Mapping[str, float], beginning: str) -> dict[str, float]:
+    """The peers whose name begins so."""
+    return {name: speed for name, speed in speeds.items() if name.startswith(beginning)}
 
 
 def _result(name: str, ours: float, peers: Mapping[str, float], ratio: float | None = None) -> Result:

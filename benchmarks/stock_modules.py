@@ -157,7 +157,7 @@ def measure(scale: Scale, device: str, repetitions: int) -> tuple[list[Result], 
         "gpt2": stock_block("gpt2", scale, device),
     }
     bounds = torch.arange(0, scale.num_tokens + 1, scale.segment, dtype=torch.int32, device=device)
-    segments = {"cu_seq_lens_q": bounds, "max_length_q": scale.segment}
+    segments = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": scale.segment}
     results, rows = [], []
     for candidate in candidates(blocks):
         block, timer = blocks[candidate.family], Timer(scale.num_tokens, candidate.width, device)

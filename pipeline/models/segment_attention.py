@@ -73,11 +73,12 @@ def segment_attention_forward(
     Returns:
         (Q, H, D), and the logarithms of the softmax's sums, (Q, H) in fp32 at least; the plain formulas leave them 0.
     """
-    output = query.new_zeros(query.shape)  # Q H D
+    blocks = list(_blocks(cu_queries, cu_keys, query.shape[1]))
+    output = _memory_like(query, [queries for queries, _ in blocks])  # Q H D
     log_sums = query.new_zeros(query.shape[:2], dtype=_raised_dtype(query))  # Q H
     generator = _generator(seed, query.device)
     with torch.autocast(query.device.type, enabled=False):
-        for queries, keys in _blocks(cu_queries, cu_keys, query.shape[1]):
+        for queries, keys in blocks:
             q = _raised(queries.take(query))  # G H M D
             k, v = (_raised(keys.take(tensor)) for tensor in (key, value))  # G H N D
             if generator is None and flash_takes(query):
@@ -108,11 +109,13 @@ def segment_attention_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query (Q, H, D), key and value (T, H, D), from the gradient of the output (Q, H, D)."""
-    d_query, d_key, d_value = (tensor.new_zeros(tensor.shape) for tensor in (query, key, value))
+    blocks = list(_blocks(cu_queries, cu_keys, query.shape[1]))
+    d_query = _memory_like(query, [queries for queries, _ in blocks])
+    d_key, d_value = (_memory_like(tensor, [keys for _, keys in blocks]) for tensor in (key, value))
     generator = _generator(seed, query.device)
     gradient = gradient.contiguous()  # a sum's is one number with strides of 0
     with torch.autocast(query.device.type, enabled=False):
-        for queries, keys in _blocks(cu_queries, cu_keys, query.shape[1]):
+        for queries, keys in blocks:
             d_out, q, out = (_raised(queries.take(tensor)) for tensor in (gradient, query, output))  # G H M D
             k, v = (_raised(keys.take(tensor)) for tensor in (key, value))  # G H N D
             if generator is None and flash_takes(query):
@@ -184,6 +187,7 @@ class _Rows:
 
     index: Tensor | slice
     length: int
+    num_tokens: int
 
     def take(self, tensor: Tensor) -> Tensor:
         """(T, H, ...) -> (G, H, length, ...)."""
@@ -211,9 +215,15 @@ def _blocks(cu_queries: Tensor, cu_keys: Tensor, num_heads: int) -> Iterator[tup
 
 def _rows(starts: Sequence[int], length: int, device: torch.device) -> _Rows:
     if starts[-1] - starts[0] == (len(starts) - 1) * length:
-        return _Rows(slice(starts[0], starts[-1] + length), length)
+        return _Rows(slice(starts[0], starts[-1] + length), length, len(starts) * length)
     column = torch.tensor(starts, device=device)[:, None]  # G 1
-    return _Rows((column + torch.arange(length, device=device)).flatten(), length)
+    return _Rows((column + torch.arange(length, device=device)).flatten(), length, len(starts) * length)
+
+
+def _memory_like(tensor: Tensor, written: Sequence[_Rows]) -> Tensor:
+    """For as many tokens (T, H, D), 0 where nothing will be written."""
+    whole = sum(rows.num_tokens for rows in written) == len(tensor)
+    return tensor.new_empty(tensor.shape) if whole else tensor.new_zeros(tensor.shape)
 
 
 def _raised(tensor: Tensor) -> Tensor:

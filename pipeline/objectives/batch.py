@@ -1,4 +1,5 @@
-"""One micro-batch, as the model takes it: tensors whose shapes are the same for every batch of a run.
+"""One micro-batch, as the model takes it: tensors whose shapes are the same for every batch of a run, but for
+``cu_seqlens``, which has a second one for the rare micro-batch of very many segments.
 
 Letters: R rows, S sequence length, C most segments a row (padding counted), P most predictions.
 """
@@ -23,7 +24,8 @@ class Batch:
     """Positions, from 0 in every segment and in every run of padding, (R, S)."""
 
     cu_seqlens: Tensor
-    """int32 (R * C + 1,): starts of the segments in the R * S flattened tokens, then R * S to the end.
+    """int32 (R * C + 1,), or shorter where the usual number of entries is enough (see ``Capacity``): starts of the
+    segments in the R * S flattened tokens, then R * S to the end.
 
     Padding is a segment of its own; the unused entries make empty segments.
     """

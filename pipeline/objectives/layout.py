@@ -5,6 +5,7 @@ Letters: R rows, S sequence length, C most segments a row (padding counted), P p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -18,6 +19,9 @@ from pipeline.data.rows import PER_SEGMENT, Rows
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.predictions import KEPT, Predictions
 
+_TIMES_MEAN: Final = 2
+_SPARE_BOUNDS: Final = 64  # micro-batches of one row vary more
+
 
 @dataclass(frozen=True)
 class Capacity:
@@ -26,6 +30,24 @@ class Capacity:
     predictions_per_row: int
     segments_per_row: int
     """The padded tail included."""
+
+    mean_segments_per_row: float | None = None
+    """What rows of the corpus hold on average, if it is known."""
+
+    def most_bounds(self, num_rows: int) -> int:
+        """Entries of ``cu_seqlens`` that no micro-batch of R rows exceeds."""
+        return num_rows * self.segments_per_row + 1
+
+    def usual_bounds(self, num_rows: int) -> int:
+        """Entries that hardly any micro-batch of R rows exceeds.
+
+        Kernels of flash attention start blocks, and take memory in the backward pass, for each segment of
+        ``cu_seqlens``, empty ones too; and rows that could hold 65 segments hold three.
+        """
+        if self.mean_segments_per_row is None:
+            return self.most_bounds(num_rows)
+        usual = math.ceil(_TIMES_MEAN * self.mean_segments_per_row * num_rows) + _SPARE_BOUNDS
+        return min(usual, self.most_bounds(num_rows))
 
 
 def as_one_segment(rows: Rows) -> Rows:
@@ -68,7 +90,7 @@ def make_batches(
         raise ValueError(f"{num_rows} rows cannot be split into {total} equal micro-batches")
     size = num_rows // total
     positions = np.empty((num_rows, length), np.int64)
-    cu_seqlens = np.empty((total, size * capacity.segments_per_row + 1), np.int32)
+    cu_seqlens = np.empty((total, capacity.most_bounds(size)), np.int32)
     predicting = np.empty((total, size * capacity.predictions_per_row), np.int64)
     labels = np.empty(predicting.shape, np.int64)
     facts = np.empty((total, len(_FACTS)), np.int64)
@@ -77,6 +99,7 @@ def make_batches(
     _lay_out(segments, made, positions, cu_seqlens, predicting, labels, facts)
     _check_capacity(facts, cu_seqlens.shape[1], predicting.shape[1], size * length)
     of_steps = facts[:, 0].reshape(-1, num_micro_batches).sum(1).tolist()
+    usual_bounds = capacity.usual_bounds(size)
     batches: list[list[Batch]] = [[] for _ in steps]
     for number, counted in enumerate(facts.tolist()):
         part = slice(number * size, (number + 1) * size)
@@ -85,7 +108,7 @@ def make_batches(
             Batch(
                 input_ids=torch.from_numpy(predictions.input_ids[part]),
                 position_ids=torch.from_numpy(positions[part]),
-                cu_seqlens=torch.from_numpy(cu_seqlens[number]),
+                cu_seqlens=torch.from_numpy(cu_seqlens[number, : usual_bounds if counted[4] <= usual_bounds else None]),
                 prediction_positions=torch.from_numpy(predicting[number]),
                 labels=torch.from_numpy(labels[number]),
                 window_predictions=of_steps[at],

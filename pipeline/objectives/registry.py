@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final, Protocol
 
@@ -48,6 +49,7 @@ def make_objective(
     *,
     packing: Packing,
     cross_document_attention: bool = False,
+    documents_per_token: float | None = None,
 ) -> Objective:
     """The objective named in the config.
 
@@ -55,14 +57,21 @@ def make_objective(
         vocabulary: the manifest of the corpus.
         packing: it bounds the segments of a row, and with them the length of ``cu_seqlens``.
         cross_document_attention: see :class:`pipeline.objectives.objective.Objective`.
+        documents_per_token: of the corpus, if it is known: how many segments a row has on average follows from it.
 
     Raises:
         UserError: the tokenizer has no mask token where one is needed.
     """
     segments = 1 if cross_document_attention else max_segments_per_row(row_format, packing)
+    mean = None
+    if documents_per_token is not None:
+        # A row holds the documents that begin in it, the rest of one that began before, and its padded tail.
+        mean = documents_per_token * row_format.sequence_length + 2
     # The padded tail of a row is a segment too.
     make = _MAKERS[config.name](config, vocabulary, row_format, seed, segments + 1)
-    return make(cross_document_attention=cross_document_attention)
+    objective = make(cross_document_attention=cross_document_attention)
+    objective.capacity = replace(objective.capacity, mean_segments_per_row=mean)
+    return objective
 
 
 def _mlm(

@@ -63,7 +63,8 @@ def compile_step(module: PretrainModule) -> None:
     """
     train = module.config.train
     dynamo = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * len(module.plan.micro_rows) + _SPARE_GRAPHS)
+    graphs = 2 * 2 * len(module.plan.micro_rows)  # to train and to validate, of usual and of many segments
+    dynamo.recompile_limit = max(dynamo.recompile_limit, graphs + _SPARE_GRAPHS)
     if train.strategy != "zero3":
         module.loss_function = _compiled(packed_loss_sum, train)
         if train.compile_mode == "reduce-overhead":

@@ -140,8 +140,15 @@ class Streams:
                 seed,
                 packing=self.config.data.packing,
                 cross_document_attention=self.config.data.cross_document_attention,
+                documents_per_token=self._documents_per_token,
             )
         return self._objectives[name]
+
+    @cached_property
+    def _documents_per_token(self) -> float:
+        """Of the split with the shortest documents."""
+        tables = [table for source in self.sources for table in source.manifest.splits.values()]
+        return max(int(table.documents.sum()) / max(int(table.tokens.sum()), 1) for table in tables)
 
     @cached_property
     def _objectives(self) -> dict[tuple[int, int], Objective]:

@@ -78,7 +78,9 @@ def test_two_ranks_train_as_one_process(
         if name.endswith("key.bias"):  # softmax does not see it: its gradient is rounding alone
             continue
         moved = abs(reference[name] - start[name]).mean()
-        assert abs(value - reference[name]).mean() <= 0.05 * moved + 1e-9, name
+        # Muon raises a gradient's small singular values to 1, in bf16: what is rounding in them does not stay small.
+        share = 0.2 if variant == "muon" else 0.05
+        assert abs(value - reference[name]).mean() <= share * moved + 1e-9, name
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -11,6 +11,7 @@ import torch
 from pipeline.config.run import ObjectiveConfig
 from pipeline.data.digest import row_digests
 from pipeline.data.rows import Rows
+from pipeline.objectives import layout
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.layout import Capacity, has_next
 from pipeline.objectives.objective import Objective
@@ -46,6 +47,23 @@ def test_shapes_are_the_same_whatever_the_rows_hold(config: ObjectiveConfig) -> 
     assert all(shape == made[0] for shape in made)
     assert made[0]["input_ids"] == made[0]["position_ids"] == (4, 24)
     assert made[0]["labels"] == made[0]["prediction_positions"]
+
+
+def test_cu_seqlens_are_short_but_where_many_segments_need_the_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for twice the mean of the corpus, which is documents a token x slots + 2 of a row."""
+    monkeypatch.setattr(layout, "_SPARE_BOUNDS", 3)
+    short = make_objective(
+        CLM, VOCABULARY, gpt_format(24), 5, packing="concatenate", documents_per_token=1 / 48
+    )  # 2 x 2.5 x 4 rows and 3
+    usual, crowded = ([[12, 12]] * 4, [[3] * 8] * 4)
+    few, many = short.prepare(rows_for(CLM, usual + crowded), 2)
+    whole, _ = objective(CLM).prepare(rows_for(CLM, usual + crowded), 2)
+    assert len(few.cu_seqlens) == 23
+    assert len(many.cu_seqlens) == len(whole.cu_seqlens) > 4 * 8
+    assert torch.equal(few.cu_seqlens, whole.cu_seqlens[:23])
+    assert few.cu_seqlens[-1] == 4 * 24
+    assert few.cu_seqlens.is_contiguous()
+    assert many.cu_seqlens[:33].tolist() == list(range(0, 97, 3))
 
 
 @pytest.mark.parametrize("config", [MLM, CLM], ids=["mlm", "clm"])
