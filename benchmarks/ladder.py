@@ -7,6 +7,7 @@ Letters: R rows, S sequence length, V vocabulary.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -140,25 +141,32 @@ def measure_ladder(
     workload: Workload,
     chosen: Sequence[Rung],
     time_step: Callable[[OurStep], float],
+    rounds: int = 1,
 ) -> Table:
-    """Every rung, one after the other.
+    """Every rung, one after the other, ``rounds`` times from the bottom up; medians.
 
     Args:
         time_step: seconds a step of a rung that was just opened.
     """
+    speeds: dict[str, list[float]] = {rung.name: [] for rung in chosen}
+    for _ in range(rounds):
+        for rung in chosen:
+            try:
+                speeds[rung.name].append(_speed(workload, rung, time_step))
+                print(f"  {rung.name}: {speeds[rung.name][-1]:,.0f} real tokens/s", flush=True)
+            except torch.OutOfMemoryError:
+                continue
+            finally:
+                release_memory()
     rows: list[list[str | float | int]] = []
     below = first = 0.0
-    for rung in chosen:
-        try:
-            speed = _speed(workload, rung, time_step)
-        except torch.OutOfMemoryError:
-            rows.append([rung.name, "out of memory", "", ""])
+    for name, measured in speeds.items():
+        if not measured:
+            rows.append([name, "out of memory", "", ""])
             continue
-        finally:
-            release_memory()
+        speed = statistics.median(measured)
         gain, total = (f"{speed / other:.2f}" if other else "" for other in (below, first))
-        print(f"  {rung.name}: {speed:,.0f} real tokens/s", flush=True)
-        rows.append([rung.name, significant(speed), gain, total])
+        rows.append([name, significant(speed), gain, total])
         below, first = speed, first or speed
     return Table(["switch", "real tokens/s", "times the one above", "times the first"], rows)
 

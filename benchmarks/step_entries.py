@@ -141,11 +141,11 @@ def measure_ladders(scale: Scale) -> Findings:
     """One switch at a time."""
 
     def time_step(step: OurStep) -> float:
-        return step.seconds_a_step(scale.steps * scale.rounds)
+        return step.seconds_a_step(scale.steps)
 
     return Findings(
         tables={
-            f"ladder_{work.shape.family}": measure_ladder(work, rungs(work.shape.is_causal), time_step)
+            f"ladder_{work.shape.family}": measure_ladder(work, rungs(work.shape.is_causal), time_step, scale.rounds)
             for work in (scale.bert, scale.gpt)
         }
     )
