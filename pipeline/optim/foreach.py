@@ -72,6 +72,14 @@ class ForeachOptimizer(Optimizer):
                         self._rounding.store(kept, exact)
         return loss
 
+    def moments_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The state of a parameter by name; zeros before its first step."""
+        state = self.state[parameter]
+        for name in self.moments:
+            if name not in state:
+                state[name] = torch.zeros_like(parameter, dtype=self._dtype_of(parameter))
+        return {name: state[name] for name in self.moments}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Torch casts loaded state to the parameter's precision; moments return to the precision they are kept in."""
         super().load_state_dict(state_dict)
@@ -83,11 +91,7 @@ class ForeachOptimizer(Optimizer):
     def _rows(self, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """(parameter, gradient, stored moments ...) of every parameter, or of every piece of one."""
         for parameter in parameters:
-            state = self.state[parameter]
-            for name in self.moments:
-                if name not in state:
-                    state[name] = torch.zeros_like(parameter, dtype=self._dtype_of(parameter))
-            row = (parameter, parameter.grad, *(state[name] for name in self.moments))
+            row: tuple[Any, ...] = (parameter, parameter.grad, *self.moments_of(parameter).values())
             if self.elementwise and parameter.numel() > _CHUNK_ELEMENTS:
                 length = max(_CHUNK_ELEMENTS * len(parameter) // parameter.numel(), 1)
                 yield from zip(*(tensor.detach().split(length) for tensor in row), strict=True)

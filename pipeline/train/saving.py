@@ -13,16 +13,12 @@ import torch
 from pipeline.base.errors import UserError
 from pipeline.base.logs import get_logger
 from pipeline.base.slurm import job_end_time
+from pipeline.checkpoints.meta import CheckpointMeta
 from pipeline.config.run import CheckpointConfig
 from pipeline.monitor.callback import MonitorCallback, StepCallback
 from pipeline.monitor.events import append_event
 from pipeline.train.budget import TimeBudget
-from pipeline.train.checkpoint import (
-    CheckpointMeta,
-    load_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-)
+from pipeline.train.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 from pipeline.train.control import join_ranks
 from pipeline.train.faults import StopSignals, TimeLimit
 
@@ -31,7 +27,7 @@ class Lifecycle(StepCallback):
     """Brings the ranks together at the start; saves at intervals, when the run is to stop, and at the end.
 
     Args:
-        resume_from: checkpoint whose optimizer state is restored before the first step.
+        resume_from: checkpoint that is restored before the first step.
         make_meta: (step, real tokens of this start, time of the whole run) -> what the checkpoint says of itself.
     """
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.numpy import load_file
 
 from pipeline.data.loader import _Steps
 from pipeline.launch.torchrun import ranks_environment, run_forwarding_signals
@@ -18,7 +17,7 @@ from pipeline.monitor.json_lines import read_records
 from pipeline.monitor.sinks import SUPERSEDED_NAME
 from tests.faulty_rank import command_with_faults, fault_environment
 from tests.rankpool import RankError, RankPool
-from tests.runs import column, run_rank, tiny_corpus, write_config
+from tests.runs import column, run_rank, tiny_corpus, weights_of, write_config
 
 TIMEOUTS = ["--train.hang_timeout_seconds", "10", "--train.slow_timeout_seconds", "200"]
 
@@ -43,7 +42,7 @@ def assert_undisturbed(run: Path, strategy: str, rank_pool: RankPool, *more: str
     rank_pool.run(run_rank, str(config), ["--train.strategy", strategy, "--run_directory", str(expected), *more])
     for name in ("step", "loss", "grad_norm", "batch_digest"):
         assert column(run, name) == column(expected, name), name
-    weights, reference = (load_file(path / "checkpoints/step-00000020/model.safetensors") for path in (run, expected))
+    weights, reference = (weights_of(path, 20) for path in (run, expected))
     assert all((weights[name] == reference[name]).all() for name in reference)
 
 

@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from pipeline.base.errors import UserError
+from pipeline.checkpoints.meta import checkpoint_directory, list_checkpoints
 from pipeline.config.bad_steps import BadStepsConfig
 from pipeline.config.optimization import OptimizerConfig
 from pipeline.monitor.events import read_events
 from pipeline.optim.build import make_optimizer
 from pipeline.train import bad_steps
 from pipeline.train.bad_steps import decides_on_device
-from pipeline.train.checkpoint import checkpoint_directory, list_checkpoints, prune_checkpoints
+from pipeline.train.checkpoint import prune_checkpoints
 from pipeline.train.detector import Detector
 from pipeline.train.module import PretrainModule
 from pipeline.train.run import train
-from tests.runs import load, tiny_corpus, write_config
+from tests.runs import load, tiny_corpus, weights_of, write_config
 
 OVERRIDES = ("--train.steps", "8", "--evaluation.every_steps", "0", "--evaluation.rows", "1")
 
@@ -59,7 +59,7 @@ def test_the_device_decides_as_the_host(
         run = config.with_suffix("")
         skips = [event for event in read_events(run) if event["event"] == "step_skipped"]
         runs[name] = [[event[key] for key in ("step", "reason", "batch_digest", "segments")] for event in skips]
-        runs[name].append(load_file(checkpoint_directory(run, 8) / "model.safetensors"))
+        runs[name].append(weights_of(run, 8))
     *host, weights = runs["host"]
     *device, device_weights = runs["device"]
     assert [event[:2] for event in host] == [[3, "loss_not_finite"], [4, "loss_not_finite"], [6, "skip_steps"]]
@@ -92,7 +92,7 @@ def test_spikes_are_skipped(corpus: Path, tmp_path: Path, poison: dict[int, floa
     for name, how in (("spike", ("--train.bad_steps.spike_factor", "10")), ("told", ("--train.skip_steps", "[11]"))):
         config = write_config(tmp_path, corpus, name)
         train(load(config, *OVERRIDES, *options, *how))
-        weights.append(load_file(checkpoint_directory(config.with_suffix(""), 13) / "model.safetensors"))
+        weights.append(weights_of(config.with_suffix(""), 13))
     (event,) = (event for event in read_events(tmp_path / "spike") if event["event"] == "step_skipped")
     assert (event["step"], event["reason"]) == (11, "loss_spike")
     assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
