@@ -80,14 +80,6 @@ class ForeachOptimizer(Optimizer):
                 state[name] = torch.zeros_like(parameter, dtype=self._dtype_of(parameter))
         return {name: state[name] for name in self.moments}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Torch casts loaded state to the parameter's precision; moments return to the precision they are kept in."""
-        super().load_state_dict(state_dict)
-        for parameter, state in self.state.items():
-            for name in self.moments:
-                if name in state:
-                    state[name] = state[name].to(self._dtype_of(parameter))
-
     def _rows(self, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """(parameter, gradient, stored moments ...) of every parameter, or of every piece of one."""
         for parameter in parameters:
