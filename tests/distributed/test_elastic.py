@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def run_and_save_again(config_path: str, overrides: list[str]) -> RunOutcome:
         if module.config.train.strategy in ("single", "ddp"):
             model = module.model
             assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-        save_checkpoint(trainer, module, Path(config_path).with_suffix("") / "again", meta)
+        again = replace(meta, world_size=trainer.world_size)
+        save_checkpoint(trainer, module, Path(config_path).with_suffix("") / "again", again)
         return meta
 
     saving.load_checkpoint = load_and_save

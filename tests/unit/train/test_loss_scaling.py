@@ -86,7 +86,7 @@ class Scalers:
 
         plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4))
         self.torch_scaler = plugin.scaler
-        self.deepspeed_scaler = DynamicLossScaler(1024.0, 2.0, 4, 1.0, 1, False)
+        self.deepspeed_scaler = DynamicLossScaler(1024.0, 4, 1.0, 1, False)
         engine = SimpleNamespace(optimizer=SimpleNamespace(loss_scaler=self.deepspeed_scaler))
         self.plain: tuple[Any, Any] = SimpleNamespace(precision_plugin=plugin), fp16_module("ddp")
         self.zero: tuple[Any, Any] = SimpleNamespace(strategy=SimpleNamespace(model=engine)), fp16_module("zero2")
