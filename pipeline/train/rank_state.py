@@ -22,8 +22,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from pipeline.base.errors import UserError
+from pipeline.checkpoints.meta import WAY_OUT
 from pipeline.checkpoints.pieces import WEIGHT, Piece
-from pipeline.checkpoints.reading import CheckpointReader, misfits
+from pipeline.checkpoints.reading import CheckpointReader, misfits, some_of
 from pipeline.optim.state import STEP, ParameterState, counts_steps, parameter_state, state_names
 from pipeline.train.module import PretrainModule
 from pipeline.train.strategies import ZERO_STAGES, engine_of
@@ -74,11 +75,13 @@ def restore_rank(trainer: Trainer, module: PretrainModule, reader: CheckpointRea
     """Fill weights and optimizer of this rank, whoever wrote the checkpoint; every rank must call it.
 
     Raises:
-        UserError: names or shapes of the checkpoint are not those of this model and this optimizer; on every rank.
+        UserError: names or shapes of the checkpoint are not those of this model and this optimizer, or a weight is no
+            number; on every rank.
     """
     _check_fits(reader, _expected(trainer, module))
     steps: dict[int, tuple[MutableMapping[str, Any], float]] = {}
-    for fragment in _fragments(trainer, module):
+    fragments = _fragments(trainer, module)
+    for fragment in fragments:
         reader.copy_into(fragment.weight, f"{WEIGHT}/{fragment.name}", fragment.offset)
         for name, moment in fragment.moments.items():
             reader.copy_into(moment, f"{name}/{fragment.name}", fragment.offset)
@@ -91,6 +94,7 @@ def restore_rank(trainer: Trainer, module: PretrainModule, reader: CheckpointRea
             counter[STEP].fill_(step)
         else:
             counter[STEP] = int(step)
+    _check_finite(module, reader, fragments)
     if module.config.train.strategy in ZERO_STAGES:
         _renew_model_weights(engine_of(trainer).optimizer)
 
@@ -202,4 +206,15 @@ def _check_fits(reader: CheckpointReader, expected: dict[str, tuple[int, ...]]) 
             f"checkpoint {reader.directory} does not fit the model and the optimizer of this run: {problems}. Restore "
             "the settings that it was written with (config.yaml in the run directory), or start a new run with another "
             "run_directory."
+        )
+
+
+def _check_finite(module: PretrainModule, reader: CheckpointReader, fragments: list[Fragment]) -> None:
+    assert module.control is not None
+    broken = [fragment.name for fragment in fragments if not bool(fragment.weight.isfinite().all())]
+    (num_broken,) = module.control.sum_integers(len(broken))
+    if num_broken:
+        raise UserError(
+            f"checkpoint {reader.directory} has weights that are no numbers (NaN or infinite) in "
+            f"{some_of(broken) or 'what another rank holds'}: the run diverged before it. {WAY_OUT}"
         )

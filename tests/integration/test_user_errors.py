@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -199,6 +201,9 @@ def test_damaged_checkpoints(capsys: pytest.CaptureFixture[str], config: Path) -
     assert "of another shape: weight/bert.embeddings.position_embeddings.weight is (32, 64), not (64, 32)" in error_of(
         capsys, *more
     )
+    values = 8 + int.from_bytes(content[:8], "little")  # where they begin
+    path.write_bytes(content[:values] + struct.pack("<f", math.nan) + content[values + 4 :])
+    assert "has weights that are no numbers (NaN or infinite) in bert.embeddings" in error_of(capsys, *more)
     path.write_bytes(content)
     meta = json.loads((checkpoint / "meta.json").read_text())
     (checkpoint / "meta.json").write_text(json.dumps({**meta, "format_version": 99}))

@@ -48,7 +48,7 @@ def whole(key: str) -> Piece:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(0, 35), max_size=4), st.integers(0, 34), st.integers(0, 35))
+@given(cuts=st.lists(st.integers(0, 35), max_size=4), first=st.integers(0, 34), last=st.integers(0, 35))
 def test_every_stretch_of_every_cut_is_read(
     cuts: list[int], first: int, last: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -118,7 +118,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     for end in (0, 4, 20, len(content) - 1):
         assert "is damaged (rank-00001.safetensors: " in error(content[:end])
     assert "is damaged (rank-00001.safetensors: 'parts')" in error(content.replace(b'"parts"', b'"sharp"'))
-    assert "offset -20 and shape [5, 7]" in error(content.replace(b"[20,", b"[-20").replace(b"[20, [", b"[-20,["))
+    assert "offset -2 and shape [5, 7]" in error(content.replace(b"[20,", b"[-2,"))
     other = Piece(key, (7, 5), 20, TENSORS[key].view(-1)[20:])
     path.unlink()
     write_rank_file(path, [other])
