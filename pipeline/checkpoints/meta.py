@@ -11,12 +11,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import read_json, write_json_atomically
+from pipeline.base.files import read_json
 
 META_NAME: Final = "meta.json"
 FORMAT_VERSION: Final = 2
@@ -48,7 +49,7 @@ class CheckpointMeta:
     """fp16: ``scale`` and ``good_steps``, those since the scale was changed; empty otherwise."""
 
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The files of the ranks by name, with their ``bytes``."""
+    """The files of the ranks by name, with their ``bytes`` and ``xxh3_128``."""
 
 
 def checkpoint_directory(run_directory: Path, step: int) -> Path:
@@ -63,9 +64,27 @@ def list_checkpoints(run_directory: Path) -> list[int]:
     return [step for step in steps if (checkpoint_directory(run_directory, step) / META_NAME).is_file()]
 
 
-def write_meta(directory: Path, meta: CheckpointMeta) -> None:
-    """Write ``meta.json``, which makes the directory a checkpoint."""
-    write_json_atomically(directory / META_NAME, {"format_version": FORMAT_VERSION, **asdict(meta)})
+def describe(meta: CheckpointMeta) -> dict[str, Any]:
+    """What stands in ``meta.json``."""
+    return {"format_version": FORMAT_VERSION, **asdict(meta)}
+
+
+def check_format(description: Mapping[str, Any], directory: Path) -> None:
+    """Refuse a checkpoint of another version of this program.
+
+    Raises:
+        UserError: with both numbers and the way out.
+        KeyError: there is no format.
+        TypeError: the description is no table, or the format no number.
+    """
+    found = description["format_version"]
+    if found == FORMAT_VERSION:
+        return
+    if found > FORMAT_VERSION:
+        advice = "update pretrain."
+    else:
+        advice = "go on with the version of pretrain that wrote it, which also exports it, or start a new run."
+    raise UserError(f"checkpoint {directory} has format {found}; this version reads {FORMAT_VERSION}: {advice}")
 
 
 def read_meta(directory: Path, way_out: str = WAY_OUT) -> CheckpointMeta:
@@ -79,14 +98,7 @@ def read_meta(directory: Path, way_out: str = WAY_OUT) -> CheckpointMeta:
     """
     value = read_json(directory / META_NAME, "checkpoint")
     try:
-        found = value["format_version"]
-        if found != FORMAT_VERSION:
-            advice = (
-                "update pretrain."
-                if found > FORMAT_VERSION
-                else "go on with the version of pretrain that wrote it, which also exports it, or start a new run."
-            )
-            raise UserError(f"checkpoint {directory} has format {found}; this version reads {FORMAT_VERSION}: {advice}")
+        check_format(value, directory)
         return CheckpointMeta(**{name: value[name] for name in CheckpointMeta.__dataclass_fields__ if name in value})
     except (KeyError, TypeError) as error:
         raise UserError(damaged(directory, f"{META_NAME}: {error!r}", way_out)) from None

@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
-
-from pipeline.base.files import fsync_directory
 
 WEIGHT: Final = "weight"
 """Kind of the keys that hold fp32 weights; other kinds are names of the optimizer's state."""
@@ -100,17 +96,3 @@ def file_layout(pieces: Sequence[Piece]) -> FileLayout:
 
 def rank_file_name(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
-
-
-def write_rank_file(path: Path, pieces: Sequence[Piece]) -> int:
-    """Write a new file of pieces and make it durable; number of its bytes."""
-    layout = file_layout(pieces)
-    with open(path, "xb") as file:
-        file.write(layout.header)
-        for start, piece in sorted(zip(layout.starts, pieces, strict=True), key=lambda pair: pair[0]):
-            assert file.tell() == start
-            file.write(piece.values.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
-    fsync_directory(path.parent)
-    return layout.num_bytes

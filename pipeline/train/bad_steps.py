@@ -176,6 +176,7 @@ class BadSteps(StepGate, StepCallback):
         Raises:
             UserError: there is no checkpoint to go back to; on every rank.
         """
+        module.saves.settle()  # one that is under way may be what to go back to
         in_a_row, every_steps = self.detector.in_a_row, self.config.checkpoint.every_steps
         saved = [saved for saved in list_checkpoints(self._run_directory) if saved % every_steps == 0]
         mine = self.detector.rollback_target(saved, step) or 0

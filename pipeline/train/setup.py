@@ -20,7 +20,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
 from pipeline.base.ranks import RankFacts
 from pipeline.base.slurm import own_job_id, own_job_restarts
-from pipeline.checkpoints.meta import CheckpointMeta, checkpoint_directory, list_checkpoints, read_meta
+from pipeline.checkpoints.meta import CheckpointMeta, read_meta
 from pipeline.config.derived import BatchPlan, batch_plan
 from pipeline.config.loading import to_plain
 from pipeline.config.run import RunConfig
@@ -40,6 +40,7 @@ from pipeline.train.bad_steps import BadSteps
 from pipeline.train.budget import TimeBudget
 from pipeline.train.compilation import compile_step, prepare_compiler
 from pipeline.train.detector import Detector
+from pipeline.train.fallback import newest_intact_checkpoint
 from pipeline.train.identity import check_identity
 from pipeline.train.module import PretrainModule
 from pipeline.train.process import quiet_lightning, set_threads
@@ -71,20 +72,18 @@ class Start:
         return self.step >= config.train.steps or self.budget_spent
 
 
-def find_start(config: RunConfig, identity: Callable[[int], dict[str, Any]]) -> Start:
-    """The newest checkpoint of the run directory, checked against this config.
+def find_start(config: RunConfig, identity: Callable[[int], dict[str, Any]], facts: RankFacts) -> Start:
+    """The newest intact checkpoint of the run directory, checked against this config.
 
     Args:
         identity: of this run up to a step.
 
     Raises:
-        UserError: it belongs to another run, or its description is damaged.
+        UserError: it belongs to another run; none of the checkpoints is intact.
     """
-    run_directory = Path(config.run_directory)
-    steps = list_checkpoints(run_directory)
-    if not steps:
+    directory = newest_intact_checkpoint(Path(config.run_directory), is_first_rank=facts.rank == 0)
+    if directory is None:
         return Start()
-    directory = checkpoint_directory(run_directory, steps[-1])
     meta = read_meta(directory)
     check_identity(meta.identity, identity(meta.step), str(directory))
     return Start(meta.step, meta.tokens_seen, directory, meta.training_seconds, meta.budget_spent, meta.bad_steps)

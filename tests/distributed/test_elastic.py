@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.checkpoints.meta import checkpoint_directory
+from pipeline.checkpoints.meta import CheckpointMeta, checkpoint_directory, describe
 from pipeline.checkpoints.pieces import rank_file_name
 from pipeline.checkpoints.reading import CheckpointReader
+from pipeline.checkpoints.retention import Retention
 from pipeline.train import saving
-from pipeline.train.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.train.background_saves import BackgroundSaves
+from pipeline.train.checkpoint import load_checkpoint
+from pipeline.train.rank_state import rank_pieces
 from pipeline.train.run import RunOutcome
 from tests.rankpool import RankPool
 from tests.runs import column, run_rank, tiny_corpus, write_config
@@ -30,6 +33,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_corpus(tmp_path_factory.mktemp("corpus") / "corpus").directory
 
 
+def save_at_once(trainer: Any, module: Any, run_directory: Path, meta: CheckpointMeta) -> None:
+    """Write a checkpoint of the present state and wait for it."""
+    retention = Retention(keep_last=1, every_steps=1)
+    saves = BackgroundSaves(run_directory, module.control, trainer.global_rank, retention, "again", lambda _: None)
+    saves.begin(meta.step, lambda: rank_pieces(trainer, module), describe(meta))
+    assert saves.settle() is None
+    saves.close()
+
+
 def run_and_save_again(config_path: str, overrides: list[str]) -> RunOutcome:
     """Run; what a checkpoint has restored is saved at once, in ``again/`` of the run directory."""
 
@@ -39,7 +51,7 @@ def run_and_save_again(config_path: str, overrides: list[str]) -> RunOutcome:
             model = module.model
             assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
         again = replace(meta, world_size=trainer.world_size)
-        save_checkpoint(trainer, module, Path(config_path).with_suffix("") / "again", again)
+        save_at_once(trainer, module, Path(config_path).with_suffix("") / "again", again)
         return meta
 
     saving.load_checkpoint = load_and_save

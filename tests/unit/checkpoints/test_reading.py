@@ -16,9 +16,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pipeline.base.errors import UserError
-from pipeline.checkpoints.meta import CheckpointMeta, read_meta, write_meta
-from pipeline.checkpoints.pieces import Piece, file_layout, rank_file_name, write_rank_file
+from pipeline.checkpoints.meta import CheckpointMeta, read_meta
+from pipeline.checkpoints.pieces import Piece, file_layout, rank_file_name
 from pipeline.checkpoints.reading import CheckpointReader, misfits, read_weights
+from tests.unit.checkpoints.checkpoint_files import write_meta, write_rank_file
 
 TENSORS: dict[str, Tensor] = {
     "weight/layer.weight": torch.randn(5, 7),

@@ -11,14 +11,15 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.base.files import sha256_of_file
-from pipeline.checkpoints.meta import CheckpointMeta, write_meta
-from pipeline.checkpoints.pieces import Piece, rank_file_name, write_rank_file
+from pipeline.checkpoints.meta import CheckpointMeta
+from pipeline.checkpoints.pieces import Piece, rank_file_name
 from pipeline.config.loading import to_yaml
 from pipeline.config.run import DataConfig, Family, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
 from pipeline.monitor.json_lines import encode_line
 from pipeline.shards.files import LocalFiles
 from pipeline.shards.manifest import Manifest, ShardTable, read_manifest, write_manifest
 from pipeline.shards.writer import ShardWriter
+from tests.unit.checkpoints.checkpoint_files import write_meta, write_rank_file
 
 NUM_DOCUMENTS = 40
 SEQUENCE_LENGTH = 32

@@ -18,9 +18,9 @@ from pipeline.monitor.events import read_events
 from pipeline.optim.build import make_optimizer
 from pipeline.train import bad_steps
 from pipeline.train.bad_steps import decides_on_device
-from pipeline.train.checkpoint import prune_checkpoints
 from pipeline.train.detector import Detector
 from pipeline.train.module import PretrainModule
+from pipeline.train.saves import Saves
 from pipeline.train.run import train
 from tests.runs import load, tiny_corpus, weights_of, write_config
 
@@ -136,16 +136,7 @@ def test_ranks_that_decide_differently_stop() -> None:
     module: Any = SimpleNamespace(
         control=control, clock=SimpleNamespace(enter=lambda phase: None), trainer=SimpleNamespace(is_global_zero=True),
         budget=SimpleNamespace(elapsed_milliseconds=lambda: 0), stop_requested=lambda: False, step=7,
-        gate=SimpleNamespace(has_refused=True), plan=SimpleNamespace(world_size=2),
+        gate=SimpleNamespace(has_refused=True), saves=Saves(), plan=SimpleNamespace(world_size=2),
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="step 7 was skipped by 1 of 2 ranks"):
         PretrainModule._begin_step(module, SimpleNamespace(window_predictions=5))  # type: ignore[arg-type]
-
-
-def test_checkpoints_of_signals_do_not_displace_those_of_intervals(tmp_path: Path) -> None:
-    for step in (10, 20, 30, 31, 32, 40, 41, 42, 43):
-        directory = checkpoint_directory(tmp_path, step)
-        directory.mkdir(parents=True)
-        (directory / "meta.json").touch()
-    prune_checkpoints(tmp_path, keep_last=2, every_steps=10)
-    assert list_checkpoints(tmp_path) == [30, 40, 42, 43]
