@@ -29,8 +29,10 @@ def damage_of(directory: Path) -> list[str]:
         return [f"{META_NAME}: {error}"]
     try:
         check_format(description, directory)
-        files = dict(description["files"])
-    except (KeyError, TypeError, ValueError) as error:
+        files = description["files"]
+        if not isinstance(files, dict):
+            raise TypeError("files is no table")
+    except (KeyError, TypeError) as error:
         return [f"{META_NAME}: {error!r}"]
     with ThreadPoolExecutor(_MOST_THREADS) as threads:
         found = threads.map(lambda name: _damage_of_file(directory / name, files[name]), files)

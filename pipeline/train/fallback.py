@@ -28,8 +28,8 @@ def newest_intact_checkpoint(run_directory: Path, *, is_first_rank: bool) -> Pat
     found = [f"{checkpoint_directory(run_directory, bad).name} ({'; '.join(texts)})" for bad, texts in damage.items()]
     if step is None and damage:
         raise UserError(
-            f"run_directory: {run_directory} has checkpoints, and all of them are damaged: {', '.join(found)}. Put back "
-            "what is missing from a copy; or, to begin again at step 0, move them away."
+            f"run_directory: {run_directory} has checkpoints, and all of them are damaged: {', '.join(found)}. Put "
+            "back from a copy what is missing; or, to begin again at step 0, move them away."
         )
     if is_first_rank:
         for bad, text in zip(damage, found, strict=True):
