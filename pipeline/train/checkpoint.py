@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: every rank reads what it needs of all files, whoever wrote them (`pipeline/checkpoints/`)."""
+"""Going on from a checkpoint: every rank reads what it needs of all files, whoever wrote them."""
 
 from __future__ import annotations
 

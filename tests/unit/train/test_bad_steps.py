@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from pipeline.base.errors import UserError
-from pipeline.checkpoints.meta import checkpoint_directory, list_checkpoints
 from pipeline.config.bad_steps import BadStepsConfig
 from pipeline.config.optimization import OptimizerConfig
 from pipeline.monitor.events import read_events
@@ -20,8 +19,8 @@ from pipeline.train import bad_steps
 from pipeline.train.bad_steps import decides_on_device
 from pipeline.train.detector import Detector
 from pipeline.train.module import PretrainModule
-from pipeline.train.saves import Saves
 from pipeline.train.run import train
+from pipeline.train.saves import Saves
 from tests.runs import load, tiny_corpus, weights_of, write_config
 
 OVERRIDES = ("--train.steps", "8", "--evaluation.every_steps", "0", "--evaluation.rows", "1")
