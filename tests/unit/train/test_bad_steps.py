@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline.base.errors import UserError
+from pipeline.checkpoints.file_writer import FileWriter
 from pipeline.config.bad_steps import BadStepsConfig
 from pipeline.config.optimization import OptimizerConfig
 from pipeline.monitor.events import read_events
@@ -81,6 +82,20 @@ def test_a_rollback_waits_for_a_logged_step_where_the_device_decides(
     train(load(config, *OVERRIDES, *options, "--monitor.log_every_steps", "5"))
     (event,) = (event for event in read_events(config.with_suffix("")) if event["event"] == "rolled_back")
     assert (event["step"], event["to_step"]) == (5, 2)
+
+
+def test_a_rollback_waits_for_the_save_that_is_under_way(
+    corpus: Path, tmp_path: Path, poison: dict[int, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is done with a file only when somebody waits for it."""
+    answer = FileWriter.answer
+    monkeypatch.setattr(FileWriter, "answer", lambda self, *, wait: answer(self, wait=True) if wait else None)
+    poison |= dict.fromkeys((5, 6), math.nan)
+    config = write_config(tmp_path, corpus)
+    options = ("--train.bad_steps.rollback_after", "2", "--train.bad_steps.rollback_steps", "1")
+    train(load(config, *OVERRIDES, *options, "--checkpoint.every_steps", "3"))
+    (event,) = (event for event in read_events(config.with_suffix("")) if event["event"] == "rolled_back")
+    assert (event["step"], event["to_step"]) == (6, 3)
 
 
 def test_spikes_are_skipped(corpus: Path, tmp_path: Path, poison: dict[int, float]) -> None:
