@@ -104,6 +104,28 @@ def test_goodput_knows_what_three_kills_have_cost(
     assert_undisturbed(run, strategy, rank_pool, *every_third)
 
 
+@pytest.mark.proof
+@pytest.mark.parametrize("strategy", ["ddp", "zero1"])
+def test_a_rank_killed_in_the_middle_of_its_file_leaves_the_older_checkpoint(
+    strategy: str,
+    rank_pool: RankPool,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The save of step 10 is still under way at step 13, since a process stands still in the file of rank 1."""
+    monkeypatch.setenv("HELD_SAVE", "1:10")
+    run, log = run_with_faults(tmp_path, strategy, ["SIGKILL:1:13"], capfd)
+    events = [(event["event"], event["step"]) for event in read_events(run)]
+    news = [event for event in events if event[0] in ("started", "resumed", "checkpoint", "checkpoint_damaged")]
+    later = [("checkpoint", step) for step in (10, 15, 20)]
+    assert news == [("started", 0), ("checkpoint", 5), ("resumed", 5), *later], log
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["latest", *(f"step-{step:08d}" for step in (5, 10, 15, 20))], "the part of the file is gone"
+    monkeypatch.delenv("HELD_SAVE")
+    assert_undisturbed(run, strategy, rank_pool)
+
+
 def _cannot_read(config_path: str, overrides: list[str], failing_rank: str) -> None:
     """Train; the disk of one rank fails."""
 

@@ -88,7 +88,10 @@ def test_damaged_checkpoints_are_set_aside(saved: Path, undisturbed: Path, caplo
     assert damaged[1]["problems"] == ["meta.json is missing"]
     assert events_of(run, "resumed")[0]["step"] == 8
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "checkpoint step-00000012 (meta.json is missing) is damaged, and the run goes on from step 8." in warnings[1]
+    assert (
+        "checkpoint step-00000012 (meta.json is missing) is damaged; the run goes on from step 8 instead."
+        in warnings[1]
+    )
     assert list_checkpoints(run) == [4, 8, 12, 16]
     assert (run / "checkpoints/step-00000016.damaged" / RANK_FILE).exists()
 
@@ -179,11 +182,8 @@ def test_a_full_disk_costs_saves_but_not_the_run(
     assert "warning: no checkpoint of step 12: rank 0: No space left on device: " in error
     assert "pretrain: error: checkpoint of step 16: it could not be written (rank 0: No space left on device" in error
     assert "see to the disk, then run the same command to go on from the newest" in error
-    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
-        "latest",
-        "step-00000004",
-        "step-00000008",
-    ]
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["latest", "step-00000004", "step-00000008"]
     assert not events_of(run, "finished")
     small_disk()
     assert main(["train", str(config), *OPTIONS]) == 0
