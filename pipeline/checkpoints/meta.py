@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,7 @@ from pipeline.base.files import read_json
 
 META_NAME: Final = "meta.json"
 FORMAT_VERSION: Final = 2
+CHECKSUM_KEY: Final = "checksum"
 WAY_OUT: Final = "Delete the directory to resume from an older one."
 _STEP_NAME = re.compile(r"step-(\d{8,})")
 
@@ -67,6 +69,14 @@ def list_checkpoints(run_directory: Path) -> list[int]:
 def describe(meta: CheckpointMeta) -> dict[str, Any]:
     """What stands in ``meta.json``."""
     return {"format_version": FORMAT_VERSION, **asdict(meta)}
+
+
+def checksum_of(description: Mapping[str, Any]) -> str:
+    """xxh3_128 of what stands in ``meta.json``, itself (``checksum``) left out; hex."""
+    import xxhash
+
+    facts = {name: value for name, value in description.items() if name != CHECKSUM_KEY}
+    return xxhash.xxh3_128(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def check_format(description: Mapping[str, Any], directory: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.base.files import fsync_directory, write_bytes_atomically, write_json_atomically
 from pipeline.checkpoints.directory import LATEST_NAME, remove_leftovers
-from pipeline.checkpoints.meta import META_NAME, checkpoint_directory
+from pipeline.checkpoints.meta import CHECKSUM_KEY, META_NAME, checkpoint_directory, checksum_of
 from pipeline.checkpoints.retention import Retention, prune
 
 
@@ -29,7 +29,7 @@ def publish(temporary: Path, path: Path, description: dict[str, Any]) -> None:
                 f"{name} has {'not arrived' if size is None else f'{size} bytes'} where rank 0 looks, and was written "
                 f"with {facts['bytes']}: run_directory must be one directory that all nodes share"
             )
-    write_json_atomically(temporary / META_NAME, description)
+    write_json_atomically(temporary / META_NAME, {**description, CHECKSUM_KEY: checksum_of(description)})
     fsync_directory(temporary)
     os.rename(temporary, path)
     fsync_directory(path.parent)

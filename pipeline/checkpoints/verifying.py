@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.base.errors import UserError
 from pipeline.base.files import parse_json
 from pipeline.checkpoints.directory import list_directories
-from pipeline.checkpoints.meta import META_NAME, check_format, checkpoint_directory
+from pipeline.checkpoints.meta import CHECKSUM_KEY, META_NAME, check_format, checkpoint_directory, checksum_of
 
 _CHUNK_BYTES = 4 << 20
 _MOST_THREADS = 8  # reading and hashing leave the interpreter alone
@@ -29,9 +29,9 @@ def damage_of(directory: Path) -> list[str]:
         return [f"{META_NAME}: {error}"]
     try:
         check_format(description, directory)
-        files = description["files"]
-        if not isinstance(files, dict):
-            raise TypeError("files is no table")
+        if description[CHECKSUM_KEY] != checksum_of(description):
+            return [f"{META_NAME}: it was changed after it was written"]
+        files = dict(description["files"])
     except (KeyError, TypeError) as error:
         return [f"{META_NAME}: {error!r}"]
     with ThreadPoolExecutor(_MOST_THREADS) as threads:
@@ -55,8 +55,6 @@ def _damage_of_file(path: Path, facts: Any) -> str | None:
             return f"checksum {checksum.hexdigest()}, written with {facts['xxh3_128']}"
     except OSError as error:
         return error.strerror or str(error)
-    except (KeyError, TypeError):
-        return f"{META_NAME} does not have its size and checksum"
     return None
 
 

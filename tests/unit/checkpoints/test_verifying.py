@@ -30,12 +30,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "meta cut": (lambda path: os.truncate(path / "meta.json", 100), r"meta\.json: checkpoint: it is not valid JSON"),
     "meta empty": (lambda path: (path / "meta.json").write_text("{}") and None, r"meta\.json: KeyError\('format_ver"),
     "meta no object": (lambda path: (path / "meta.json").write_text("[]") and None, r"meta\.json: TypeError"),
-    "no size": (
+    "a digit of meta": (
         lambda path: (
-            (path / "meta.json").write_text(json.dumps({"format_version": 2, "files": {SECOND: {"xxh3_128": ""}}}))
+            (path / "meta.json").write_text(
+                (path / "meta.json").read_text().replace('"tokens_seen": 0', '"tokens_seen": 4')
+            )
             and None
         ),
-        rf"{SECOND}: meta\.json does not have its size and checksum",
+        r"meta\.json: it was changed after it was written",
     ),
 }
 

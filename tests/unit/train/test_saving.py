@@ -17,7 +17,7 @@ import xxhash
 
 from pipeline.base.errors import UserError
 from pipeline.checkpoints.file_writer import FileWriter
-from pipeline.checkpoints.meta import checkpoint_directory, list_checkpoints
+from pipeline.checkpoints.meta import checkpoint_directory, checksum_of, list_checkpoints
 from pipeline.checkpoints.verifying import damage_of
 from pipeline.cli import main
 from pipeline.monitor.events import read_events
@@ -111,7 +111,7 @@ def forge(checkpoint: Path, content: bytes) -> None:
     (checkpoint / RANK_FILE).write_bytes(content)
     meta = json.loads((checkpoint / "meta.json").read_text())
     meta["files"] = {RANK_FILE: {"bytes": len(content), "xxh3_128": xxhash.xxh3_128(content).hexdigest()}}
-    (checkpoint / "meta.json").write_text(json.dumps(meta))
+    (checkpoint / "meta.json").write_text(json.dumps({**meta, "checksum": checksum_of(meta)}))
 
 
 class Malice:
