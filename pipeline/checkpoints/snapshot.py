@@ -21,7 +21,6 @@ class Snapshot:
     def __init__(self) -> None:
         self.descriptor = os.memfd_create("pretrain-snapshot", os.MFD_CLOEXEC)
         self.num_bytes = 0
-        self._memory: mmap.mmap | None = None
         self._bytes = torch.empty(0, dtype=torch.uint8)
         self._is_pinned = False
 
@@ -53,8 +52,7 @@ class Snapshot:
     def _grow(self, num_bytes: int, pin: bool) -> None:
         self._release()
         os.ftruncate(self.descriptor, num_bytes)
-        self._memory = mmap.mmap(self.descriptor, num_bytes)
-        self._bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self._bytes = torch.frombuffer(mmap.mmap(self.descriptor, num_bytes), dtype=torch.uint8)
         if pin:  # a device copies to pinned memory several times as fast; if the system refuses, it is only slower
             self._is_pinned = int(torch.cuda.cudart().cudaHostRegister(self._bytes.data_ptr(), num_bytes, 0)) == 0
 
@@ -62,7 +60,4 @@ class Snapshot:
         if self._is_pinned:
             torch.cuda.cudart().cudaHostUnregister(self._bytes.data_ptr())
             self._is_pinned = False
-        self._bytes = torch.empty(0, dtype=torch.uint8)  # a mapping cannot be closed while a tensor looks at it
-        if self._memory is not None:
-            self._memory.close()
-            self._memory = None
+        self._bytes = torch.empty(0, dtype=torch.uint8)  # the mapping ends with the last tensor that looks at it

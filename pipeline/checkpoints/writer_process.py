@@ -8,6 +8,7 @@ is no checkpoint.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import mmap
 import os
@@ -25,6 +26,7 @@ from pipeline.checkpoints.publishing import publish, tidy
 from pipeline.checkpoints.retention import Retention
 
 _CHUNK_BYTES = 4 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NICENESS = 10  # training comes first
 _PR_SET_PDEATHSIG = 1
 
@@ -71,6 +73,7 @@ def _write(path: Path, memory_number: int, num_bytes: int, channel: socket.socke
         open(path, "wb", buffering=0) as file,
     ):
         try:
+            _reserve(file.fileno(), num_bytes)
             for start in range(0, num_bytes, _CHUNK_BYTES):
                 _end_with(channel)
                 with snapshot[start : start + _CHUNK_BYTES] as chunk:
@@ -78,8 +81,19 @@ def _write(path: Path, memory_number: int, num_bytes: int, channel: socket.socke
                     _write_whole(file.fileno(), chunk)
             os.fsync(file.fileno())
         except OSError as error:
+            path.unlink(missing_ok=True)  # the run's other files need room now, not when all ranks have failed
             raise OSError(error.errno, error.strerror, str(path)) from None
     return {"bytes": num_bytes, "xxh3_128": checksum.hexdigest()}
+
+
+def _reserve(descriptor: int, num_bytes: int) -> None:
+    """Fail before the disk is full: the rank writes its metrics to the same one."""
+    try:
+        os.posix_fallocate(descriptor, 0, num_bytes)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise
+        # Not every filesystem can: there the error comes with the bytes.
 
 
 def _write_whole(descriptor: int, chunk: memoryview) -> None:

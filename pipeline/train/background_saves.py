@@ -178,14 +178,19 @@ class BackgroundSaves(Saves):
             return
         save.stage, save.report = "publishing", None
         if self.rank == 0:
-            files = {rank_file_name(rank): report for rank, report in enumerate(reports)}
-            self._living_writer().ask(
-                "publish",
-                temporary=str(save.temporary),
-                path=str(save.path),
-                description={**save.description, "files": files},
-                retention=asdict(self.retention),
-            )
+            try:
+                self._publish(save, {rank_file_name(rank): report for rank, report in enumerate(reports)})
+            except OSError as error:  # the process has died by now, and there is none in its place
+                save.report = {"error": str(error.strerror or error)}
+
+    def _publish(self, save: _Save, files: dict[str, dict[str, Any]]) -> None:
+        self._living_writer().ask(
+            "publish",
+            temporary=str(save.temporary),
+            path=str(save.path),
+            description={**save.description, "files": files},
+            retention=asdict(self.retention),
+        )
 
     def _reports(self, save: _Save) -> list[dict[str, Any]]:
         """What the processes of all ranks have answered; every rank must call it."""

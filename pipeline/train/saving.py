@@ -144,7 +144,10 @@ class Lifecycle(StepCallback):
 
     def _tell(self, name: str, step: int, **facts: Any) -> None:
         """Note an event in the run directory, on the console and in wandb; rank 0 only."""
-        append_event(self.run_directory, name, step=step, **facts)
+        try:
+            append_event(self.run_directory, name, step=step, **facts)
+        except OSError as error:  # the disk may be as full as it was for the save
+            get_logger().warning("the event %s of step %d is not noted: %s", name, step, error)
         self.monitor.event(name, step=step, **facts)
 
     def teardown(self, trainer: pl.Trainer, module: Any) -> None:

@@ -203,3 +203,22 @@ def test_a_slow_disk_changes_nothing(
     assert [event["step"] for event in events_of(run, "checkpoint")] == [4, 8, 12, 16]
     assert_same_end(run, undisturbed)
     assert all(damage_of(checkpoint_directory(run, step)) == [] for step in (4, 8, 12, 16))
+
+
+def test_a_full_disk_leaves_the_runs_other_files_their_room(corpus: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """The whole run lies on the disk: room for a checkpoint and a half, and a line of metrics for every step."""
+    config = write_config(tmp_path, corpus)
+    run = config.with_suffix("")
+    run.mkdir()
+    num_bytes = sum(path.stat().st_size for path in checkpoint_directory(undisturbed, 16).iterdir())
+    command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes * 3 // 2}", "tmpfs", str(run)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a disk")
+    try:
+        with pytest.raises(UserError, match=r"checkpoint of step 16: it could not be written .* No space left on dev"):
+            train(load(config, *OPTIONS))
+        names = [(event["event"], event["step"]) for event in events_of(run, "checkpoint", "checkpoint_failed")]
+        assert names == [("checkpoint", 4), *(("checkpoint_failed", step) for step in (8, 12, 16))]
+        assert column(run, "loss") == column(undisturbed, "loss")
+    finally:
+        subprocess.run(["umount", "--lazy", str(run)], check=True)
