@@ -70,6 +70,7 @@ benchmarks:
 	.venv-benchmarks/bin/python benchmarks/stock_modules.py --json benchmarks/results/stock_modules.json
 	.venv-benchmarks/bin/python benchmarks/optimizers.py --json benchmarks/results/optimizers.json
 	.venv-benchmarks/bin/python benchmarks/loop_overhead.py --json benchmarks/results/loop_overhead.json
+	.venv-benchmarks/bin/python benchmarks/checkpoint.py --json benchmarks/results/checkpoint.json
 	.venv-benchmarks/bin/python benchmarks/tables.py
 
 clean:

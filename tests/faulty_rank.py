@@ -3,7 +3,8 @@
 ``FAULTS`` names what happens, in order, each once and each in a start of its own, as ``kind:rank:step`` (steps counted
 from 1): a signal that the rank gets from itself when the step begins (``SIGKILL``, ``SIGSTOP``), or ``disk``: its
 loader cannot read the step. ``FAULTS_DONE`` is a file that remembers them, one line each; ``STEPS_DONE`` gets a line
-for every step that rank 0 has done, in any start.
+for every step that rank 0 has done, in any start. ``HELD_SAVE`` (``rank:step``): that rank's file of that checkpoint is
+never done, in the first start.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.checkpoints.directory import temporary_directory
+from pipeline.checkpoints.meta import checkpoint_directory
+from pipeline.checkpoints.pieces import rank_file_name
 from pipeline.cli import main
 from pipeline.data.loader import _Steps
 from pipeline.launch.torchrun import torchrun_command
+from pipeline.train.background_saves import BackgroundSaves
 from pipeline.train.module import PretrainModule
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -80,6 +85,24 @@ def install_faults() -> None:
         return make(self, steps)
 
     PretrainModule._begin_step, PretrainModule.on_train_batch_end, _Steps._made = begin, end, made  # type: ignore[method-assign]
+    if "HELD_SAVE" in os.environ:
+        _hold_a_save(*os.environ["HELD_SAVE"].split(":"))
+
+
+def _hold_a_save(rank: str, step: str) -> None:
+    """Have the process that writes a rank's file stand still in the middle of it, in the first start."""
+    begin_save = BackgroundSaves.begin
+
+    def begin(self: BackgroundSaves, step_now: int, *arguments: Any) -> None:
+        if (os.environ["RANK"], step_now) == (rank, int(step)) and not Path(os.environ["FAULTS_DONE"]).exists():
+            path = checkpoint_directory(self.run_directory, step_now)
+            file = temporary_directory(path, self.token) / rank_file_name(int(rank))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            os.mkfifo(file)
+            os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # open to its end, and never read
+        begin_save(self, step_now, *arguments)
+
+    BackgroundSaves.begin = begin  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

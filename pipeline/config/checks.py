@@ -182,7 +182,17 @@ def _bookkeeping_problems(config: RunConfig) -> Iterator[str]:
         evaluation__rows=config.evaluation.rows,
         monitor__log_every_steps=config.monitor.log_every_steps,
     )
-    yield from at_least(0, evaluation__every_steps=config.evaluation.every_steps)
+    yield from at_least(
+        0,
+        evaluation__every_steps=config.evaluation.every_steps,
+        checkpoint__keep_every_steps=config.checkpoint.keep_every_steps,
+    )
+    if config.checkpoint.every_steps > 0 and config.checkpoint.keep_every_steps % config.checkpoint.every_steps:
+        yield (
+            f"checkpoint.keep_every_steps: {config.checkpoint.keep_every_steps} is no multiple of "
+            f"checkpoint.every_steps ({config.checkpoint.every_steps}): there would be nothing to keep at most of its "
+            "steps."
+        )
     yield from not_negative(checkpoint__seconds_before_time_limit=config.checkpoint.seconds_before_time_limit)
     if config.monitor.peak_flops_per_device is not None:
         yield from positive(monitor__peak_flops_per_device=config.monitor.peak_flops_per_device)

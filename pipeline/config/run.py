@@ -305,7 +305,10 @@ class CheckpointConfig:
     evaluation and a checkpoint take. 0: it does not."""
 
     keep_last: int = 3
-    """Newest checkpoints kept; older ones are deleted."""
+    """Newest checkpoints kept, and as many of those at intervals; older ones are deleted."""
+
+    keep_every_steps: int = 0
+    """Checkpoints of multiples of this are kept for ever; 0: none. A multiple of `every_steps`."""
 
 
 @dataclass(frozen=True)

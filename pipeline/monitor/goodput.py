@@ -48,7 +48,7 @@ class _Start:
     """Steps done when it ended, and those of them that no later start computed again."""
 
     checkpoints: list[tuple[int, float]] = field(default_factory=list)
-    """(step, seconds) of every save."""
+    """(step, seconds that the loop stood still) of every save."""
 
     lines: list[tuple[float, Record, bool]] = field(default_factory=list)
     """(moment, metrics, whether they are retained), in order."""
@@ -186,7 +186,7 @@ def _note(start: _Start, name: str, event: Record, when: float) -> None:
     if name == "training":
         start.ready = when
     if name == "checkpoint":
-        start.checkpoints.append((int(event.get("step") or 0), number(event.get("seconds")) or 0.0))
+        start.checkpoints.append((int(event.get("step") or 0), number(event.get("stall_seconds")) or 0.0))
 
 
 def _close(starts: Sequence[_Start], reached: Any, reached_at: float | None) -> None:

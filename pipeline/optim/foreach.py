@@ -72,22 +72,18 @@ class ForeachOptimizer(Optimizer):
                         self._rounding.store(kept, exact)
         return loss
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Torch casts loaded state to the parameter's precision; moments return to the precision they are kept in."""
-        super().load_state_dict(state_dict)
-        for parameter, state in self.state.items():
-            for name in self.moments:
-                if name in state:
-                    state[name] = state[name].to(self._dtype_of(parameter))
+    def moments_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The state of a parameter by name; zeros before its first step."""
+        state = self.state[parameter]
+        for name in self.moments:
+            if name not in state:
+                state[name] = torch.zeros_like(parameter, dtype=self._dtype_of(parameter))
+        return {name: state[name] for name in self.moments}
 
     def _rows(self, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """(parameter, gradient, stored moments ...) of every parameter, or of every piece of one."""
         for parameter in parameters:
-            state = self.state[parameter]
-            for name in self.moments:
-                if name not in state:
-                    state[name] = torch.zeros_like(parameter, dtype=self._dtype_of(parameter))
-            row = (parameter, parameter.grad, *(state[name] for name in self.moments))
+            row: tuple[Any, ...] = (parameter, parameter.grad, *self.moments_of(parameter).values())
             if self.elementwise and parameter.numel() > _CHUNK_ELEMENTS:
                 length = max(_CHUNK_ELEMENTS * len(parameter) // parameter.numel(), 1)
                 yield from zip(*(tensor.detach().split(length) for tensor in row), strict=True)

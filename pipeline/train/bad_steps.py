@@ -25,10 +25,11 @@ from torch import Tensor
 
 from pipeline.base.errors import UserError
 from pipeline.base.logs import get_logger
+from pipeline.checkpoints.meta import checkpoint_directory, list_checkpoints
 from pipeline.config.run import RunConfig
 from pipeline.monitor.callback import MonitorCallback, StepCallback
 from pipeline.monitor.events import append_event
-from pipeline.train.checkpoint import checkpoint_directory, go_back, list_checkpoints
+from pipeline.train.checkpoint import load_checkpoint
 from pipeline.train.detector import Detector, Reason
 from pipeline.train.replay import replay_batch
 from pipeline.train.step_gate import StepGate
@@ -175,6 +176,7 @@ class BadSteps(StepGate, StepCallback):
         Raises:
             UserError: there is no checkpoint to go back to; on every rank.
         """
+        module.saves.settle()  # one that is under way may be what to go back to
         in_a_row, every_steps = self.detector.in_a_row, self.config.checkpoint.every_steps
         saved = [saved for saved in list_checkpoints(self._run_directory) if saved % every_steps == 0]
         mine = self.detector.rollback_target(saved, step) or 0
@@ -187,7 +189,7 @@ class BadSteps(StepGate, StepCallback):
                 "a new run with a lower optimizer.learning_rate or a longer warmup, or without these documents "
                 "(data.exclude); if all is as it should be, raise train.bad_steps.spike_factor."
             )
-        meta = go_back(trainer, module, checkpoint_directory(self._run_directory, target))
+        meta = load_checkpoint(trainer, module, checkpoint_directory(self._run_directory, target))
         self.detector.roll_back(target, step, meta.bad_steps)
         if trainer.is_global_zero:
             facts = {"to_step": target, "skipped_steps": [target + 1, step], "bad_steps_in_a_row": in_a_row}

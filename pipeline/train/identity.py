@@ -98,21 +98,3 @@ def check_identity(saved: dict[str, Any], present: dict[str, Any], checkpoint: s
         f"{checkpoint} belongs to another run:\n" + "\n".join(lines) + "\n"
         "Restore these values to resume it, or start a new run with another run_directory."
     )
-
-
-def check_layout(strategy: str, world_size: int, saved_strategy: str, saved_world_size: int, checkpoint: str) -> None:
-    """Refuse what the saved optimizer state cannot do: single and ddp restore anywhere, ZeRO only as it was.
-
-    Raises:
-        UserError: with both layouts and the way out.
-    """
-    plain = ("single", "ddp")
-    if strategy in plain and saved_strategy in plain:
-        return
-    if (strategy, world_size) == (saved_strategy, saved_world_size):
-        return
-    raise UserError(
-        f"{checkpoint} was saved by strategy `{saved_strategy}` on {saved_world_size} ranks and cannot be resumed by "
-        f"`{strategy}` on {world_size}: ZeRO's optimizer shards fit only the layout that wrote them. Start "
-        f"{saved_world_size} ranks with --train.strategy {saved_strategy}."
-    )

@@ -28,6 +28,7 @@ from pipeline.optim.build import make_optimizer
 from pipeline.optim.schedules import learning_rate
 from pipeline.train.budget import TimeBudget
 from pipeline.train.control import ControlPlane
+from pipeline.train.saves import Saves
 from pipeline.train.step_gate import StepGate
 from pipeline.train.step_timing import time_gradient_reduction
 from pipeline.train.strategies import ZERO_STAGES, engine_of
@@ -78,6 +79,7 @@ class PretrainModule(pl.LightningModule):
         self.stop_requested: Callable[[], bool] = lambda: False
         self.stop_agreed = False
         self.gate = StepGate()
+        self.saves = Saves()
         self.global_predictions = 0
         self.local_loss_sum: Tensor | None = None
         self.gradient_norm: Tensor | None = None
@@ -117,8 +119,12 @@ class PretrainModule(pl.LightningModule):
         assert self.control is not None
         self.clock.enter("communication")
         milliseconds = self.budget.elapsed_milliseconds() if self.trainer.is_global_zero else 0
-        predictions, stops, milliseconds, refusals = self.control.sum_integers(
-            batch.window_predictions, int(self.stop_requested()), milliseconds, int(self.gate.has_refused)
+        predictions, stops, milliseconds, refusals, *saves = self.control.sum_integers(
+            batch.window_predictions,
+            int(self.stop_requested()),
+            milliseconds,
+            int(self.gate.has_refused),
+            *self.saves.news(),
         )
         if refusals not in (0, self.plan.world_size):
             raise RuntimeError(
@@ -127,6 +133,7 @@ class PretrainModule(pl.LightningModule):
             )
         self.budget.agree(milliseconds)
         self.clock.enter("other")
+        self.saves.agree(*saves)
         self.global_predictions = predictions
         self.stop_agreed = stops > 0
         self.local_loss_sum = None

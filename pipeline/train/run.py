@@ -63,7 +63,7 @@ def train(
     check_run_directory(run_directory)
 
     streams = open_streams(config)
-    start = find_start(config, streams.identity, facts.world_size)
+    start = find_start(config, streams.identity, facts)
     if start.ends(config):
         return _nothing_to_do(config, start, facts)
 

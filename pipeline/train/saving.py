@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import secrets
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +15,28 @@ import torch
 from pipeline.base.errors import UserError
 from pipeline.base.logs import get_logger
 from pipeline.base.slurm import job_end_time
+from pipeline.checkpoints.directory import remove_leftovers
+from pipeline.checkpoints.meta import CheckpointMeta, describe
+from pipeline.checkpoints.retention import Retention
 from pipeline.config.run import CheckpointConfig
 from pipeline.monitor.callback import MonitorCallback, StepCallback
 from pipeline.monitor.events import append_event
+from pipeline.train.background_saves import BackgroundSaves, Outcome
 from pipeline.train.budget import TimeBudget
-from pipeline.train.checkpoint import (
-    CheckpointMeta,
-    load_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-)
+from pipeline.train.checkpoint import load_checkpoint
 from pipeline.train.control import join_ranks
 from pipeline.train.faults import StopSignals, TimeLimit
+from pipeline.train.loss_scaling import read_loss_scale
+from pipeline.train.rank_state import rank_pieces
+
+_TOKEN_BITS = 48
 
 
 class Lifecycle(StepCallback):
     """Brings the ranks together at the start; saves at intervals, when the run is to stop, and at the end.
 
     Args:
-        resume_from: checkpoint whose optimizer state is restored before the first step.
+        resume_from: checkpoint that is restored before the first step.
         make_meta: (step, real tokens of this start, time of the whole run) -> what the checkpoint says of itself.
     """
 
@@ -53,6 +58,7 @@ class Lifecycle(StepCallback):
         self.signals = signals
         self.time_limit = TimeLimit(job_end_time(), config.seconds_before_time_limit)
         self.stopped_at: int | None = None
+        self.saves: BackgroundSaves | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         join_ranks(trainer, module)
@@ -61,7 +67,9 @@ class Lifecycle(StepCallback):
         _check_same_step(module)
         if self.resume_from is not None:
             load_checkpoint(trainer, module, self.resume_from)
+        self.saves = module.saves = self._make_saves(trainer, module)
         if trainer.is_global_zero:
+            remove_leftovers(self.run_directory)
             append_event(self.run_directory, "training", step=module.step)
 
     def stop_requested(self) -> bool:
@@ -74,6 +82,8 @@ class Lifecycle(StepCallback):
             return
         with self.monitor.clock.during("checkpoint"):
             self._save(trainer, module, step)
+            if last or module.stop_agreed:
+                self._must_succeed(module.saves.settle(), step)
         if last and module.budget.is_spent:
             trainer.should_stop = True
             if trainer.is_global_zero:
@@ -89,20 +99,61 @@ class Lifecycle(StepCallback):
                 get_logger().info("stopped after step %d %s; run the same command to go on", step, why)
 
     def _save(self, trainer: pl.Trainer, module: Any, step: int) -> None:
-        started = time.perf_counter()
+        module.saves.settle()  # never two at once
         (tokens,) = module.control.sum_integers(module.counts.real_tokens)
-        path = save_checkpoint(trainer, module, self.run_directory, self.make_meta(step, tokens, module.budget))
-        if trainer.is_global_zero:
-            self._tell("checkpoint", step, path=path.name, seconds=round(time.perf_counter() - started, 3))
-            prune_checkpoints(self.run_directory, self.config.keep_last, self.config.every_steps)
+        meta = self.make_meta(step, tokens, module.budget)
+        meta = replace(meta, loss_scale=read_loss_scale(trainer, module))
+        module.saves.begin(step, partial(rank_pieces, trainer, module), describe(meta))
+
+    def _make_saves(self, trainer: pl.Trainer, module: Any) -> BackgroundSaves:
+        config = self.config
+        retention = Retention(config.keep_last, config.every_steps, config.keep_every_steps)
+        (token,) = module.control.sum_integers(secrets.randbits(_TOKEN_BITS) if trainer.is_global_zero else 0)
+        return BackgroundSaves(
+            self.run_directory, module.control, trainer.global_rank, retention, f"{token:x}", self._tell_outcome
+        )
+
+    def _tell_outcome(self, outcome: Outcome) -> None:
+        with self.monitor.clock.during("checkpoint"):
+            seconds = {"stall_seconds": round(outcome.stall_seconds, 3), "seconds": round(outcome.seconds, 3)}
+            if outcome.error is not None:
+                self._tell("checkpoint_failed", outcome.step, error=outcome.error, **seconds)
+                get_logger().warning(
+                    "no checkpoint of step %d: %s. The older ones are untouched; the next save comes at an interval "
+                    "(checkpoint.every_steps), or when the run stops", outcome.step, outcome.error,
+                )  # fmt: skip
+                return
+            self._tell("checkpoint", outcome.step, path=outcome.path.name, **seconds)
+            for step in outcome.deleted:
+                get_logger().info("checkpoint of step %d deleted (checkpoint.keep_last)", step)
+            if outcome.warning is not None:
+                get_logger().warning("after the checkpoint of step %d: %s", outcome.step, outcome.warning)
+
+    @staticmethod
+    def _must_succeed(error: str | None, step: int) -> None:
+        """Nothing comes after this save that could make up for it.
+
+        Raises:
+            UserError: it has failed; on every rank.
+        """
+        if error is not None:
+            raise UserError(
+                f"checkpoint of step {step}: it could not be written ({error}), and the run ends with it. The older "
+                "checkpoints are untouched: see to the disk, then run the same command to go on from the newest."
+            )
 
     def _tell(self, name: str, step: int, **facts: Any) -> None:
         """Note an event in the run directory, on the console and in wandb; rank 0 only."""
-        append_event(self.run_directory, name, step=step, **facts)
+        try:
+            append_event(self.run_directory, name, step=step, **facts)
+        except OSError as error:  # the disk may be as full as it was for the save
+            get_logger().warning("the event %s of step %d is not noted: %s", name, step, error)
         self.monitor.event(name, step=step, **facts)
 
     def teardown(self, trainer: pl.Trainer, module: Any) -> None:
         self.signals.restore()
+        if self.saves is not None:
+            self.saves.close()
 
 
 def _check_same_step(module: Any) -> None:

@@ -20,6 +20,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
 from pipeline.base.ranks import RankFacts
 from pipeline.base.slurm import own_job_id, own_job_restarts
+from pipeline.checkpoints.meta import CheckpointMeta, read_meta
 from pipeline.config.derived import BatchPlan, batch_plan
 from pipeline.config.loading import to_plain
 from pipeline.config.run import RunConfig
@@ -37,10 +38,10 @@ from pipeline.monitor.step_clock import StepClock
 from pipeline.optim.groups import unused_patterns
 from pipeline.train.bad_steps import BadSteps
 from pipeline.train.budget import TimeBudget
-from pipeline.train.checkpoint import CheckpointMeta, checkpoint_directory, list_checkpoints, load_weights, read_meta
 from pipeline.train.compilation import compile_step, prepare_compiler
 from pipeline.train.detector import Detector
-from pipeline.train.identity import check_identity, check_layout
+from pipeline.train.fallback import newest_intact_checkpoint
+from pipeline.train.identity import check_identity
 from pipeline.train.module import PretrainModule
 from pipeline.train.process import quiet_lightning, set_threads
 from pipeline.train.run_directory import enter_run_directory
@@ -71,23 +72,20 @@ class Start:
         return self.step >= config.train.steps or self.budget_spent
 
 
-def find_start(config: RunConfig, identity: Callable[[int], dict[str, Any]], world_size: int) -> Start:
-    """The newest checkpoint of the run directory, checked against this config.
+def find_start(config: RunConfig, identity: Callable[[int], dict[str, Any]], facts: RankFacts) -> Start:
+    """The newest intact checkpoint of the run directory, checked against this config.
 
     Args:
         identity: of this run up to a step.
 
     Raises:
-        UserError: it belongs to another run, or its state does not fit this strategy and number of ranks.
+        UserError: it belongs to another run; none of the checkpoints is intact.
     """
-    run_directory = Path(config.run_directory)
-    steps = list_checkpoints(run_directory)
-    if not steps:
+    directory = newest_intact_checkpoint(Path(config.run_directory), is_first_rank=facts.rank == 0)
+    if directory is None:
         return Start()
-    directory = checkpoint_directory(run_directory, steps[-1])
     meta = read_meta(directory)
     check_identity(meta.identity, identity(meta.step), str(directory))
-    check_layout(config.train.strategy, world_size, meta.strategy, meta.world_size, str(directory))
     return Start(meta.step, meta.tokens_seen, directory, meta.training_seconds, meta.budget_spent, meta.bad_steps)
 
 
@@ -112,7 +110,7 @@ def make_module(
     config: RunConfig, streams: Streams, start: Start, plan: BatchPlan, device: torch.device
 ) -> PretrainModule:
     """The model with what a step computes, compiled if the config says so."""
-    module = PretrainModule(make_model(config, streams, start), config, plan, start.step, start.training_seconds)
+    module = PretrainModule(make_model(config, streams), config, plan, start.step, start.training_seconds)
     module.clock = make_clock(device)
     checkpoint_activations(module.model, config.train.activation_checkpointing)
     if config.train.compile:
@@ -120,8 +118,8 @@ def make_module(
     return module
 
 
-def make_model(config: RunConfig, streams: Streams, start: Start) -> Any:
-    """The stock model with this seed's initial weights, or the checkpoint's (DeepSpeed restores its own later).
+def make_model(config: RunConfig, streams: Streams) -> Any:
+    """The stock model with this seed's initial weights; a checkpoint's are filled in when the strategy is set up.
 
     Raises:
         UserError: see ``build_model``; a group of ``optimizer.groups`` has no parameter.
@@ -133,8 +131,6 @@ def make_model(config: RunConfig, streams: Streams, start: Start) -> Any:
         seed=key(config.seed, _INIT_STREAM),
     )
     _check_groups(model, config)
-    if start.directory is not None and config.train.strategy not in ZERO_STAGES:
-        load_weights(model, start.directory)
     return model
 
 

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.numpy import load_file
 from torch import Tensor
 
+from pipeline.checkpoints.meta import checkpoint_directory, read_meta
 from pipeline.monitor.events import read_events
-from pipeline.train.checkpoint import checkpoint_directory, read_meta
 from pipeline.train.module import PretrainModule
 from pipeline.train.replay import replay_batch
 from pipeline.train.run import RunOutcome
 from tests.corpora import random_lengths, write_corpus
 from tests.rankpool import RankPool
-from tests.runs import column, load, run_rank, tiny_corpus, write_config
+from tests.runs import column, load, run_rank, tiny_corpus, weights_of, write_config
 
 BAD_STEP = 4
 SHORT = [
@@ -66,10 +65,6 @@ def _poisoned(
         return run_rank(config_path, overrides)
     finally:
         PretrainModule.loss_sum = clean
-
-
-def weights_of(run_directory: Path, step: int) -> dict[str, Any]:
-    return load_file(checkpoint_directory(run_directory, step) / "model.safetensors")
 
 
 def equal_weights(run: Path, other: Path, step: int) -> bool:

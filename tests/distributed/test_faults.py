@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.numpy import load_file
 
 from pipeline.data.loader import _Steps
 from pipeline.launch.torchrun import ranks_environment, run_forwarding_signals
@@ -18,7 +17,7 @@ from pipeline.monitor.json_lines import read_records
 from pipeline.monitor.sinks import SUPERSEDED_NAME
 from tests.faulty_rank import command_with_faults, fault_environment
 from tests.rankpool import RankError, RankPool
-from tests.runs import column, run_rank, tiny_corpus, write_config
+from tests.runs import column, run_rank, tiny_corpus, weights_of, write_config
 
 TIMEOUTS = ["--train.hang_timeout_seconds", "10", "--train.slow_timeout_seconds", "200"]
 
@@ -43,7 +42,7 @@ def assert_undisturbed(run: Path, strategy: str, rank_pool: RankPool, *more: str
     rank_pool.run(run_rank, str(config), ["--train.strategy", strategy, "--run_directory", str(expected), *more])
     for name in ("step", "loss", "grad_norm", "batch_digest"):
         assert column(run, name) == column(expected, name), name
-    weights, reference = (load_file(path / "checkpoints/step-00000020/model.safetensors") for path in (run, expected))
+    weights, reference = (weights_of(path, 20) for path in (run, expected))
     assert all((weights[name] == reference[name]).all() for name in reference)
 
 
@@ -103,6 +102,28 @@ def test_goodput_knows_what_three_kills_have_cost(
     assert told["lost_seconds"]["start_up"] > told["productive_seconds"], "of 20 steps of some milliseconds"
     assert len(read_records(run / SUPERSEDED_NAME)) == 2, "of steps 6 and 18"
     assert_undisturbed(run, strategy, rank_pool, *every_third)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("strategy", ["ddp", "zero1"])
+def test_a_rank_killed_in_the_middle_of_its_file_leaves_the_older_checkpoint(
+    strategy: str,
+    rank_pool: RankPool,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The save of step 10 is still under way at step 13, since a process stands still in the file of rank 1."""
+    monkeypatch.setenv("HELD_SAVE", "1:10")
+    run, log = run_with_faults(tmp_path, strategy, ["SIGKILL:1:13"], capfd)
+    events = [(event["event"], event["step"]) for event in read_events(run)]
+    news = [event for event in events if event[0] in ("started", "resumed", "checkpoint", "checkpoint_damaged")]
+    later = [("checkpoint", step) for step in (10, 15, 20)]
+    assert news == [("started", 0), ("checkpoint", 5), ("resumed", 5), *later], log
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["latest", *(f"step-{step:08d}" for step in (5, 10, 15, 20))], "the part of the file is gone"
+    monkeypatch.delenv("HELD_SAVE")
+    assert_undisturbed(run, strategy, rank_pool)
 
 
 def _cannot_read(config_path: str, overrides: list[str], failing_rank: str) -> None:

@@ -40,8 +40,8 @@ def test_an_undisturbed_run() -> None:
     events = [
         event(8, "started", 0, began=0),
         event(10, "training", 0),
-        event(24, "checkpoint", 10, seconds=2.0),
-        event(36, "checkpoint", 20, seconds=1.0),
+        event(24, "checkpoint", 10, stall_seconds=2.0),
+        event(36, "checkpoint", 20, stall_seconds=1.0),
         event(36, "finished", 20),
         event(9000, "exported", 20),
     ]
@@ -63,7 +63,7 @@ def test_an_undisturbed_run() -> None:
 KILLED = [
     event(8, "started", 0, began=0),
     event(10, "training", 0),
-    event(21, "checkpoint", 10, seconds=1.0),
+    event(21, "checkpoint", 10, stall_seconds=1.0),
     # A rank was killed during step 15, the others noticed a minute later; back in the queue for 100 s.
     event(85, "hung", 14, rank=0),
     event(134, "resumed", 10, began=125, reached=14, reached_at=25),
@@ -72,7 +72,7 @@ KILLED = [
     event(145, "resumed", 10, began=140, reached=12, reached_at=137),
     event(160, "resumed", 10, began=155, reached=10, reached_at=146),
     event(162, "training", 10),
-    event(172, "checkpoint", 20, seconds=0.5),
+    event(172, "checkpoint", 20, stall_seconds=0.5),
     event(172, "finished", 20),
 ]
 
@@ -120,7 +120,7 @@ def test_a_clean_stop_costs_no_step() -> None:
     events = [
         event(0, "started", 0),
         event(0, "training", 0),
-        event(11, "checkpoint", 10, seconds=1.0),
+        event(11, "checkpoint", 10, stall_seconds=1.0),
         event(11, "stopped", 10, signal="SIGTERM"),
         event(13, "something_else"),
         event(50, "resumed", 10, reached=10, reached_at=10),

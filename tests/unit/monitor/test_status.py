@@ -87,7 +87,7 @@ def test_goodput_and_what_was_lost(tmp_path: Path, capsys: pytest.CaptureFixture
     lines = [
         {"time": at(4), "event": "started", "step": 0, "began": at(0), **HERE},
         {"time": at(6), "event": "training", "step": 0},
-        {"time": at(16), "event": "checkpoint", "step": 5, "seconds": 5.0},
+        {"time": at(16), "event": "checkpoint", "step": 5, "stall_seconds": 5.0, "seconds": 9.0},
         {"time": at(30), "event": "resumed", "step": 5, "began": at(25), "reached": 7, "reached_at": at(18), **HERE},
         {"time": at(32), "event": "training", "step": 5},
     ]

@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from pipeline.base.errors import UserError
+from pipeline.checkpoints.file_writer import FileWriter
 from pipeline.config.bad_steps import BadStepsConfig
 from pipeline.config.optimization import OptimizerConfig
 from pipeline.monitor.events import read_events
 from pipeline.optim.build import make_optimizer
 from pipeline.train import bad_steps
 from pipeline.train.bad_steps import decides_on_device
-from pipeline.train.checkpoint import checkpoint_directory, list_checkpoints, prune_checkpoints
 from pipeline.train.detector import Detector
 from pipeline.train.module import PretrainModule
 from pipeline.train.run import train
-from tests.runs import load, tiny_corpus, write_config
+from pipeline.train.saves import Saves
+from tests.runs import load, tiny_corpus, weights_of, write_config
 
 OVERRIDES = ("--train.steps", "8", "--evaluation.every_steps", "0", "--evaluation.rows", "1")
 
@@ -59,7 +59,7 @@ def test_the_device_decides_as_the_host(
         run = config.with_suffix("")
         skips = [event for event in read_events(run) if event["event"] == "step_skipped"]
         runs[name] = [[event[key] for key in ("step", "reason", "batch_digest", "segments")] for event in skips]
-        runs[name].append(load_file(checkpoint_directory(run, 8) / "model.safetensors"))
+        runs[name].append(weights_of(run, 8))
     *host, weights = runs["host"]
     *device, device_weights = runs["device"]
     assert [event[:2] for event in host] == [[3, "loss_not_finite"], [4, "loss_not_finite"], [6, "skip_steps"]]
@@ -84,6 +84,20 @@ def test_a_rollback_waits_for_a_logged_step_where_the_device_decides(
     assert (event["step"], event["to_step"]) == (5, 2)
 
 
+def test_a_rollback_waits_for_the_save_that_is_under_way(
+    corpus: Path, tmp_path: Path, poison: dict[int, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is done with a file only when somebody waits for it."""
+    answer = FileWriter.answer
+    monkeypatch.setattr(FileWriter, "answer", lambda self, *, wait: answer(self, wait=True) if wait else None)
+    poison |= dict.fromkeys((5, 6), math.nan)
+    config = write_config(tmp_path, corpus)
+    options = ("--train.bad_steps.rollback_after", "2", "--train.bad_steps.rollback_steps", "1")
+    train(load(config, *OVERRIDES, *options, "--checkpoint.every_steps", "3"))
+    (event,) = (event for event in read_events(config.with_suffix("")) if event["event"] == "rolled_back")
+    assert (event["step"], event["to_step"]) == (6, 3)
+
+
 def test_spikes_are_skipped(corpus: Path, tmp_path: Path, poison: dict[int, float]) -> None:
     """A loss of twice its size is one; of a thirtieth more, none. What is left is the run that was told to skip it."""
     poison |= {11: 2.0, 12: 1.03}
@@ -92,7 +106,7 @@ def test_spikes_are_skipped(corpus: Path, tmp_path: Path, poison: dict[int, floa
     for name, how in (("spike", ("--train.bad_steps.spike_factor", "10")), ("told", ("--train.skip_steps", "[11]"))):
         config = write_config(tmp_path, corpus, name)
         train(load(config, *OVERRIDES, *options, *how))
-        weights.append(load_file(checkpoint_directory(config.with_suffix(""), 13) / "model.safetensors"))
+        weights.append(weights_of(config.with_suffix(""), 13))
     (event,) = (event for event in read_events(tmp_path / "spike") if event["event"] == "step_skipped")
     assert (event["step"], event["reason"]) == (11, "loss_spike")
     assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
@@ -136,16 +150,7 @@ def test_ranks_that_decide_differently_stop() -> None:
     module: Any = SimpleNamespace(
         control=control, clock=SimpleNamespace(enter=lambda phase: None), trainer=SimpleNamespace(is_global_zero=True),
         budget=SimpleNamespace(elapsed_milliseconds=lambda: 0), stop_requested=lambda: False, step=7,
-        gate=SimpleNamespace(has_refused=True), plan=SimpleNamespace(world_size=2),
+        gate=SimpleNamespace(has_refused=True), saves=Saves(), plan=SimpleNamespace(world_size=2),
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="step 7 was skipped by 1 of 2 ranks"):
         PretrainModule._begin_step(module, SimpleNamespace(window_predictions=5))  # type: ignore[arg-type]
-
-
-def test_checkpoints_of_signals_do_not_displace_those_of_intervals(tmp_path: Path) -> None:
-    for step in (10, 20, 30, 31, 32, 40, 41, 42, 43):
-        directory = checkpoint_directory(tmp_path, step)
-        directory.mkdir(parents=True)
-        (directory / "meta.json").touch()
-    prune_checkpoints(tmp_path, keep_last=2, every_steps=10)
-    assert list_checkpoints(tmp_path) == [30, 40, 42, 43]
