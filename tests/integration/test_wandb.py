@@ -16,7 +16,8 @@ from pipeline.cli import main
 from pipeline.data.loader import _Steps
 from pipeline.monitor.wandb_files import last_offline_step, set_empty_files_aside
 from tests.rankpool import RankPool
-from tests.runs import tiny_corpus, write_config
+from tests.runs import write_config
+from tests.unit.export.export_cases import make_corpus
 from tests.wandb_server import WandbServer
 
 KEY = "5ec2e7c0ffee5ec2e7c0ffee5ec2e7c0ffee5ec2"
@@ -98,13 +99,15 @@ def test_an_online_run_that_was_killed_goes_on_as_the_same_run(tmp_path: Path) -
         assert server.steps(run_id_of(run)) == list(range(1, 21))
 
 
-@pytest.mark.parametrize("num_steps", [0, 1])
-def test_files_without_steps(num_steps: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_bytes", [0, 7, 12, 40_000])
+def test_files_without_records_are_set_aside(num_bytes: int, tmp_path: Path) -> None:
     assert last_offline_step(tmp_path, "abc") == 0
-    folder = tmp_path / "wandb/offline-run-20260101_000000-abc"
-    folder.mkdir(parents=True)
-    (folder / "run-abc.wandb").write_bytes(b":W&B" + bytes(3 + 20 * num_steps))
+    file = tmp_path / "wandb/offline-run-20260101_000000-abc/run-abc.wandb"
+    file.parent.mkdir(parents=True)
+    file.write_bytes((b":W&B" + bytes(40_000))[:num_bytes])
     assert last_offline_step(tmp_path, "abc") == 0
+    set_empty_files_aside(tmp_path, "abc")
+    assert [path.name for path in file.parent.iterdir()] == ["run-abc.empty"]
 
 
 def _leave_everything(config_path: str, log: str, url: str) -> list[Any]:
@@ -131,7 +134,8 @@ def _leave_everything(config_path: str, log: str, url: str) -> list[Any]:
 
 
 def test_the_key_is_nowhere_in_what_a_run_leaves(rank_pool: RankPool, tmp_path: Path) -> None:
-    config = write_config(tmp_path, tiny_corpus(tmp_path / "corpus").directory)
+    make_corpus(tmp_path / "corpus", "bert")
+    config = write_config(tmp_path, tmp_path / "corpus")
     log = tmp_path / "log"
     with WandbServer(refuses=True) as server:
         (ends,) = rank_pool.run(_leave_everything, str(config), str(log), server.url, world_size=1)
