@@ -6,6 +6,7 @@ in parts, each part after 4 bytes of checksum, 2 of length and 1 of kind. wandb 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,9 +68,9 @@ def _records(path: Path, first_block: int) -> Iterator[bytes]:
 def _step_of(record: bytes) -> int | None:
     """The step of a record of metrics; None for another one, or what is none."""
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record
 
-    message = Record()
+    # By name: the module has what it finds for the version of protobuf that is installed.
+    message = importlib.import_module("wandb.proto.wandb_internal_pb2").Record()
     try:
         message.ParseFromString(record)
     except DecodeError:
