@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pipeline.cli import main
-from pipeline.launch.requeue import run_was_stopped
+from pipeline.launch.requeue import run_events, was_stopped
 from pipeline.monitor.events import read_events
 from pipeline.train.run import RunOutcome, train
 from tests.corpora import random_lengths, write_corpus
@@ -205,10 +205,10 @@ def test_a_stopped_run_can_be_called_finished(rank_pool: RankPool, corpus: Path,
     config = write_config(tmp_path, corpus)
     (outcome,) = rank_pool.run(_killed_after, str(config), [], 7, "SIGTERM", world_size=1)
     run = config.with_suffix("")
-    assert run_was_stopped(run)
+    assert was_stopped(run_events(run))
     for _ in range(2):
         rank_pool.run(run_rank, str(config), ["--train.steps", str(outcome.step)], world_size=1)
-        assert not run_was_stopped(run)
+        assert not was_stopped(run_events(run))
     assert [event["event"] for event in read_events(run)].count("finished") == 1
 
 
