@@ -191,6 +191,7 @@ def our_loop(model: Trivial, batches: Repeated, clock: type[StepClock] = StepClo
     from pipeline.train.process import quiet_lightning
     from pipeline.train.saving import Lifecycle
     from pipeline.train.setup import make_trainer
+    from pipeline.train.start_up import StartUpClock
     from pipeline.train.step_timing import TimedBatches
     from pipeline.train.validation import Validation
 
@@ -217,10 +218,11 @@ def our_loop(model: Trivial, batches: Repeated, clock: type[StepClock] = StepClo
         )
         never: Any = None  # nothing is saved before the last step, and that is not reached
         bad_steps = BadSteps(config, Detector(config.train.bad_steps, config.train.skip_steps), monitor)
-        signals = StopSignals()
+        signals, start_up = StopSignals(), StartUpClock(time.time())
         lifecycle = Lifecycle(
-            config.checkpoint, run, resume_from=None, make_meta=never, monitor=monitor, signals=signals
-        )
+            config.checkpoint, run, resume_from=None, make_meta=never, monitor=monitor, signals=signals,
+            start_up=start_up,
+        )  # fmt: skip
         validation = Validation(lambda step: [], config.evaluation, monitor)
         features = [ProgressCallback(ProgressFile(run, 0)), bad_steps, validation, monitor, lifecycle]
         trainer = make_trainer(config, plan, facts, device, WIDTH * WIDTH, features)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.parsers import add_command, add_group, add_json
+from pipeline.commands.parsers import add_accept_change, add_command, add_group, add_json
 from pipeline.commands.printing import print_lines
 
 
@@ -21,6 +21,7 @@ def add_launch_commands(commands: Any) -> None:
     torchrun.add_argument(
         "--max-restarts", type=int, default=0, metavar="N", help="start all ranks again when one has failed (default 0)"
     )
+    add_accept_change(torchrun)
     torchrun.add_argument("--print", action="store_true", dest="only_print", help="print the command and stop")
     _add_slurm(launch)
     requeue = add_command(
@@ -30,6 +31,7 @@ def add_launch_commands(commands: Any) -> None:
     requeue.add_argument(
         "--max-restarts", type=int, metavar="N", help="the ranks have failed: N times in a row without a new checkpoint"
     )
+    add_accept_change(requeue)  # the script gives both commands the same arguments
 
 
 def _add_slurm(launch: Any) -> None:
@@ -84,6 +86,7 @@ def launch_torchrun(namespace: argparse.Namespace, overrides: list[str]) -> int:
         namespace.config,
         namespace.processes,
         overrides,
+        accepted_changes=namespace.accept_change,
         max_restarts=namespace.max_restarts,
         only_print=namespace.only_print,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import UserError
-from pipeline.commands.parsers import add_command, add_json
+from pipeline.commands.parsers import add_accept_change, add_command, add_json
 from pipeline.commands.printing import print_facts, print_lines
 
 
@@ -18,6 +18,7 @@ def add_run_commands(commands: Any) -> None:
     """Declare them."""
     train = add_command(commands, "train", run_train, "train, or go on training, a run", overrides=True)
     train.add_argument("config", type=Path, help="run config (YAML)")
+    add_accept_change(train)
     bench = add_command(commands, "bench", run_bench, "measure a config's step on this machine", overrides=True)
     bench.add_argument("config", type=Path, help="run config (YAML)")
     bench.add_argument("--steps", type=int, default=20, metavar="N", help="steps that are measured (default 20)")
@@ -51,7 +52,7 @@ def add_run_commands(commands: Any) -> None:
 
 def run_train(namespace: argparse.Namespace, overrides: list[str]) -> int:
     from pipeline.base.logs import configure_logging
-    from pipeline.base.process_age import process_start
+    from pipeline.base.processes import process_start
     from pipeline.base.ranks import rank_facts
     from pipeline.config.derived import batch_plan
     from pipeline.config.loading import load_run_config
@@ -66,7 +67,7 @@ def run_train(namespace: argparse.Namespace, overrides: list[str]) -> int:
     from pipeline.train.run import train
 
     try:
-        train(config, facts, signals, process_start())
+        train(config, facts, signals, process_start(), namespace.accept_change)
     finally:
         signals.restore()
     return 0

@@ -119,7 +119,10 @@ def _train_problems(config: RunConfig) -> Iterator[str]:
         train__gradient_clip_norm=train.gradient_clip_norm,
         train__hang_timeout_seconds=train.hang_timeout_seconds,
     )
-    yield from positive(train__slow_timeout_seconds=train.slow_timeout_seconds)
+    yield from positive(
+        train__slow_timeout_seconds=train.slow_timeout_seconds,
+        train__lock_timeout_seconds=train.lock_timeout_seconds,
+    )
     if train.slow_timeout_seconds < train.hang_timeout_seconds:
         yield (
             f"train.slow_timeout_seconds: {train.slow_timeout_seconds} is below train.hang_timeout_seconds "

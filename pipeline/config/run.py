@@ -292,6 +292,9 @@ class TrainConfig:
     """The same where a loop may stand still for longer: start, first steps of a stage (compilation), evaluations,
     checkpoints."""
 
+    lock_timeout_seconds: float = 120.0
+    """A run directory whose job on another machine has shown no sign of life for so long may be taken over."""
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from pipeline.base.directory_lock import refuse_if_held
 from pipeline.base.errors import UserError
 from pipeline.config.derived import batch_plan
 from pipeline.config.loading import load_run_config
@@ -71,6 +72,7 @@ def launch(
     processes: int | None = None,
     overrides: Sequence[str] = (),
     *,
+    accepted_changes: Sequence[str] = (),
     max_restarts: int = 0,
     only_print: bool = False,
 ) -> int:
@@ -80,7 +82,8 @@ def launch(
 
     Args:
         processes: default one a visible GPU, or 1 without GPUs.
-        overrides: further arguments of `pretrain train`.
+        overrides: keys of the config, as arguments of `pretrain train`.
+        accepted_changes: keys that may differ from those of the run's checkpoint.
         max_restarts: how often all ranks are started again after one has failed; they go on from the newest checkpoint.
         only_print: print the command and start nothing.
 
@@ -88,7 +91,7 @@ def launch(
         torchrun's exit status: 0 when every rank ended with 0.
 
     Raises:
-        UserError: the config has problems, or its global batch cannot be shared by this many ranks.
+        UserError: the config has problems, its global batch cannot be shared by this many ranks, or the run goes on.
     """
     if processes is None:
         processes = num_visible_gpus(os.environ) or 1
@@ -96,11 +99,14 @@ def launch(
         raise UserError(f"--processes is {processes}; start at least 1 rank.")
     if max_restarts < 0:
         raise UserError(f"--max-restarts is {max_restarts}; give 0 (never start again) or more.")
-    batch_plan(load_run_config(config, overrides), processes)  # one message here instead of one a rank
-    command = torchrun_command(config, processes, overrides, max_restarts=max_restarts)
+    checked = load_run_config(config, overrides)
+    batch_plan(checked, processes)  # one message here instead of one a rank
+    arguments = [*overrides, *(word for key in accepted_changes for word in ("--accept-change", key))]
+    command = torchrun_command(config, processes, arguments, max_restarts=max_restarts)
     print(shlex.join(command), flush=True)
     if only_print:
         return 0
+    refuse_if_held(Path(checked.run_directory), "run_directory")
     num_cores = len(os.sched_getaffinity(0))
     return run_forwarding_signals(command, ranks_environment(os.environ, processes, num_cores), processes)
 

@@ -18,6 +18,9 @@ from pipeline.monitor.step_clock import StepClock
 class StepCallback:
     """A feature of the run that acts when an optimizer step is done. Steps count from 1."""
 
+    def on_ranks_met(self, trainer: pl.Trainer, module: Any) -> None:
+        """Called on every rank when the ranks have found each other, before the strategy takes the model."""
+
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Called on every rank before the first step."""
 
@@ -36,6 +39,10 @@ class StepCallbacks(pl.Callback):
 
     def __init__(self, features: Sequence[StepCallback]) -> None:
         self.features = features
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        for feature in self.features:
+            feature.on_ranks_met(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         for feature in self.features:

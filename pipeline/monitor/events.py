@@ -13,7 +13,7 @@ EVENTS_NAME = "events.jsonl"
 STARTING_EVENTS = ("started", "resumed")
 """Events that begin a stretch of work; wall time counts from each to the last sign of life before the next."""
 
-OUTSIDE_EVENTS = ("exported", "config_changed", "checkpoint_damaged")
+OUTSIDE_EVENTS = ("exported", "config_changed", "change_accepted", "checkpoint_damaged")
 """Events that happen while nothing trains, perhaps days after the run: no sign of life."""
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.base.errors import UserError
@@ -40,6 +41,7 @@ FREE_KEYS = (
     "train.matmul_precision",
     "train.hang_timeout_seconds",
     "train.slow_timeout_seconds",
+    "train.lock_timeout_seconds",
     "checkpoint.",
     "evaluation.",
     "monitor.",
@@ -55,6 +57,8 @@ _MEANING = {
     "train.skip_steps": "up to then",
 }
 """What values are that do not speak for themselves."""
+
+_ABSENT = "(absent)"
 
 
 def run_identity(
@@ -80,21 +84,42 @@ def run_identity(
     }
 
 
-def check_identity(saved: dict[str, Any], present: dict[str, Any], checkpoint: str) -> None:
+def check_identity(
+    saved: dict[str, Any], present: dict[str, Any], checkpoint: str, accepted: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
     """Refuse to resume another run.
 
+    Args:
+        accepted: keys that may differ all the same.
+
+    Returns:
+        The accepted differences: key -> ``checkpoint`` and ``now``, the two values.
+
     Raises:
-        UserError: with every difference, both values, and the way out.
+        UserError: with every difference that is not accepted, both values, and the way out; or a key in ``accepted``
+            is none.
     """
-    if saved == present:
-        return
+    keys = [*present, *(key for key in saved if key not in present)]
+    for key in accepted:
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise UserError(f"--accept-change: `{key}` is nothing that a resume compares.{hint}")
+    differences = {
+        key: {"checkpoint": saved.get(key, _ABSENT), "now": present.get(key, _ABSENT)}
+        for key in keys
+        if saved.get(key, _ABSENT) != present.get(key, _ABSENT)
+    }
     lines = [
-        f"  - {key}: checkpoint {saved.get(key, '(absent)')!r}, now {present.get(key, '(absent)')!r}"
+        f"  - {key}: checkpoint {values['checkpoint']!r}, now {values['now']!r}"
         + (f" ({_MEANING[key]})" if key in _MEANING else "")
-        for key in [*present, *(key for key in saved if key not in present)]
-        if saved.get(key, "(absent)") != present.get(key, "(absent)")
+        for key, values in differences.items()
+        if key not in accepted
     ]
-    raise UserError(
-        f"{checkpoint} belongs to another run:\n" + "\n".join(lines) + "\n"
-        "Restore these values to resume it, or start a new run with another run_directory."
-    )
+    if lines:
+        raise UserError(
+            f"{checkpoint} belongs to another run:\n" + "\n".join(lines) + "\n"
+            "Restore these values to resume it, or start a new run with another run_directory. To go on with a changed "
+            "value all the same, name its key: --accept-change KEY (once for each)."
+        )
+    return differences

@@ -28,6 +28,7 @@ from pipeline.train.control import join_ranks
 from pipeline.train.faults import StopSignals, TimeLimit
 from pipeline.train.loss_scaling import read_loss_scale
 from pipeline.train.rank_state import rank_pieces
+from pipeline.train.start_up import StartUpClock
 
 _TOKEN_BITS = 48
 
@@ -49,6 +50,7 @@ class Lifecycle(StepCallback):
         make_meta: Callable[[int, int, TimeBudget], CheckpointMeta],
         monitor: MonitorCallback,
         signals: StopSignals,
+        start_up: StartUpClock,
     ) -> None:
         self.config = config
         self.run_directory = run_directory
@@ -56,21 +58,27 @@ class Lifecycle(StepCallback):
         self.make_meta = make_meta
         self.monitor = monitor
         self.signals = signals
+        self.start_up = start_up
         self.time_limit = TimeLimit(job_end_time(), config.seconds_before_time_limit)
         self.stopped_at: int | None = None
         self.saves: BackgroundSaves | None = None
 
+    def on_ranks_met(self, trainer: pl.Trainer, module: Any) -> None:
+        self.start_up.enter("strategy")
+
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.start_up.enter("rendezvous")
         join_ranks(trainer, module)
         module.stop_requested = self.stop_requested if trainer.is_global_zero else self.signals.requested
         self.signals.install()
         _check_same_step(module)
+        self.start_up.enter("load")
         if self.resume_from is not None:
             load_checkpoint(trainer, module, self.resume_from)
         self.saves = module.saves = self._make_saves(trainer, module)
         if trainer.is_global_zero:
             remove_leftovers(self.run_directory)
-            append_event(self.run_directory, "training", step=module.step)
+            append_event(self.run_directory, "training", step=module.step, start_up_seconds=self.start_up.read())
 
     def stop_requested(self) -> bool:
         """On rank 0, whose clock counts for all: whether the run is to stop after the step that begins now."""

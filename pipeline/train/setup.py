@@ -66,17 +66,22 @@ class Start:
     still to do: it is the one with the final rate and the last evaluation."""
     bad_steps: dict[str, Any] = field(default_factory=dict)
     """State of the detector of bad steps."""
+    accepted_changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What differs from the checkpoint's run and was accepted: key -> the two values."""
 
     def ends(self, config: RunConfig) -> bool:
         """Whether nothing is left to train."""
         return self.step >= config.train.steps or self.budget_spent
 
 
-def find_start(config: RunConfig, identity: Callable[[int], dict[str, Any]], facts: RankFacts) -> Start:
+def find_start(
+    config: RunConfig, identity: Callable[[int], dict[str, Any]], facts: RankFacts, accepted: Sequence[str] = ()
+) -> Start:
     """The newest intact checkpoint of the run directory, checked against this config.
 
     Args:
         identity: of this run up to a step.
+        accepted: keys of it that may have changed.
 
     Raises:
         UserError: it belongs to another run; none of the checkpoints is intact.
@@ -85,8 +90,10 @@ def find_start(config: RunConfig, identity: Callable[[int], dict[str, Any]], fac
     if directory is None:
         return Start()
     meta = read_meta(directory)
-    check_identity(meta.identity, identity(meta.step), str(directory))
-    return Start(meta.step, meta.tokens_seen, directory, meta.training_seconds, meta.budget_spent, meta.bad_steps)
+    changes = check_identity(meta.identity, identity(meta.step), str(directory), accepted)
+    return Start(
+        meta.step, meta.tokens_seen, directory, meta.training_seconds, meta.budget_spent, meta.bad_steps, changes
+    )
 
 
 def prepare_process(config: RunConfig, facts: RankFacts) -> tuple[BatchPlan, torch.device]:
@@ -169,6 +176,8 @@ def start_sinks(
         "corpus_fingerprint": streams.manifest.fingerprint,
         "versions": {name: version(name) for name in _PACKAGES},
     }
+    if start.accepted_changes:
+        append_event(run_directory, "change_accepted", step=start.step, changes=start.accepted_changes)
     times = {"began": utc_time(began), **how_far_it_came(run_directory)}
     append_event(run_directory, "resumed" if start.step else "started", step=start.step, **times, **facts)
     sinks = make_sinks(run_directory, config.monitor, run_name=run_directory.name)
