@@ -343,7 +343,7 @@ def differences(run: Path, undisturbed: Path) -> list[str]:
     """What of a finished run is not that of the undisturbed one, to the bit."""
     import torch
 
-    from pipeline.export.checkpoint_weights import read_weights
+    from pipeline.checkpoints.reading import read_weights
 
     found = []
     for name in ("step", "loss", "grad_norm", "lr", "tokens", "batch_digest"):
