@@ -184,13 +184,8 @@ def test_a_signal_at_the_start_stops_the_run_after_its_first_step(
     config = write_config(tmp_path, corpus)
     assert rank_pool.run(_signalled_at_its_start, str(config), world_size=1) == [0]
     events = read_events(config.with_suffix(""))
-<<<<<<< ours
     story = [("started", 0), ("training", 0), ("checkpoint", 1), ("stopped", 1)]
     assert [(event["event"], event["step"]) for event in events] == story
-=======
-    expected = [("started", 0), ("training", 0), ("checkpoint", 1), ("stopped", 1)]
-    assert [(event["event"], event["step"]) for event in events] == expected
->>>>>>> theirs
 
 
 def test_nodes_that_do_not_share_the_run_directory(rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:
