@@ -197,7 +197,7 @@ def test_nodes_that_do_not_share_the_run_directory(rank_pool: RankPool, corpus: 
 
 def test_events_reach_the_console(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_rank(str(write_config(tmp_path, corpus)), ["--train.steps", "5"])
-    assert "checkpoint at step 5: path=step-00000005, seconds=" in capsys.readouterr().err
+    assert "checkpoint at step 5: path=step-00000005, stall_seconds=" in capsys.readouterr().err
 
 
 def test_a_stopped_run_can_be_called_finished(rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:

@@ -102,17 +102,18 @@ def save_step(config: RunConfig, manifest: Manifest, step: int, fingerprint: str
         tokens_seen=step * 256,
         strategy="zero1",
         precision="fp32",
-        world_size=1,
+        world_size=2,
         identity={"corpus_fingerprint": fingerprint or manifest.fingerprint},
         facts={"versions": {"torch": "2.13"}},
     )
     write_meta(directory, meta)
     write_weights(directory, stock_state_dict(model))
+    write_rank_file(directory / rank_file_name(1), [])
     return directory
 
 
 def write_weights(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
-    """Give the checkpoint of one rank other weights."""
+    """Give a checkpoint other weights, all of them in the file of rank 0."""
     path = checkpoint / rank_file_name(0)
     path.unlink(missing_ok=True)
     write_rank_file(path, [Piece(f"weight/{name}", tuple(value.shape), 0, value) for name, value in weights.items()])
