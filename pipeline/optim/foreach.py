@@ -1,8 +1,8 @@
 """What our own optimizers share: state of chosen precision, updates of many tensors a call, steps counted in groups.
 
 An update runs over lists of tensors (``torch._foreach_*``): a kernel for many parameters instead of several for each.
-The lists are cut: on a GPU so that temporary memory stays small against the model; on a CPU, where a call costs little and
-memory much, so that all operations on a list find it in the cache.
+The lists are cut: on a GPU so that temporary memory stays small against the model; on a CPU, where a call costs little
+and memory much, so that all operations on a list find it in the cache.
 """
 
 from __future__ import annotations
