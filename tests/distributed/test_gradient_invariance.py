@@ -117,7 +117,7 @@ def _recorded_run(config_path: str, overrides: list[str]) -> tuple[Steps, dict[s
         mock.patch.object(PretrainModule, "configure_optimizers", gradient_descent),
         mock.patch.object(PretrainModule, "on_before_optimizer_step", record),
         mock.patch.object(PretrainModule, "on_train_end", record_weights),
-        mock.patch.object(saving, "rank_pieces", lambda *_: []),  # plain gradient descent is none of our optimizers
+        mock.patch.object(saving, "rank_pieces", return_value=[]),  # plain gradient descent is none of our optimizers
     ):
         run_rank(config_path, overrides)
     return gradients, weights
