@@ -19,7 +19,7 @@ help:
 	@echo 'make lint     setup, then ruff and mypy'
 	@echo 'make format   setup, then rewrite the sources in the house format'
 	@echo 'make benchmarks-setup   setup, then the environments with the loaders that ours is measured against'
-	@echo 'make benchmarks         measure (about 25 minutes on a quiet machine), then rewrite the tables of the pages in docs/'
+	@echo 'make benchmarks         measure (about an hour on a quiet machine), then rewrite the tables of the pages in docs/'
 	@echo 'make clean    remove .venv, caches and build folders; runs/ and corpora/ stay'
 
 setup: $(STAMP)

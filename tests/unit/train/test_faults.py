@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from tests.runs import tiny_corpus, write_config
 
 
 @pytest.fixture
-def signalled(monkeypatch: pytest.MonkeyPatch) -> Any:
+def signalled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Have this process get a signal in the second forward pass."""
+    # A shell has the jobs that it starts in the background ignore it, and all that they start.
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def plant(number: int) -> None:
         loss, calls = module.batch_loss, iter((False, True))
@@ -30,7 +33,8 @@ def signalled(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(module, "batch_loss", interrupted)
 
-    return plant
+    yield plant
+    signal.signal(signal.SIGINT, ctrl_c)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
