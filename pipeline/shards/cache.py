@@ -157,6 +157,17 @@ class Cache:
                 partial.resize(num_bytes)
         return fits
 
+    def publish(self, partial: Partial, path: Path) -> BinaryIO:
+        """Make a partial file that has all its content the whole file at ``path``, durably and at once.
+
+        Returns:
+            the file, open for reading.
+        """
+        partial.finish()
+        # Under the lock: one who counts while a file is renamed could see it under neither name, and count too little.
+        with locked(self._lock_file):
+            return partial.publish(path)
+
     def free_disk(self, num_bytes: int) -> bool:
         """Evict files that nobody has open until ``num_bytes`` are free on a full disk; False: there was none."""
         with locked(self._lock_file) as counter:

@@ -143,7 +143,7 @@ class Downloader:
                         # Another may have published it between the look and the claim.
                         if not path.is_file():
                             self._fetch_into(partial, name, num_bytes, sha256)
-                            return partial.publish(path)
+                            return self.cache.publish(partial, path)
                         partial.discard()
                 time.sleep(_POLL_SECONDS)
                 if time.monotonic() - noticed > _NOTICE_SECONDS:

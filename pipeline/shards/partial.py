@@ -97,14 +97,17 @@ class Partial:
             digest.update(os.pread(self.descriptor, min(_CHUNK_BYTES, self.num_bytes - begin), begin))
         return digest.hexdigest()
 
+    def finish(self) -> None:
+        """Make what it holds durable, without the mark at its end."""
+        os.ftruncate(self.descriptor, self.num_bytes)
+        os.fsync(self.descriptor)
+
     def publish(self, path: Path) -> BinaryIO:
-        """Make it the whole file at ``path``, durably and at once.
+        """Make it, finished, the whole file at ``path``, at once.
 
         Returns:
             the file, open for reading and locked as a reader's: it stays readable even if it is evicted at once.
         """
-        os.ftruncate(self.descriptor, self.num_bytes)
-        os.fsync(self.descriptor)
         file = open(self.path, "rb")  # noqa: SIM115 - the caller closes it
         try:
             os.rename(self.path, path)

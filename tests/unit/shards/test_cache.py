@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.shards.cache import Cache, CacheSettings, checked_name
+from pipeline.shards.locks import locked
 from pipeline.shards.partial import Partial
 from tests.remote_corpora import cached_bytes
 
@@ -31,7 +33,7 @@ def put(cache: Cache, name: str, num_bytes: int, last_use: int | None = None) ->
     with partial:
         assert cache.reserve(partial, num_bytes)
         partial.write(0, bytes(num_bytes))
-        partial.publish(path).close()
+        cache.publish(partial, path).close()
     if last_use is not None:
         os.utime(path, (last_use, last_use))
     return path
@@ -53,6 +55,23 @@ def test_the_longest_unused_go_first_and_only_as_many_as_needed(tmp_path: Path) 
     used.close()
     put(cache, "train/new.tar", 4000)
     assert [path.exists() for path in paths] == [True, False, False, True]
+
+
+def test_a_file_is_not_renamed_while_another_process_counts(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    path = cache.path("train/0.tar", "ab" * 32)
+    partial = cache.claim(path)
+    assert partial is not None
+    assert cache.reserve(partial, 100)
+    with partial, ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path / ".lock"):
+            published = pool.submit(cache.publish, partial, path)
+            with pytest.raises(TimeoutError):
+                published.result(timeout=0.2)
+            assert partial.path.exists()
+            assert not path.exists()
+        published.result(timeout=10).close()
+    assert path.exists()
 
 
 def test_what_is_open_or_mapped_goes_last_and_stays_readable(tmp_path: Path) -> None:
@@ -83,7 +102,7 @@ def test_what_is_being_fetched_is_counted_and_never_evicted(tmp_path: Path) -> N
         assert slow.path.exists()
         assert cached_bytes(tmp_path) <= 10_000
         slow.write(0, bytes(6000))
-        slow.publish(path).close()
+        cache.publish(slow, path).close()
     with cache.claim(cache.path("third.tar", "cd" * 32)) as third:  # type: ignore[union-attr]  # likewise
         assert cache.reserve(third, 6000)
     assert not path.exists()

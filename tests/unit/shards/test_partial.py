@@ -29,6 +29,7 @@ def test_what_was_written_is_found_by_the_next_and_published_whole(tmp_path: Pat
         partial.write(1000, CONTENT[1000:])
         assert partial.num_done == len(CONTENT)
         assert partial.sha256() == hashlib.sha256(CONTENT).hexdigest()
+        partial.finish()
         with partial.publish(tmp_path / "train" / "a") as file:
             (tmp_path / "train" / "a").rename(tmp_path / "moved")
             assert file.read() == CONTENT
