@@ -66,9 +66,9 @@ class Repeated:
     def __iter__(self) -> Iterator[Any]:
         for number in range(self.warmup_steps + self.num_steps + 2):
             if number == self.warmup_steps:
-                self.begun = time.perf_counter()
+                self.begun = time.process_time()
             elif number == self.warmup_steps + self.num_steps:
-                self.ended = time.perf_counter()
+                self.ended = time.process_time()
             yield self.batch
 
     def __len__(self) -> int:

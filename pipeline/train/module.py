@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cached_property
-from types import NoneType
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -34,9 +33,6 @@ from pipeline.train.step_timing import time_gradient_reduction
 from pipeline.train.strategies import ZERO_STAGES, engine_of
 
 _DROPOUT_STREAM = 0xD0  # keeps dropout's keys apart from those of masks and order
-
-
-_PLAIN_TYPES = (int, float, bool, str, NoneType)
 
 
 class BatchCounts(NamedTuple):
@@ -91,11 +87,11 @@ class PretrainModule(pl.LightningModule):
         self.keeps_gradients = False
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # torch looks for parameters, buffers and modules behind every attribute; Lightning sets some 30 a micro-batch.
-        if type(value) in _PLAIN_TYPES:
-            object.__setattr__(self, name, value)
-        else:
+        # torch looks for parameters, buffers and modules behind every attribute, which a step sets some 20 of.
+        if isinstance(value, nn.Module) or type(value) is nn.Parameter:  # isinstance is slow for a parameter
             super().__setattr__(name, value)
+        else:
+            object.__setattr__(self, name, value)
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """Cross-entropy sum over the micro-batch's predictions, fp32 scalar with a graph."""
@@ -153,6 +149,11 @@ class PretrainModule(pl.LightningModule):
         return self.step + 1 == self.config.train.steps or self.budget.is_spent
 
     @property
+    def starts_step(self) -> bool:
+        """Whether the micro-batch at hand is the first of its step."""
+        return self.micro_batch == 0
+
+    @property
     def finishes_step(self) -> bool:
         """Whether the micro-batch at hand is the last of its step."""
         return self.micro_batch == self.plan.accumulation - 1
@@ -197,10 +198,6 @@ class PretrainModule(pl.LightningModule):
 
     def on_after_backward(self) -> None:
         self.clock.enter("optimizer" if self.finishes_step else "other")  # clipping and the step come next
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        self.clock.enter("other")
 
     def current_learning_rate(self) -> float:
         """Learning rate of ``self.step``, a pure function of it and of the share of a time budget."""

@@ -46,6 +46,7 @@ from pipeline.train.module import PretrainModule
 from pipeline.train.process import quiet_lightning, set_threads
 from pipeline.train.run_directory import enter_run_directory
 from pipeline.train.step_timing import make_clock
+from pipeline.train.step_loop import use_step_loop
 from pipeline.train.strategies import LIGHTNING_PRECISION, ZERO_STAGES, make_strategy, resolve_device
 from pipeline.train.streams import Streams
 
@@ -279,7 +280,7 @@ def make_trainer(
 ) -> pl.Trainer:
     """Lightning's Trainer, with everything switched off that this project does itself."""
     zero = config.train.strategy in ZERO_STAGES
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator="cuda" if device.type == "cuda" else "cpu",
         devices=1,  # one rank a process; the strategy knows the device and the other ranks
         strategy=make_strategy(config.train, facts, device, num_model_parameters),
@@ -296,3 +297,5 @@ def make_trainer(
         limit_val_batches=0,
         num_sanity_val_steps=0,
     )
+    use_step_loop(trainer)
+    return trainer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +93,18 @@ def test_goodput_knows_what_three_kills_have_cost(
     # Checkpoints at 5, 10 and 15; in the metrics is every third step, so that they alone would not tell the redo.
     faults, every_third = ["SIGKILL:0:9", "SIGKILL:1:12", "SIGKILL:0:20"], ["--monitor.log_every_steps", "3"]
     run, _ = run_with_faults(tmp_path, strategy, faults, capfd, *every_third)
-    computed = (tmp_path / "steps_done").read_text().split()
-    assert len(computed) == 20 + 3 + 1 + 4, "steps 6 to 8, 11, and 16 to 19 were computed twice"
+    computed = [int(step) for step in (tmp_path / "steps_done").read_text().split()]
+    redone = Counter(computed) - Counter(range(1, 21))
+    # More where a save was still under way at the kill.
+    assert redone >= Counter([6, 7, 8, 11, 16, 17, 18, 19])
     told = goodput_of(run)
-    assert told["redone_steps"] == len(computed) - len(set(computed))
+    assert told["redone_steps"] == redone.total()
     assert (told["starts"], told["steps"]) == (4, 20)
     assert sum(told["lost_seconds"].values()) + told["productive_seconds"] == pytest.approx(told["wall_seconds"])
     assert told["lost_seconds"]["redo"] > 0
     assert told["lost_seconds"]["start_up"] > told["productive_seconds"], "of 20 steps of some milliseconds"
-    assert len(read_records(run / SUPERSEDED_NAME)) == 2, "of steps 6 and 18"
+    superseded = Counter(record["step"] for record in read_records(run / SUPERSEDED_NAME))
+    assert superseded == Counter(step for step in redone.elements() if step % 3 == 0)
     assert_undisturbed(run, strategy, rank_pool, *every_third)
 
 
