@@ -65,8 +65,8 @@ class ControlPlane:
 def join_ranks(trainer: Any, module: Any) -> None:
     """Give the module its control plane, at the start of training; every rank calls it.
 
-    Lightning's loop would broadcast a SIGTERM flag, and read it from the device, before every micro-batch; ours rides on
-    the one reduction a step that is needed anyway.
+    Lightning's loop would broadcast a SIGTERM flag, and read it from the device, before every micro-batch; ours rides
+    on the one reduction a step that is needed anyway.
     """
     # Where a loop hangs the watch (`watch.py`) comes first; this is what a slow save or evaluation of a rank may take.
     module.control = ControlPlane(trainer.world_size, module.config.train.slow_timeout_seconds)

@@ -45,8 +45,8 @@ from pipeline.train.identity import check_identity
 from pipeline.train.module import PretrainModule
 from pipeline.train.process import quiet_lightning, set_threads
 from pipeline.train.run_directory import enter_run_directory
-from pipeline.train.step_timing import make_clock
 from pipeline.train.step_loop import use_step_loop
+from pipeline.train.step_timing import make_clock
 from pipeline.train.strategies import LIGHTNING_PRECISION, ZERO_STAGES, make_strategy, resolve_device
 from pipeline.train.streams import Streams
 

@@ -1,9 +1,9 @@
 """The loop over micro-batches: Lightning's, without what this project has no use for.
 
 Lightning's own loop asks some 25 hooks a micro-batch of every callback, the module and the strategy by their names, and
-keeps what was logged through it, for as much time as a plain PyTorch step of a small model takes. This one makes the same
-calls of the strategy in the same order, and through it of the precision plugin, DDP and DeepSpeed; of the module and the
-callbacks it calls the hooks that they have, and it has no validation, no schedulers and no ``self.log``.
+keeps what was logged through it, for as much time as a plain PyTorch step of a small model takes. This one makes the
+same calls of the strategy in the same order, and through it of the precision plugin, DDP and DeepSpeed; of the module
+and the callbacks it calls the hooks that they have. It has no validation, no schedulers and no ``self.log``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class StepLoop(_TrainingEpochLoop):
     def run(self, data_fetcher: Any) -> None:
         self.reset()
         self.on_run_start(data_fetcher)
-        trainer = self.trainer
+        trainer: Any = self.trainer
         number = 0
         while not trainer.should_stop:
             try:
@@ -32,7 +32,7 @@ class StepLoop(_TrainingEpochLoop):
             self._train(trainer, batch, number)
             number += 1
 
-    def _train(self, trainer: pl.Trainer, batch: Any, number: int) -> None:
+    def _train(self, trainer: Any, batch: Any, number: int) -> None:
         """Forward and backward of micro-batch ``number`` and, where a step ends with it, the optimizer."""
         module: Any = trainer.lightning_module
         strategy = trainer.strategy
