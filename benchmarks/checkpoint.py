@@ -40,6 +40,8 @@ from pipeline.train.control import ControlPlane
 OURS: Final = "ours"
 COPY: Final = "plain copy in memory"
 MOST_STALL_TO_COPY: Final = 2.0
+PREPARATION_SECONDS: Final = 5.0
+"""From the end of the first step to the first save, at least."""
 
 
 class State:
@@ -81,6 +83,9 @@ class Contender:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
+    def prepare(self, state: State) -> None:
+        """What is done long before the first save."""
+
     def begin(self, state: State) -> Save:
         raise NotImplementedError
 
@@ -103,13 +108,17 @@ class Ours(Contender):
         self.saves = BackgroundSaves(directory, control, 0, retention, "benchmark", lambda outcome: None)
         self.num_saves = 0
 
+    def prepare(self, state: State) -> None:
+        self.saves.prepare(lambda: self._pieces(state))
+
+    def _pieces(self, state: State) -> list[Piece]:
+        return [Piece(key, tuple(tensor.shape), 0, tensor) for key, tensor in state.tensors()]
+
     def begin(self, state: State) -> Save:
         self.num_saves += 1
         description = describe(CheckpointMeta(self.num_saves, 0, "single", "fp32", 1, identity={}, facts={}))
         started = time.perf_counter()
-        self.saves.begin(
-            self.num_saves, lambda: [Piece(key, tuple(t.shape), 0, t) for key, t in state.tensors()], description
-        )
+        self.saves.begin(self.num_saves, lambda: self._pieces(state), description)
         return Save(time.perf_counter() - started, self._finish)
 
     def _finish(self) -> None:
@@ -240,6 +249,9 @@ def measure(state: State, repetitions: int, directory: Path) -> dict[str, Figure
         return time.perf_counter() - started
 
     contenders = {name: make(directory / str(number)) for number, (name, make) in enumerate(CONTENDERS.items())}
+    for contender in contenders.values():
+        contender.prepare(state)
+    time.sleep(PREPARATION_SECONDS)
     first = {name: save_and_load(contender, state, changes=True)[0] for name, contender in contenders.items()}
     first[COPY] = copy()
     others: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}

@@ -6,17 +6,23 @@ memory.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 from collections.abc import Sequence
+from threading import Thread
+from typing import Final
 
 import torch
 
 from pipeline.checkpoints.pieces import Piece, file_layout
 
+_MADV_POPULATE_WRITE: Final = 23
+_POPULATED_BYTES: Final = 32 << 20
+
 
 class Snapshot:
-    """Memory that is kept between snapshots and grows if it must: only the first one waits for the system's pages."""
+    """Memory that is kept between snapshots and grows if it must."""
 
     def __init__(self) -> None:
         self.descriptor = os.memfd_create("pretrain-snapshot", os.MFD_CLOEXEC)
@@ -44,6 +50,17 @@ class Snapshot:
             torch.cuda.synchronize()
         self.num_bytes = layout.num_bytes
 
+    def reserve(self, pieces: Sequence[Piece]) -> None:
+        """Get the memory for a snapshot of these pieces, beside the loop: the first snapshot then waits for no pages.
+
+        Raises:
+            OSError: there is not enough memory.
+        """
+        on_device = any(piece.values.is_cuda for piece in pieces)
+        self._grow(file_layout(pieces).num_bytes, pin=on_device)
+        if not self._is_pinned:
+            Thread(target=_populate, args=(self._bytes,), name="snapshot-pages", daemon=True).start()
+
     def close(self) -> None:
         """Give the memory back."""
         self._release()
@@ -61,3 +78,13 @@ class Snapshot:
             torch.cuda.cudart().cudaHostUnregister(self._bytes.data_ptr())
             self._is_pinned = False
         self._bytes = torch.empty(0, dtype=torch.uint8)  # the mapping ends with the last tensor that looks at it
+
+
+def _populate(memory: torch.Tensor) -> None:
+    """Have the system give all pages now (Linux 5.14 and later; elsewhere whoever writes first waits for them)."""
+    madvise = ctypes.CDLL(None).madvise  # without the interpreter's lock, which Python's own holds
+    for start in range(0, len(memory), _POPULATED_BYTES):
+        length = min(_POPULATED_BYTES, len(memory) - start)
+        address = ctypes.c_void_p(memory.data_ptr() + start)
+        if madvise(address, ctypes.c_size_t(length), _MADV_POPULATE_WRITE) != 0:
+            return

@@ -15,6 +15,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -99,6 +100,12 @@ class BackgroundSaves(Saves):
         self._snapshot: Snapshot | None = None
         self._writer: FileWriter | None = None
 
+    def prepare(self, make_pieces: Callable[[], Sequence[Piece]]) -> None:
+        """Get the memory for snapshots while training goes on; once, when all of the state is there."""
+        self._snapshot = self._snapshot or Snapshot()
+        with suppress(OSError):  # the save will say so
+            self._snapshot.reserve(make_pieces())
+
     def begin(self, step: int, make_pieces: Callable[[], Sequence[Piece]], description: dict[str, Any]) -> None:
         """Copy the state of ``step`` and have it written; no save may be under way.
 
@@ -114,7 +121,9 @@ class BackgroundSaves(Saves):
             self._snapshot = self._snapshot or Snapshot()
             self._snapshot.take(pieces)
             file = save.temporary / rank_file_name(self.rank)
-            self._living_writer().ask("write", path=str(file), num_bytes=self._snapshot.num_bytes)
+            num_bytes = self._snapshot.num_bytes
+            room_bytes = num_bytes * self.control.world_size  # the others' files are about as large
+            self._living_writer().ask("write", path=str(file), num_bytes=num_bytes, room_bytes=room_bytes)
         except OSError as error:  # no memory for the snapshot, or none for the process
             save.report = {"error": f"no snapshot was made ({error.strerror or error})"}
         save.stall_seconds = time.perf_counter() - save.began

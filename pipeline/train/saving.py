@@ -86,6 +86,8 @@ class Lifecycle(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, module: Any, step: int) -> None:
         last = module.is_last_step
+        if step == module.first_step + 1:  # an optimizer has no moments before
+            module.saves.prepare(partial(rank_pieces, trainer, module))
         if not (last or module.stop_agreed or step % self.config.every_steps == 0):
             return
         with self.monitor.clock.during("checkpoint"):

@@ -10,6 +10,7 @@ from safetensors.torch import load
 
 from pipeline.checkpoints.pieces import Piece
 from pipeline.checkpoints.snapshot import Snapshot
+from tests.unit.checkpoints.test_file_writer import wait_until
 
 
 def whole(key: str, values: torch.Tensor) -> Piece:
@@ -55,4 +56,14 @@ def test_a_rank_that_owns_nothing_has_an_empty_file() -> None:
     snapshot = Snapshot()
     snapshot.take([])
     assert content(snapshot) == {}
+    snapshot.close()
+
+
+def test_reserved_memory_is_there_before_the_first_snapshot() -> None:
+    pieces = [whole("weight/a", torch.randn(20 << 20))]
+    snapshot = Snapshot()
+    snapshot.reserve(pieces)
+    wait_until(lambda: 512 * os.fstat(snapshot.descriptor).st_blocks >= 80 << 20)  # pages that the system has given
+    snapshot.take(pieces)
+    assert torch.equal(content(snapshot)["weight/a"], pieces[0].values)
     snapshot.close()

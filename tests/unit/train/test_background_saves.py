@@ -178,6 +178,26 @@ def test_a_full_disk_costs_that_save(run: Run, small_disk: Callable[[], None]) -
     run.assert_intact(4)
 
 
+def test_a_disk_that_fills_up_in_the_middle_of_a_file(
+    run: Run, small_disk: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there was room at first, which others have taken."""
+    run.begin(1)
+    assert run.saves.settle() is None
+    monkeypatch.setattr(run.saves.control, "world_size", 0)  # no room is asked for
+    run.begin(2)
+    assert run.saves._writer is not None
+    wait_until(lambda: run.saves.news() != (0, 0))
+    assert run.saves.news() == (0, 1)
+    monkeypatch.undo()
+    assert str(run.saves.settle()).startswith(f"rank 0: {os.strerror(errno.ENOSPC)}: {run.directory}")
+    assert run.files() == ["latest", "step-00000001"], "the part that was written is gone"
+    small_disk()
+    run.begin(3)
+    assert run.saves.settle() is None
+    run.assert_intact(3)
+
+
 def test_a_disk_that_is_full_after_the_files_is_a_failure_too(run: Run, small_disk: Callable[[], None]) -> None:
     """Room for the file of the rank to the byte, none for the description."""
     del small_disk
