@@ -2,7 +2,8 @@
 
 Ours (snapshot in memory, a process of its own writes it) against `torch.save` of the same state, and against
 `torch.distributed.checkpoint.async_save` as documented, whose thread writes. All three end with an fsync. Beside them
-the plain copy of all tensors in memory: what no snapshot can do without. Every save is loaded again, and what comes
+the plain copy of all tensors in memory: what no snapshot can do without. All keep the last checkpoint until the new one
+is on disk, and then delete it. Every save is loaded again, and what comes
 back is compared to the bit; the first one while the state changes as soon as the loop may go on.
 """
 
@@ -143,10 +144,11 @@ class TorchSave(Contender):
     def begin(self, state: State) -> Save:
         self.directory.mkdir(exist_ok=True)
         started = time.perf_counter()
-        with open(self.directory / "state.pt", "wb") as file:
+        with open(self.directory / "new.pt", "wb") as file:
             torch.save(state.as_torch_saves_it(), file)
             file.flush()
             os.fsync(file.fileno())
+        os.replace(self.directory / "new.pt", self.directory / "state.pt")
         return Save(time.perf_counter() - started, lambda: None)
 
     def load(self, state: State) -> None:
@@ -168,16 +170,22 @@ class AsyncSave(Contender):
     def begin(self, state: State) -> Save:
         from torch.distributed import checkpoint
 
-        shutil.rmtree(self.directory, ignore_errors=True)
+        new, old = self.directory / "new", self.directory / "state"
         started = time.perf_counter()
-        saving: Any = checkpoint.async_save(state.as_torch_saves_it(), checkpoint_id=self.directory)
-        return Save(time.perf_counter() - started, saving.result)
+        saving: Any = checkpoint.async_save(state.as_torch_saves_it(), checkpoint_id=new)
+
+        def finish() -> None:
+            saving.result()
+            shutil.rmtree(old, ignore_errors=True)
+            new.rename(old)
+
+        return Save(time.perf_counter() - started, finish)
 
     def load(self, state: State) -> None:
         from torch.distributed import checkpoint
 
         loaded = state.as_torch_saves_it()
-        checkpoint.load(loaded, checkpoint_id=self.directory)
+        checkpoint.load(loaded, checkpoint_id=self.directory / "state")
         state.model.load_state_dict(loaded["model"])
         state.optimizer.load_state_dict(loaded["optimizer"])
 
