@@ -72,7 +72,12 @@ def number(value: Any) -> float | None:
 
 def encode_line(record: Mapping[str, Any]) -> bytes:
     """One line of valid JSON with its newline, keys in the order given."""
-    return (json.dumps(plain_value(record), ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return encode_plain_line(plain_value(record))
+
+
+def encode_plain_line(record: Record) -> bytes:
+    """:func:`encode_line` of what :func:`plain_value` has given."""
+    return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def decode_line(line: bytes) -> Record | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import median_low
 
 from pipeline.monitor.step_clock import OUTSIDE_TRAINING, PHASES, Phase
@@ -164,11 +163,11 @@ def memory_gb(device: str) -> float:
 
 
 def _peak_resident_bytes() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    try:
+        with open("/proc/self/status", "rb", buffering=0) as file:
+            return int(file.read().partition(b"VmHWM:")[2].split(maxsplit=1)[0]) * 1024
+    except (OSError, IndexError):
+        pass
     import resource
     import sys
 

@@ -47,7 +47,7 @@ from pipeline.train.process import quiet_lightning, set_threads
 from pipeline.train.run_directory import enter_run_directory
 from pipeline.train.step_loop import use_step_loop
 from pipeline.train.step_timing import make_clock
-from pipeline.train.strategies import LIGHTNING_PRECISION, ZERO_STAGES, make_strategy, resolve_device
+from pipeline.train.strategies import make_strategy, resolve_device
 from pipeline.train.streams import Streams
 
 _INIT_STREAM = 0x1417  # keeps the key of the initial weights apart from the others
@@ -279,12 +279,10 @@ def make_trainer(
     features: Sequence[StepCallback],
 ) -> pl.Trainer:
     """Lightning's Trainer, with everything switched off that this project does itself."""
-    zero = config.train.strategy in ZERO_STAGES
     trainer = pl.Trainer(
         accelerator="cuda" if device.type == "cuda" else "cpu",
         devices=1,  # one rank a process; the strategy knows the device and the other ranks
         strategy=make_strategy(config.train, facts, device, num_model_parameters),
-        precision=None if zero else LIGHTNING_PRECISION[config.train.precision],  # type: ignore[arg-type]  # a str
         accumulate_grad_batches=plan.accumulation,
         max_epochs=1,  # the loader ends with the last step of the run
         callbacks=[StepCallbacks(features)],

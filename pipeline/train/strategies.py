@@ -1,7 +1,7 @@
 """Strategies by name, each on CPU (gloo) and CUDA (nccl).
 
 Under every strategy the correct gradient comes from one formula, ``cross-entropy sum x ranks x micro-batches / global
-predictions``: Lightning divides by the micro-batches, the strategy averages over the ranks.
+predictions``: the step loop divides by the micro-batches, the strategy averages over the ranks.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 
 from pipeline.base.errors import UserError
 from pipeline.base.ranks import RankFacts
 from pipeline.config.run import TrainConfig
 from pipeline.train.environment import RankEnvironment
+from pipeline.train.precision import make_precision
 
 ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
-LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 _BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default; it allocates the buffer whole, so a small model gets a small one
 
@@ -62,12 +61,16 @@ def make_strategy(train: TrainConfig, facts: RankFacts, device: torch.device, nu
         num_parameters: bounds DeepSpeed's communication buffers.
     """
     if train.strategy == "single":
-        return SingleDeviceStrategy(device=device)
+        return SingleDeviceStrategy(device=device, precision_plugin=make_precision(train, device, zero=False))
     environment = RankEnvironment(facts)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if train.strategy == "ddp":
         return _IndexedDDPStrategy(
-            device, cluster_environment=environment, process_group_backend=backend, gradient_as_bucket_view=True
+            device,
+            cluster_environment=environment,
+            process_group_backend=backend,
+            precision_plugin=make_precision(train, device, zero=False),
+            gradient_as_bucket_view=True,
         )
     return _make_zero_strategy(train, device, environment, backend, num_parameters)
 
@@ -99,7 +102,7 @@ def _make_zero_strategy(
         device,
         cluster_environment=environment,
         process_group_backend=backend,
-        precision_plugin=OnceScaledPrecision(LIGHTNING_PRECISION[train.precision]),  # type: ignore[arg-type]  # a str
+        precision_plugin=make_precision(train, device, zero=True),
         config={
             "train_micro_batch_size_per_gpu": 1,  # logging only; the loader decides
             "zero_allow_untested_optimizer": True,
@@ -221,18 +224,3 @@ class ZeroStrategy(DeepSpeedStrategy):
         super().teardown()
         if hasattr(engine, "destroy"):
             engine.destroy()  # hooks and buffers would outlive the run in this process
-
-
-class OnceScaledPrecision(DeepSpeedPrecision):
-    """Keeps DeepSpeed from dividing the loss by the micro-batches: Lightning has already done so.
-
-    As shipped the gradient is divided twice (described in Lightning-AI/pytorch-lightning#6170); Adam hides it, but
-    clipping, epsilon and the logged norm do not. `tests/distributed/test_training.py` pins the norm.
-    """
-
-    def backward(self, tensor: torch.Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        model.trainer.model.backward(tensor, *args, scale_wrt_gas=False, **kwargs)
-
-    def convert_input(self, data: Any) -> Any:
-        # Batches hold integers only; Lightning would walk through each and refuse a frozen dataclass.
-        return data

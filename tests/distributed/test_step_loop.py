@@ -6,8 +6,10 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 
 from pipeline.train import setup
+from pipeline.train.precision import DirectHooks
 from tests.rankpool import RankPool
 from tests.runs import RunOutcome, column, run_rank, tiny_corpus, weights_of, write_config
 
@@ -18,7 +20,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_with_stock_loop(config_path: str, overrides: list[str]) -> RunOutcome:
-    with mock.patch.object(setup, "use_step_loop"):
+    hooks = {name: getattr(Precision, name) for name in ("pre_backward", "post_backward", "_after_closure")}
+    with (
+        mock.patch.object(setup, "use_step_loop"),
+        mock.patch.multiple(DirectHooks, **hooks),
+        # It would walk through every field of a batch, and refuse a frozen dataclass.
+        mock.patch.object(Precision, "convert_input", lambda self, data: data),
+        mock.patch.object(DeepSpeedPrecision, "convert_input", lambda self, data: data),
+    ):
         return run_rank(config_path, overrides)
 
 
