@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Processes that run tests; each takes up to 4 GB for its ranks.
+PYTEST_WORKERS ?= 2
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -38,10 +40,10 @@ demo: setup
 	$(BIN)/pretrain demo
 
 test: setup
-	$(BIN)/python -m pytest -m 'not proof and not gpu' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m 'not proof and not gpu' $(PYTEST_ARGS)
 
 proofs: setup
-	$(BIN)/python -m pytest -m 'proof and not gpu' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m 'proof and not gpu' $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -70,6 +72,7 @@ benchmarks:
 	.venv-benchmarks/bin/python benchmarks/stock_modules.py --json benchmarks/results/stock_modules.json
 	.venv-benchmarks/bin/python benchmarks/optimizers.py --json benchmarks/results/optimizers.json
 	.venv-benchmarks/bin/python benchmarks/loop_overhead.py --json benchmarks/results/loop_overhead.json
+	.venv-benchmarks/bin/python benchmarks/checkpoint.py --json benchmarks/results/checkpoint.json
 	.venv-benchmarks/bin/python benchmarks/tables.py
 
 clean:

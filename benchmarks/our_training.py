@@ -33,7 +33,7 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def initial_model(config: RunConfig, streams: Streams) -> Any:
     """The model that a run of this config starts with."""
-    return make_model(config, streams, Start())
+    return make_model(config, streams)
 
 
 class OurStep:

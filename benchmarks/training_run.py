@@ -42,7 +42,7 @@ def measure_run(workload: Workload, minutes: float, compiled: bool) -> TrainingR
     first, last = lines[0]["loss"], lines[-1]["loss"]
     assert math.isfinite(last), f"the loss became {last}"
     assert last < first, f"the loss did not fall: {first} at the start, {last} at the end"
-    saves = [event["seconds"] for event in events if event["event"] == "checkpoint"]
+    saves = [event["stall_seconds"] for event in events if event["event"] == "checkpoint"]
     shares = phase_shares(lines, saves[-1])
     results = [
         Result("data_wait_share", "% of time", "lower", 100 * shares["data_wait"], goal=Goal(ours=0.5)),

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.base.errors import UserError
+from pipeline.commands.checkpoint import add_checkpoint_commands
 from pipeline.commands.config import add_config_commands
 from pipeline.commands.corpus import add_corpus_commands
 from pipeline.commands.launch import add_launch_commands
@@ -62,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_corpus_commands(commands)
     add_run_commands(commands)
+    add_checkpoint_commands(commands)
     add_launch_commands(commands)
     add_config_commands(commands)
     return parser

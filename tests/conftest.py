@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.rankpool import RankPool, without_launcher
 
@@ -15,6 +17,25 @@ _FIXED = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "WANDB_MODE"
 _environment = _DEFAULTS | without_launcher(os.environ) | _FIXED
 os.environ.clear()
 os.environ.update(_environment)
+
+
+class ByFile(LoadScopeScheduling):
+    """Gives whole files to workers, whose tests share what takes long to make; those on SLURM share one cluster."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "tests/slurm" if file.startswith("tests/slurm/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """How `-n 2` shares out the tests, in the order of :func:`pytest_collection_modifyitems`."""
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs longest in one piece comes first, so that no worker is left with it at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/slurm/"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from pipeline.checkpoints.meta import checkpoint_directory
+from pipeline.checkpoints.reading import read_weights
 from pipeline.config.loading import load_run_config
 from pipeline.config.run import RunConfig
 from pipeline.train.run import RunOutcome, train
@@ -49,6 +53,11 @@ def load(config_path: Path, *overrides: str) -> RunConfig:
 def metrics_of(run_directory: Path) -> list[dict[str, Any]]:
     """Lines of ``metrics.jsonl``."""
     return [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_of(run_directory: Path, step: int) -> dict[str, Tensor]:
+    """The weights of a checkpoint, whole, by the stock parameters' names."""
+    return read_weights(checkpoint_directory(run_directory, step))
 
 
 def column(run_directory: Path, name: str) -> list[Any]:

@@ -36,6 +36,13 @@ def add_group(commands: Any, name: str, help_text: str) -> Any:
     return parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
 
+def add_accept_change(parser: argparse.ArgumentParser) -> None:
+    """``--accept-change KEY``, on every command that hands a run's arguments to `pretrain train`."""
+    parser.add_argument(
+        "--accept-change", action="append", default=[], metavar="KEY", help="resume although this key has changed"
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """``--json``, on every command that prints facts."""
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")

@@ -1,15 +1,16 @@
-"""Commands that train a run and read what it left: `pretrain train`, `bench`, `batch`, `export`, `report`, `demo`."""
+"""Commands that train a run and read what it left: `pretrain train`, `bench`, `batch`, `export`, `status`, ..."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import UserError
-from pipeline.commands.parsers import add_command, add_json
+from pipeline.commands.parsers import add_accept_change, add_command, add_json
 from pipeline.commands.printing import print_facts, print_lines
 
 
@@ -17,6 +18,7 @@ def add_run_commands(commands: Any) -> None:
     """Declare them."""
     train = add_command(commands, "train", run_train, "train, or go on training, a run", overrides=True)
     train.add_argument("config", type=Path, help="run config (YAML)")
+    add_accept_change(train)
     bench = add_command(commands, "bench", run_bench, "measure a config's step on this machine", overrides=True)
     bench.add_argument("config", type=Path, help="run config (YAML)")
     bench.add_argument("--steps", type=int, default=20, metavar="N", help="steps that are measured (default 20)")
@@ -38,6 +40,9 @@ def add_run_commands(commands: Any) -> None:
     export.add_argument("--step", type=int, metavar="N", help="checkpoint (default: the newest)")
     export.add_argument("--corpus", metavar="DIR", help="where the run's corpus is now, if it has moved")
     add_json(export)
+    status = add_command(commands, "status", show_status, "say whether a run goes on, and how far it is")
+    status.add_argument("run_directory", type=Path, help="run directory")
+    add_json(status)
     report = add_command(commands, "report", run_report, "draw a run's metrics into one HTML file")
     report.add_argument("run_directory", type=Path, help="run directory")
     report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the run directory")
@@ -47,17 +52,24 @@ def add_run_commands(commands: Any) -> None:
 
 def run_train(namespace: argparse.Namespace, overrides: list[str]) -> int:
     from pipeline.base.logs import configure_logging
+    from pipeline.base.processes import process_start
     from pipeline.base.ranks import rank_facts
     from pipeline.config.derived import batch_plan
     from pipeline.config.loading import load_run_config
+    from pipeline.train.faults import StopSignals
 
+    signals = StopSignals()
+    signals.install([signal.SIGUSR1])  # before torch is imported: a job may be preempted in its first seconds
     config = load_run_config(namespace.config, overrides)
     facts = rank_facts()
     configure_logging(facts.rank, facts.world_size)
     batch_plan(config, facts.world_size)  # refuse before torch is imported
     from pipeline.train.run import train
 
-    train(config, facts)
+    try:
+        train(config, facts, signals, process_start(), namespace.accept_change)
+    finally:
+        signals.restore()
     return 0
 
 
@@ -113,6 +125,15 @@ def run_export(namespace: argparse.Namespace, _: list[str]) -> int:
 
     report = export_run(namespace.run_directory, namespace.output, namespace.step, corpus=namespace.corpus)
     print_facts(report.facts(), namespace.json)
+    return 0
+
+
+def show_status(namespace: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.launch.slurm_commands import job_state
+    from pipeline.monitor.status import run_status, shown_status
+
+    facts = run_status(namespace.run_directory, job_state)
+    print_facts(facts if namespace.json else shown_status(facts), namespace.json)
     return 0
 
 

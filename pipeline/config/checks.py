@@ -15,6 +15,9 @@ MAX_SHARD_DOCUMENTS = 2**24
 MAX_SHARD_TOKENS = 2**31
 """What a shard's keys and offsets can hold; useful shards are far smaller."""
 
+_LEAST_SPIKE_WINDOW = 16
+"""The median deviation of fewer numbers says little."""
+
 _OBJECTIVE_OF_FAMILY = {"bert": "mlm", "roberta": "mlm", "gpt2": "clm"}
 
 _TYPED_IN_HUGGING_FACE = {
@@ -112,8 +115,21 @@ def _train_problems(config: RunConfig) -> Iterator[str]:
         train__micro_batch_size=train.micro_batch_size,
         train__threads_per_rank=train.threads_per_rank,
     )
-    yield from not_negative(train__gradient_clip_norm=train.gradient_clip_norm)
+    yield from not_negative(
+        train__gradient_clip_norm=train.gradient_clip_norm,
+        train__hang_timeout_seconds=train.hang_timeout_seconds,
+    )
+    yield from positive(
+        train__slow_timeout_seconds=train.slow_timeout_seconds,
+        train__lock_timeout_seconds=train.lock_timeout_seconds,
+    )
+    if train.slow_timeout_seconds < train.hang_timeout_seconds:
+        yield (
+            f"train.slow_timeout_seconds: {train.slow_timeout_seconds} is below train.hang_timeout_seconds "
+            f"({train.hang_timeout_seconds}); checkpoints and compilation take longer than a step."
+        )
     yield from at_least(0, train__zero3_persistence_threshold=train.zero3_persistence_threshold)
+    yield from _bad_step_problems(train)
     if train.precision == "fp16" and train.device == "cpu":
         yield "train.precision: `fp16` needs CUDA; use `bf16` or `fp32` on a CPU."
     if train.activation_checkpointing == "selective" and train.strategy == "zero3":
@@ -124,6 +140,17 @@ def _train_problems(config: RunConfig) -> Iterator[str]:
     yield from _compile_problems(train)
     if train.offload_optimizer:
         yield from _offload_problems(train)
+
+
+def _bad_step_problems(train: TrainConfig) -> Iterator[str]:
+    bad = train.bad_steps
+    if bad.spike_factor is not None:
+        yield from positive(train__bad_steps__spike_factor=bad.spike_factor)
+    yield from at_least(1, train__bad_steps__rollback_steps=bad.rollback_steps)
+    yield from at_least(0, train__bad_steps__rollback_after=bad.rollback_after)
+    yield from at_least(_LEAST_SPIKE_WINDOW, train__bad_steps__spike_window=bad.spike_window)
+    if train.skip_steps and min(train.skip_steps) < 1:
+        yield f"train.skip_steps: {min(train.skip_steps)} is no step; they count from 1."
 
 
 def _compile_problems(train: TrainConfig) -> Iterator[str]:
@@ -158,7 +185,18 @@ def _bookkeeping_problems(config: RunConfig) -> Iterator[str]:
         evaluation__rows=config.evaluation.rows,
         monitor__log_every_steps=config.monitor.log_every_steps,
     )
-    yield from at_least(0, evaluation__every_steps=config.evaluation.every_steps)
+    yield from at_least(
+        0,
+        evaluation__every_steps=config.evaluation.every_steps,
+        checkpoint__keep_every_steps=config.checkpoint.keep_every_steps,
+    )
+    if config.checkpoint.every_steps > 0 and config.checkpoint.keep_every_steps % config.checkpoint.every_steps:
+        yield (
+            f"checkpoint.keep_every_steps: {config.checkpoint.keep_every_steps} is no multiple of "
+            f"checkpoint.every_steps ({config.checkpoint.every_steps}): there would be nothing to keep at most of its "
+            "steps."
+        )
+    yield from not_negative(checkpoint__seconds_before_time_limit=config.checkpoint.seconds_before_time_limit)
     if config.monitor.peak_flops_per_device is not None:
         yield from positive(monitor__peak_flops_per_device=config.monitor.peak_flops_per_device)
 

@@ -308,5 +308,6 @@ def describe_type(hint: Any) -> str:
     if origin is tuple:
         return f"a list of {len(arguments)} values, each {describe_type(arguments[0])}"
     if origin is list:
-        return "a list of sections"
+        sections = dataclasses.is_dataclass(arguments[0])
+        return "a list of sections" if sections else f"a list, each {describe_type(arguments[0])}"
     return "a mapping of `key: value` lines"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.config.bad_steps import BadStepsConfig
 from pipeline.config.optimization import OptimizerConfig, ScheduleConfig
 
 Family = Literal["bert", "roberta", "gpt2"]
@@ -254,6 +255,12 @@ class TrainConfig:
     gradient_clip_norm: float = 1.0
     """Largest global gradient norm; 0 does not clip."""
 
+    bad_steps: BadStepsConfig = field(default_factory=BadStepsConfig)
+    """Steps that are not taken."""
+
+    skip_steps: list[int] = field(default_factory=list)
+    """Steps (from 1) that change no weight, e.g. `[1200, 1201]`. Those still ahead may be changed at a resume."""
+
     compile: bool = False
     """`torch.compile` of encoder, head and loss, for training and validation."""
 
@@ -277,6 +284,17 @@ class TrainConfig:
     matmul_precision: Literal["highest", "high", "medium"] = "high"
     """fp32 matrix products on CUDA: `high` uses TF32 (torch.set_float32_matmul_precision)."""
 
+    hang_timeout_seconds: float = 600.0
+    """A rank whose loop stands still for so long writes down its stacks and ends with status 1; 0: never. Longer than
+    any forward or backward pass takes."""
+
+    slow_timeout_seconds: float = 3600.0
+    """The same where a loop may stand still for longer: start, first steps of a stage (compilation), evaluations,
+    checkpoints."""
+
+    lock_timeout_seconds: float = 120.0
+    """A run directory whose job on another machine has shown no sign of life for so long may be taken over."""
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
@@ -285,8 +303,15 @@ class CheckpointConfig:
     every_steps: int = 1000
     """Steps between checkpoints; one is always written at the end and on SIGTERM or SIGUSR1."""
 
+    seconds_before_time_limit: float = 120.0
+    """In a SLURM job: so long before its end the run is saved and stops, also without a signal. More than two steps, an
+    evaluation and a checkpoint take. 0: it does not."""
+
     keep_last: int = 3
-    """Newest checkpoints kept; older ones are deleted."""
+    """Newest checkpoints kept, and as many of those at intervals; older ones are deleted."""
+
+    keep_every_steps: int = 0
+    """Checkpoints of multiples of this are kept for ever; 0: none. A multiple of `every_steps`."""
 
 
 @dataclass(frozen=True)

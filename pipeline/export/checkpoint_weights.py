@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,27 +10,14 @@ import torch
 from torch import Tensor
 
 from pipeline.base.errors import UserError
+from pipeline.checkpoints.meta import checkpoint_directory, list_checkpoints
+from pipeline.checkpoints.reading import misfits, read_weights, some_of
 from pipeline.models.build import stock_state_dict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-META_NAME = "meta.json"
-WEIGHTS_NAME = "model.safetensors"
-_STEP_NAME = re.compile(r"step-(\d{8,})")
-_MOST_NAMES = 5
-
-
-def checkpoint_directory(run_directory: Path, step: int) -> Path:
-    """Where a run keeps its state after ``step``."""
-    return run_directory / "checkpoints" / f"step-{step:08d}"
-
-
-def list_checkpoints(run_directory: Path) -> list[int]:
-    """Steps of the whole checkpoints, ascending; one without ``meta.json`` is none."""
-    matches = (_STEP_NAME.fullmatch(path.name) for path in (run_directory / "checkpoints").glob("step-*"))
-    steps = sorted(int(match[1]) for match in matches if match)
-    return [step for step in steps if (checkpoint_directory(run_directory, step) / META_NAME).is_file()]
+WAY_OUT = "Export another step with --step."
 
 
 def find_checkpoint(run_directory: Path, step: int | None) -> tuple[int, Path]:
@@ -57,27 +43,18 @@ def find_checkpoint(run_directory: Path, step: int | None) -> tuple[int, Path]:
     return step, checkpoint_directory(run_directory, step)
 
 
-def read_weights(checkpoint: Path, way_out: str = "Export another step with --step.") -> dict[str, Tensor]:
-    """All tensors of ``model.safetensors`` by name.
-
-    Args:
-        way_out: what to do about a damaged one, for the message.
+def read_finite_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint by name.
 
     Raises:
-        UserError: missing, truncated, damaged, or with a value that is no number.
+        UserError: it is damaged, or has a value that is no number.
     """
-    from safetensors.torch import load_file
-
-    path = checkpoint / WEIGHTS_NAME
-    try:
-        weights = load_file(path)
-    except Exception as error:  # safetensors raises a class of its own without a public base
-        raise UserError(f"checkpoint {checkpoint} is damaged ({WEIGHTS_NAME}: {error}). {way_out}") from None
+    weights = read_weights(checkpoint, WAY_OUT)
     broken = sorted(name for name, tensor in weights.items() if not torch.isfinite(tensor).all())
     if broken:
         raise UserError(
-            f"checkpoint {checkpoint} has weights that are no numbers (NaN or infinite) in {_some(broken)}: "
-            f"the run diverged before it. {way_out}"
+            f"checkpoint {checkpoint} has weights that are no numbers (NaN or infinite) in {some_of(broken)}: "
+            f"the run diverged before it. {WAY_OUT}"
         )
     return weights
 
@@ -90,28 +67,9 @@ def load_strictly(model: PreTrainedModel, weights: Mapping[str, Tensor], checkpo
     """
     expected = {name: tuple(tensor.shape) for name, tensor in stock_state_dict(model).items()}
     present = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    shapes = [
-        f"{name} is {present[name]}, the model's is {shape}"
-        for name, shape in expected.items()
-        if name in present and present[name] != shape
-    ]
-    problems = [
-        f"{what}: {_some(names)}"
-        for what, names in (
-            ("missing", sorted(expected.keys() - present.keys())),
-            ("not the model's", sorted(present.keys() - expected.keys())),
-            ("of another shape", shapes),
-        )
-        if names
-    ]
-    if problems:
+    if problems := misfits(present, expected):
         raise UserError(
             f"the weights of checkpoint {checkpoint} do not fit {type(model).__name__} as the run's config "
-            f"describes it: {'; '.join(problems)}. Restore the config.yaml that the checkpoint was trained with."
+            f"describes it: {problems}. Restore the config.yaml that the checkpoint was trained with."
         )
     model.load_state_dict(dict(weights), strict=False)
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:_MOST_NAMES])
-    return shown if len(names) <= _MOST_NAMES else f"{shown} and {len(names) - _MOST_NAMES} more"

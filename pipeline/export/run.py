@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import read_json
 from pipeline.base.logs import get_logger
+from pipeline.checkpoints.meta import CheckpointMeta, read_meta
 from pipeline.config.derived import corpora_of
 from pipeline.config.loading import load_run_config
 from pipeline.data.corpora import files_at
-from pipeline.export.checkpoint_weights import META_NAME, find_checkpoint, read_weights
+from pipeline.export.checkpoint_weights import WAY_OUT, find_checkpoint, read_finite_weights
 from pipeline.export.hf import ExportReport, check_output, export_model
 from pipeline.export.model_card import RunFacts
 from pipeline.monitor.events import append_event
@@ -43,7 +41,7 @@ def export_run(
     check_output(output)
     step, checkpoint = find_checkpoint(run_directory, step)
     config = load_run_config(run_directory / "config.yaml")
-    meta = read_json(checkpoint / META_NAME, "checkpoint")
+    meta = read_meta(checkpoint, WAY_OUT)
     files = files_at(corpus if corpus is not None else corpora_of(config)[0].corpus, config.data.cache)
     if not files.is_remote and not Path(files.location).is_dir():
         raise UserError(
@@ -52,7 +50,7 @@ def export_run(
         )
     manifest = read_manifest(files)
     _check_corpus(files, manifest, meta, checkpoint)
-    weights = read_weights(checkpoint)
+    weights = read_finite_weights(checkpoint)
     facts = run_facts(run_directory, step, meta, manifest)
     report = export_model(weights, config, files, manifest, output, facts, checkpoint)
     try:
@@ -68,7 +66,7 @@ def export_run(
     return report
 
 
-def run_facts(run_directory: Path, step: int, meta: Mapping[str, Any], manifest: Manifest) -> RunFacts:
+def run_facts(run_directory: Path, step: int, meta: CheckpointMeta, manifest: Manifest) -> RunFacts:
     """What the model card says of the run, as of ``step``."""
     metrics = [record for record in read_metrics(run_directory) if int(record["step"]) <= step]
     losses = [value for record in metrics if (value := number(record.get("loss"))) is not None]
@@ -79,13 +77,12 @@ def run_facts(run_directory: Path, step: int, meta: Mapping[str, Any], manifest:
     ]
     validation_loss, validation_step = validations[-1] if validations else (None, None)
     train = manifest.splits.get("train")
-    facts = meta.get("facts") or {}
     return RunFacts(
         run_name=run_directory.resolve().name,
         step=step,
-        tokens_seen=meta.get("tokens_seen"),
-        strategy=meta.get("strategy"),
-        world_size=meta.get("world_size"),
+        tokens_seen=meta.tokens_seen,
+        strategy=meta.strategy,
+        world_size=meta.world_size,
         training_loss=losses[-1] if losses else None,
         validation_loss=validation_loss,
         validation_step=validation_step,
@@ -93,12 +90,12 @@ def run_facts(run_directory: Path, step: int, meta: Mapping[str, Any], manifest:
         corpus_documents=None if train is None else int(train.documents.sum()),
         corpus_tokens=None if train is None else int(train.tokens.sum()),
         sources=[str(source["name"]) for source in manifest.sources if source.get("name")],
-        versions=facts.get("versions") or {},
+        versions=meta.facts.get("versions", {}),
     )
 
 
-def _check_corpus(files: CorpusFiles, manifest: Manifest, meta: Mapping[str, Any], checkpoint: Path) -> None:
-    trained_on = (meta.get("identity") or {}).get("corpus_fingerprint", meta.get("corpus_fingerprint"))
+def _check_corpus(files: CorpusFiles, manifest: Manifest, meta: CheckpointMeta, checkpoint: Path) -> None:
+    trained_on = meta.identity.get("corpus_fingerprint")
     if trained_on is not None and trained_on != manifest.fingerprint:
         raise UserError(
             f"export: {checkpoint} was trained on the corpus with fingerprint {trained_on}, but {files.location} has "

@@ -7,14 +7,19 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from pipeline.base.logs import get_logger
 from pipeline.config.run import MonitorConfig
-from pipeline.monitor.meters import memory_gb, perplexity, step_rates
+from pipeline.monitor.meters import memory_gb, own_seconds, perplexity, slowest_rank, step_rates
+from pipeline.monitor.progress import ProgressFile
 from pipeline.monitor.sinks import Sink
 from pipeline.monitor.step_clock import StepClock
 
 
 class StepCallback:
     """A feature of the run that acts when an optimizer step is done. Steps count from 1."""
+
+    def on_ranks_met(self, trainer: pl.Trainer, module: Any) -> None:
+        """Called on every rank when the ranks have found each other, before the strategy takes the model."""
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Called on every rank before the first step."""
@@ -35,6 +40,10 @@ class StepCallbacks(pl.Callback):
     def __init__(self, features: Sequence[StepCallback]) -> None:
         self.features = features
 
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        for feature in self.features:
+            feature.on_ranks_met(trainer, pl_module)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         for feature in self.features:
             feature.on_train_start(trainer, pl_module)
@@ -51,6 +60,30 @@ class StepCallbacks(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         for feature in self.features:
             feature.teardown(trainer, pl_module)
+
+
+class ProgressCallback(StepCallback):
+    """Writes down every step that is done; the first feature of rank 0, so that it is done even if a later one dies.
+
+    A disk that cannot take it costs a warning, not the run.
+    """
+
+    def __init__(self, file: ProgressFile) -> None:
+        self.file: ProgressFile | None = file
+
+    def on_step_end(self, trainer: pl.Trainer, module: Any, step: int) -> None:
+        if self.file is None:
+            return
+        try:
+            self.file.write(step)
+        except OSError as error:
+            get_logger("monitor").warning("progress is not written any more: %s", error)
+            self.teardown(trainer, module)
+
+    def teardown(self, trainer: pl.Trainer, module: Any) -> None:
+        if self.file is not None:
+            self.file.close()
+            self.file = None
 
 
 class MonitorCallback(StepCallback):
@@ -109,7 +142,7 @@ class MonitorCallback(StepCallback):
                 "loss": loss,
                 "lr": module.current_learning_rate(),
                 "grad_norm": module.read_gradient_norm(),
-                **self._rates(trainer.world_size, module),
+                **self._rates(trainer, module),
                 "memory_gb": memory_gb(trainer.strategy.root_device.type),
                 **self.added,
             }
@@ -121,14 +154,17 @@ class MonitorCallback(StepCallback):
             for sink in self.sinks:
                 sink.log(metrics)
 
-    def _rates(self, world_size: int, module: Any) -> dict[str, Any]:
+    def _rates(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
         """Tokens so far, and the rates and times since the last logged step."""
-        counts = module.counts
+        counts, world_size, num_steps = module.counts, trainer.world_size, self._steps_to_log
         now = tuple(counts)
         local = [new - old for new, old in zip(now, self._logged_counts, strict=True)]
-        *total, tokens = module.control.sum_integers(*local, counts.real_tokens)
-        rates = step_rates(
-            self._steps_to_log, total[0], self.flops(*total), self.clock.read(), self.peak_flops_per_device, world_size
-        )
+        seconds = self.clock.read()
+        # Each rank has a place of its own in the sum, so that one reduction tells all ranks' times.
+        microseconds = [0] * world_size
+        microseconds[trainer.global_rank] = round(1e6 * own_seconds(seconds) / num_steps)
+        tokens, *sums = module.control.sum_integers(counts.real_tokens, *local, *microseconds)
+        total, by_rank = sums[: len(local)], sums[len(local) :]
+        rates = step_rates(num_steps, total[0], self.flops(*total), seconds, self.peak_flops_per_device, world_size)
         self._logged_counts, self._steps_to_log = now, 0
-        return {"tokens": self.tokens_before + tokens, **rates}
+        return {"tokens": self.tokens_before + tokens, **rates, **slowest_rank([each / 1e6 for each in by_rank])}

@@ -10,6 +10,12 @@ from pipeline.monitor.json_lines import Record, encode_line, read_records, utc_n
 
 EVENTS_NAME = "events.jsonl"
 
+STARTING_EVENTS = ("started", "resumed")
+"""Events that begin a stretch of work; wall time counts from each to the last sign of life before the next."""
+
+OUTSIDE_EVENTS = ("exported", "config_changed", "change_accepted", "checkpoint_damaged")
+"""Events that happen while nothing trains, perhaps days after the run: no sign of life."""
+
 
 def append_event(run_directory: Path, event: str, step: int | None = None, **facts: Any) -> Record:
     """Append ``{"time": ..., "event": ..., "step": ..., **facts}`` and make it durable.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,20 @@ _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 def utc_now() -> str:
     """The time in UTC, ISO 8601 with milliseconds, e.g. ``2026-01-31T12:00:00.250+00:00``."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    return utc_time(time.time())
+
+
+def utc_time(seconds: float) -> str:
+    """Seconds since 1970 as :func:`utc_now` writes them."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def moment(written: Any) -> float | None:
+    """Seconds since 1970 of a time as it is written in records; None for anything else."""
+    try:
+        return datetime.fromisoformat(written).timestamp()
+    except (TypeError, ValueError):
+        return None
 
 
 def plain_value(value: Any) -> Any:
@@ -58,7 +72,12 @@ def number(value: Any) -> float | None:
 
 def encode_line(record: Mapping[str, Any]) -> bytes:
     """One line of valid JSON with its newline, keys in the order given."""
-    return (json.dumps(plain_value(record), ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return encode_plain_line(plain_value(record))
+
+
+def encode_plain_line(record: Record) -> bytes:
+    """:func:`encode_line` of what :func:`plain_value` has given."""
+    return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def decode_line(line: bytes) -> Record | None:
@@ -76,3 +95,13 @@ def read_records(path: Path) -> list[Record]:
         return []
     records = [decode_line(line) for line in path.read_bytes().split(b"\n") if line.strip()]
     return [record for record in records if record is not None]
+
+
+def last_record(path: Path, tail_bytes: int = 1 << 16) -> Record | None:
+    """The last whole line, found within the last ``tail_bytes`` however long the file is; None if there is none."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - tail_bytes))
+        lines = file.read().split(b"\n")
+    return next((record for line in reversed(lines) if (record := decode_line(line)) is not None), None)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from statistics import median_low
 
 from pipeline.monitor.step_clock import OUTSIDE_TRAINING, PHASES, Phase
 
@@ -67,6 +67,30 @@ def step_rates(
         "mfu": model_flops_utilization(flops, training, peak_flops_per_device, world_size),
         "data_wait_fraction": seconds["data_wait"] / training,
         **{f"time_{phase}": seconds[phase] / num_steps for phase in PHASES},
+    }
+
+
+def own_seconds(seconds: Mapping[Phase, float]) -> float:
+    """Of the time by phase of a rank, what it did not wait for others in, and did not validate or save in."""
+    return sum(seconds.values()) - sum(seconds[phase] for phase in ("communication", *OUTSIDE_TRAINING))
+
+
+def slowest_rank(own_seconds_by_rank: Sequence[float]) -> dict[str, float]:
+    """The rank whose steps take longest without their waits for other ranks; nothing with one rank.
+
+    Args:
+        own_seconds_by_rank: a step, see :func:`own_seconds`.
+
+    Returns:
+        ``slowest_rank``, ``slowest_rank_seconds`` and, to compare with, ``median_rank_seconds``.
+    """
+    if len(own_seconds_by_rank) < 2:
+        return {}
+    slowest = max(range(len(own_seconds_by_rank)), key=own_seconds_by_rank.__getitem__)
+    return {
+        "slowest_rank": slowest,
+        "slowest_rank_seconds": own_seconds_by_rank[slowest],
+        "median_rank_seconds": median_low(own_seconds_by_rank),
     }
 
 
@@ -139,11 +163,11 @@ def memory_gb(device: str) -> float:
 
 
 def _peak_resident_bytes() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    try:
+        with open("/proc/self/status", "rb", buffering=0) as file:
+            return int(file.read().partition(b"VmHWM:")[2].split(maxsplit=1)[0]) * 1024
+    except (OSError, IndexError):
+        pass
     import resource
     import sys
 

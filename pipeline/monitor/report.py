@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import write_bytes_atomically
 from pipeline.monitor.charts import Chart, Point, Series, line_chart
-from pipeline.monitor.events import read_events
-from pipeline.monitor.json_lines import Record, number
+from pipeline.monitor.events import OUTSIDE_EVENTS, STARTING_EVENTS, read_events
+from pipeline.monitor.goodput import goodput_facts, goodput_of
+from pipeline.monitor.json_lines import Record, moment, number
 from pipeline.monitor.meters import format_count, format_seconds
 from pipeline.monitor.report_page import page, table
 from pipeline.monitor.sinks import METRICS_NAME, read_metrics
 from pipeline.monitor.step_clock import PHASES
-
-STARTING_EVENTS = ("started", "resumed")
-"""Events that begin a stretch of work; wall time counts from each to the last sign of life before the next."""
-
-OUTSIDE_EVENTS = ("exported", "config_changed")
-"""Events that happen while nothing trains, perhaps days after the run: no sign of life."""
 
 _MOST_EVENTS = 300
 
@@ -71,19 +65,35 @@ def write_report(run_directory: Path, output: Path | None = None) -> Path:
     path = output if output is not None else run_directory / "report.html"
     if path.is_dir():
         raise UserError(f"report: {path} is a directory. Give the path of a file, e.g. {path / 'report.html'}.")
-    config = _config(run_directory)
-    html = render_report(run_directory.resolve().name, metrics, read_events(run_directory), config)
+    html = render_report(
+        run_directory.resolve().name,
+        metrics,
+        read_events(run_directory),
+        _config(run_directory),
+        goodput_of(run_directory),
+    )
     write_bytes_atomically(path, html.encode())
     return path
 
 
-def render_report(name: str, metrics: Sequence[Record], events: Sequence[Record], config: Mapping[str, Any]) -> str:
-    """The page of a run from its records (at least one metric line); pure."""
+def render_report(
+    name: str,
+    metrics: Sequence[Record],
+    events: Sequence[Record],
+    config: Mapping[str, Any],
+    goodput: Mapping[str, Any] | None = None,
+) -> str:
+    """The page of a run from its records (at least one metric line); pure.
+
+    Args:
+        goodput: from :func:`pipeline.monitor.goodput.goodput`.
+    """
+    goodput = goodput if goodput and goodput["goodput"] is not None else None
     resumed_at = sorted({step for e in events if e.get("event") == "resumed" and (step := number(e.get("step")))})
     last, total_steps = metrics[-1], _lookup(config, "train.steps")
     done = f"step {int(last['step']):,}" + (f" of {int(total_steps):,}" if isinstance(total_steps, int) else "")
     tables = '<p class="note">Dashed lines: the run was resumed.</p>' if resumed_at else ""
-    tables += "<h2>Facts</h2>" + table(_facts(metrics, events, config))
+    tables += "<h2>Facts</h2>" + table(_facts(metrics, events, config, goodput))
     if events:
         shown = list(events)[-_MOST_EVENTS:]
         left_out = f" (last {len(shown)} of {len(events)})" if len(shown) < len(events) else ""
@@ -94,7 +104,7 @@ def render_report(name: str, metrics: Sequence[Record], events: Sequence[Record]
     return page(
         title=f"Run {name}",
         subtitle=done + until,
-        tiles=_tiles(metrics, events),
+        tiles=_tiles(metrics, events, goodput),
         charts=[line_chart(chart) for chart in _charts(metrics, resumed_at)],
         tables=tables,
     )
@@ -140,7 +150,9 @@ def _values(metrics: Sequence[Record], key: str) -> list[float]:
     return [value for value in found if value is not None and math.isfinite(value)]
 
 
-def _tiles(metrics: Sequence[Record], events: Sequence[Record]) -> list[tuple[str, str]]:
+def _tiles(
+    metrics: Sequence[Record], events: Sequence[Record], goodput: Mapping[str, Any] | None
+) -> list[tuple[str, str]]:
     tiles = []
     for label, key, form in (
         ("Training loss", "loss", "{:.3f}"),
@@ -156,10 +168,17 @@ def _tiles(metrics: Sequence[Record], events: Sequence[Record]) -> list[tuple[st
     seconds = wall_seconds(metrics, events)
     if seconds is not None:
         tiles.append(("Wall time", format_seconds(seconds)))
+    if goodput is not None:
+        tiles.append(("Goodput", f"{goodput['goodput']:.1%}"))
     return tiles
 
 
-def _facts(metrics: Sequence[Record], events: Sequence[Record], config: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(
+    metrics: Sequence[Record],
+    events: Sequence[Record],
+    config: Mapping[str, Any],
+    goodput: Mapping[str, Any] | None,
+) -> list[tuple[str, str]]:
     facts: list[tuple[str, str]] = []
     if losses := _values(metrics, "loss"):
         facts.append(("Training loss, first and last logged", f"{losses[0]:.4f} → {losses[-1]:.4f}"))
@@ -174,6 +193,8 @@ def _facts(metrics: Sequence[Record], events: Sequence[Record], config: Mapping[
         facts.append(("Time waiting for data (mean)", f"{100 * sum(waits) / len(waits):.2f} %"))
     if shares := _time_shares(metrics):
         facts.append(("Where the time went, rank 0", ", ".join(f"{name} {share:.1%}" for name, share in shares)))
+    if goodput is not None:
+        facts += goodput_facts(goodput)
     if memory := _values(metrics, "memory_gb"):
         facts.append(("Memory, most on rank 0", f"{max(memory):.2f} GB"))
     facts.append(("Restarts", str(sum(event.get("event") == "resumed" for event in events))))
@@ -203,11 +224,11 @@ def _time_shares(metrics: Sequence[Record]) -> list[tuple[str, float]]:
 
 def wall_seconds(metrics: Sequence[Record], events: Sequence[Record]) -> float | None:
     """Seconds the run was at work: each stretch from a start or resume to the last record before the next one."""
-    moments = [(when, False) for record in metrics if (when := _seconds(record.get("time"))) is not None]
+    moments = [(when, False) for record in metrics if (when := moment(record.get("time"))) is not None]
     moments += [
         (when, event.get("event") in STARTING_EVENTS)
         for event in events
-        if event.get("event") not in OUTSIDE_EVENTS and (when := _seconds(event.get("time"))) is not None
+        if event.get("event") not in OUTSIDE_EVENTS and (when := moment(event.get("time"))) is not None
     ]
     if not moments:
         return None
@@ -219,13 +240,6 @@ def wall_seconds(metrics: Sequence[Record], events: Sequence[Record]) -> float |
             begin = when
         latest = when
     return total + latest - begin
-
-
-def _seconds(time: Any) -> float | None:
-    try:
-        return datetime.fromisoformat(time).timestamp()
-    except (TypeError, ValueError):
-        return None
 
 
 def _clock_text(time: str) -> str:

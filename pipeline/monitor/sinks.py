@@ -15,7 +15,15 @@ from typing import Any, BinaryIO, Protocol
 from pipeline.base.files import write_bytes_atomically
 from pipeline.base.logs import get_logger
 from pipeline.config.run import MonitorConfig
-from pipeline.monitor.json_lines import Record, decode_line, encode_line, plain_value, read_records, utc_now
+from pipeline.monitor.json_lines import (
+    Record,
+    decode_line,
+    encode_line,
+    encode_plain_line,
+    plain_value,
+    read_records,
+    utc_now,
+)
 
 METRICS_NAME = "metrics.jsonl"
 SUPERSEDED_NAME = "metrics.superseded.jsonl"
@@ -103,16 +111,18 @@ class JsonlSink:
         step, last_step = int(metrics["step"]), int(self._last.get("step", -1))
         if step < last_step:
             raise ValueError(f"metrics of step {step} after those of step {last_step}: steps must not decrease")
-        record: Record = {"step": step, **{key: plain_value(value) for key, value in metrics.items() if key != "step"}}
-        if step == last_step:
+        record: Record = plain_value({**metrics, "step": step})
+        repeated = step == last_step
+        if repeated:
             # More of the same step (validation after training): its line is overwritten by the fuller one.
             record = {**self._last, **record}
             self._file.seek(self._last_offset)
         else:
-            self._last_offset = self._file.seek(0, os.SEEK_END)
+            self._last_offset = self._file.tell()  # always at the end
         record.setdefault("time", utc_now())
-        self._file.write(encode_line(record))
-        self._file.truncate()
+        self._file.write(encode_plain_line(record))
+        if repeated:
+            self._file.truncate()
         self._file.flush()
         self._last = record
 

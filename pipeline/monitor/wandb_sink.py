@@ -1,8 +1,9 @@
 """Metrics to Weights & Biases, under one run id for the life of a run directory.
 
 The id is drawn when the run first starts and stored in ``wandb_id``; every restart, requeue or move to another
-machine goes on with it (``resume="allow"``). wandb never stops a training run: the first failure is told once, with
-its reason, and the run goes on without it. All metrics are in ``metrics.jsonl`` in any case.
+machine goes on with it (``resume="allow"``). A start first sends what is in ``metrics.jsonl`` and not with wandb, so
+that a kill leaves no gap. wandb never stops a training run: the first failure is told once, with its reason, and the
+run goes on without it. All metrics are in ``metrics.jsonl`` in any case.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from urllib.parse import urlsplit
 from pipeline.base.files import write_bytes_atomically
 from pipeline.base.logs import get_logger
 from pipeline.monitor.json_lines import number, plain_value
+from pipeline.monitor.sinks import read_metrics
+from pipeline.monitor.wandb_files import last_offline_step, set_empty_files_aside
 
 WandbMode = Literal["auto", "online", "offline", "off"]
 ResolvedMode = Literal["online", "offline", "off"]
@@ -25,6 +28,7 @@ ResolvedMode = Literal["online", "offline", "off"]
 ID_NAME = "wandb_id"
 _START_SECONDS = 60.0
 _FINISH_SECONDS = 120.0
+_FLUSH_SECONDS = 1.0
 _MODES_OF_WANDB: dict[str, ResolvedMode] = {
     "online": "online",
     "run": "online",
@@ -115,9 +119,13 @@ class WandbSink:
             options: dict[str, Any] = {"init_timeout": _START_SECONDS, "silent": True, "console": "off"}
             if "finish_timeout" in wandb.Settings.model_fields:
                 options["finish_timeout"] = _FINISH_SECONDS  # Without it a dead network holds the run's end for ever.
+            if "x_transaction_log_flush_interval" in wandb.Settings.model_fields:
+                options["x_transaction_log_flush_interval"] = _FLUSH_SECONDS  # A kill loses what is not in the file.
+            stored_id = run_id(self.run_directory)
+            set_empty_files_aside(self.run_directory, stored_id)
             self._run = wandb.init(
                 project=self.project,
-                id=run_id(self.run_directory),
+                id=stored_id,
                 name=self.run_name,
                 dir=str(self.run_directory),
                 config=settings,
@@ -125,13 +133,16 @@ class WandbSink:
                 resume="allow",
                 settings=wandb.Settings(**options),
             )
-            # A resumed online run refuses steps it has; they are the same numbers, for resume is exact.
-            self._next_step = int(self._run.step) if mode == "online" else 0
+            # Steps that wandb has already are the same numbers, for resume is exact; it would refuse or repeat them.
+            online = mode == "online"
+            self._next_step = int(self._run.step) if online else last_offline_step(self.run_directory, stored_id) + 1
         except Exception as error:  # wandb raises many types, and none of them may stop a run.
             self._warn(f"could not start {mode}: {type(error).__name__}: {error}")
             return False
         place = self._run.url if mode == "online" else f"offline, in {self.run_directory / 'wandb'}"
         get_logger("monitor").info("wandb run %s: %s", self._run.id, place)
+        for line in read_metrics(self.run_directory):
+            self.log(line)  # what a kill kept from wandb, or a start without it; the rest it has
         return True
 
     def log(self, metrics: Mapping[str, Any]) -> None:

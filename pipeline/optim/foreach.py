@@ -1,7 +1,8 @@
 """What our own optimizers share: state of chosen precision, updates of many tensors a call, steps counted in groups.
 
 An update runs over lists of tensors (``torch._foreach_*``): a kernel for many parameters instead of several for each.
-The lists are cut so that temporary memory stays small against the model.
+The lists are cut: on a GPU so that temporary memory stays small against the model; on a CPU, where a call costs little
+and memory much, so that all operations on a list find it in the cache.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from pipeline.optim.rounding import StochasticRounding
 
 _CHUNK_ELEMENTS = 2**25
 """Elements that are updated at a time, or one tensor that must be whole: 128 MiB of fp32 for each temporary list."""
+
+_CPU_CHUNK_ELEMENTS = 2**16
+"""The same on a CPU: five lists of 256 KiB."""
 
 
 class ForeachOptimizer(Optimizer):
@@ -72,25 +76,25 @@ class ForeachOptimizer(Optimizer):
                         self._rounding.store(kept, exact)
         return loss
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Torch casts loaded state to the parameter's precision; moments return to the precision they are kept in."""
-        super().load_state_dict(state_dict)
-        for parameter, state in self.state.items():
-            for name in self.moments:
-                if name in state:
-                    state[name] = state[name].to(self._dtype_of(parameter))
+    def moments_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The state of a parameter by name; zeros before its first step."""
+        state = self.state[parameter]
+        for name in self.moments:
+            if name not in state:
+                state[name] = torch.zeros_like(parameter, dtype=self._dtype_of(parameter))
+        return {name: state[name] for name in self.moments}
 
     def _rows(self, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """(parameter, gradient, stored moments ...) of every parameter, or of every piece of one."""
         for parameter in parameters:
-            state = self.state[parameter]
-            for name in self.moments:
-                if name not in state:
-                    state[name] = torch.zeros_like(parameter, dtype=self._dtype_of(parameter))
-            row = (parameter, parameter.grad, *(state[name] for name in self.moments))
-            if self.elementwise and parameter.numel() > _CHUNK_ELEMENTS:
-                length = max(_CHUNK_ELEMENTS * len(parameter) // parameter.numel(), 1)
-                yield from zip(*(tensor.detach().split(length) for tensor in row), strict=True)
+            row: tuple[Any, ...] = (parameter, parameter.grad, *self.moments_of(parameter).values())
+            most = _most_elements(parameter)
+            if self.elementwise and parameter.numel() > most:
+                tensors = [tensor.detach() for tensor in row]
+                if all(tensor.is_contiguous() for tensor in tensors):
+                    tensors = [tensor.view(-1) for tensor in tensors]
+                length = max(most * len(tensors[0]) // parameter.numel(), 1)
+                yield from zip(*(tensor.split(length) for tensor in tensors), strict=True)
             else:
                 yield row
 
@@ -99,14 +103,18 @@ class ForeachOptimizer(Optimizer):
 
 
 def _chunks(rows: Iterable[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...]]]:
-    """The rows in their order, in lists with at most :data:`_CHUNK_ELEMENTS` elements of parameters, or of one row."""
+    """The rows in their order, in lists of parameters with no more elements than a device is given, or of one row."""
     chunk: list[tuple[Tensor, ...]] = []
     num_elements = 0
     for row in rows:
-        if chunk and num_elements + row[0].numel() > _CHUNK_ELEMENTS:
+        if chunk and num_elements + row[0].numel() > _most_elements(row[0]):
             yield chunk
             chunk, num_elements = [], 0
         chunk.append(row)
         num_elements += row[0].numel()
     if chunk:
         yield chunk
+
+
+def _most_elements(parameter: Tensor) -> int:
+    return _CPU_CHUNK_ELEMENTS if parameter.device.type == "cpu" else _CHUNK_ELEMENTS

@@ -1,32 +1,40 @@
-"""Signals. In a run a handler only notes that it was called; the ranks agree at the step's end, save there, and stop.
+"""Why a run stops early, a signal or the end of its job's time; and what signals do to other programs.
 
+In a run a handler only notes that it was called; the ranks agree at the step's end, save there, and stop.
 Lightning's own answers are switched off: to SIGTERM a collective inside the handler, and an end without a word and with
 status 0; to ctrl-C an end with status 1, as of a bug.
 """
 
 from __future__ import annotations
 
+import math
 import signal
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import lightning.pytorch as pl
+if TYPE_CHECKING:  # a run catches signals before it imports this
+    import lightning.pytorch as pl
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignals:
-    """Catches SIGTERM and SIGUSR1 while the run is going; the previous handlers come back with :meth:`restore`."""
+    """Catches SIGTERM and SIGUSR1 while the run is going; the previous handlers come back with :meth:`restore`.
+
+    SIGUSR1 may be caught before, while the run is made: it then stops after its first step. SIGTERM may not: with it a
+    launcher that lost a rank ends the others, which wait for that rank and reach no step.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
 
-    def install(self) -> None:
-        for number in STOP_SIGNALS:
-            self._previous[number] = signal.signal(number, self._note)
+    def install(self, signals: Sequence[signal.Signals] = STOP_SIGNALS) -> None:
+        for number in signals:
+            self._previous.setdefault(number, signal.signal(number, self._note))
 
     def restore(self) -> None:
         for number, handler in self._previous.items():
@@ -38,6 +46,23 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
+
+
+class TimeLimit:
+    """Whether the end of a job's time is near.
+
+    Args:
+        end_time: in seconds since 1970; None: there is no end.
+        margin_seconds: what counts as near; 0: nothing does.
+        now: the clock of ``end_time``; replaced in tests.
+    """
+
+    def __init__(self, end_time: float | None, margin_seconds: float, now: Callable[[], float] = time.time) -> None:
+        self._near_from = math.inf if end_time is None or margin_seconds == 0 else end_time - margin_seconds
+        self._now = now
+
+    def is_near(self) -> bool:
+        return self._now() >= self._near_from
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.base.errors import UserError
@@ -38,6 +39,9 @@ FREE_KEYS = (
     "model.drop_ins",
     "train.threads_per_rank",
     "train.matmul_precision",
+    "train.hang_timeout_seconds",
+    "train.slow_timeout_seconds",
+    "train.lock_timeout_seconds",
     "checkpoint.",
     "evaluation.",
     "monitor.",
@@ -50,16 +54,22 @@ _MEANING = {
     "stream.exclusions": "digest of data.exclude as far as it counts by then; entries added now need a later from_step",
     "stream.sources": "fingerprint, share of the rows and epochs of every corpus",
     "stream.stages": "of every stage begun by then: steps before it, rows a step, tokens a row",
+    "train.skip_steps": "up to then",
 }
 """What values are that do not speak for themselves."""
 
+_ABSENT = "(absent)"
 
-def run_identity(config: RunConfig, corpus_fingerprint: str, stream_settings: Mapping[str, Any]) -> dict[str, Any]:
+
+def run_identity(
+    config: RunConfig, corpus_fingerprint: str, stream_settings: Mapping[str, Any], step: int
+) -> dict[str, Any]:
     """Everything that must be equal for a resume, as flat JSON values.
 
     Args:
         corpus_fingerprint: of the (first) corpus, by which an export knows it.
         stream_settings: of the steps up to the resumed one, from ``RowStream.settings_before``.
+        step: the resumed one.
     """
     settings = {
         key: list(value) if isinstance(value, tuple) else value
@@ -70,42 +80,46 @@ def run_identity(config: RunConfig, corpus_fingerprint: str, stream_settings: Ma
         "corpus_fingerprint": corpus_fingerprint,
         **{f"stream.{key}": value for key, value in stream_settings.items()},
         **settings,
+        "train.skip_steps": sorted({skipped for skipped in config.train.skip_steps if skipped <= step}),
     }
 
 
-def check_identity(saved: dict[str, Any], present: dict[str, Any], checkpoint: str) -> None:
+def check_identity(
+    saved: dict[str, Any], present: dict[str, Any], checkpoint: str, accepted: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
     """Refuse to resume another run.
 
+    Args:
+        accepted: keys that may differ all the same.
+
+    Returns:
+        The accepted differences: key -> ``checkpoint`` and ``now``, the two values.
+
     Raises:
-        UserError: with every difference, both values, and the way out.
+        UserError: with every difference that is not accepted, both values, and the way out; or a key in ``accepted``
+            is none.
     """
-    if saved == present:
-        return
+    keys = [*present, *(key for key in saved if key not in present)]
+    for key in accepted:
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise UserError(f"--accept-change: `{key}` is nothing that a resume compares.{hint}")
+    differences = {
+        key: {"checkpoint": saved.get(key, _ABSENT), "now": present.get(key, _ABSENT)}
+        for key in keys
+        if saved.get(key, _ABSENT) != present.get(key, _ABSENT)
+    }
     lines = [
-        f"  - {key}: checkpoint {saved.get(key, '(absent)')!r}, now {present.get(key, '(absent)')!r}"
+        f"  - {key}: checkpoint {values['checkpoint']!r}, now {values['now']!r}"
         + (f" ({_MEANING[key]})" if key in _MEANING else "")
-        for key in [*present, *(key for key in saved if key not in present)]
-        if saved.get(key, "(absent)") != present.get(key, "(absent)")
+        for key, values in differences.items()
+        if key not in accepted
     ]
-    raise UserError(
-        f"{checkpoint} belongs to another run:\n" + "\n".join(lines) + "\n"
-        "Restore these values to resume it, or start a new run with another run_directory."
-    )
-
-
-def check_layout(strategy: str, world_size: int, saved_strategy: str, saved_world_size: int, checkpoint: str) -> None:
-    """Refuse what the saved optimizer state cannot do: single and ddp restore anywhere, ZeRO only as it was.
-
-    Raises:
-        UserError: with both layouts and the way out.
-    """
-    plain = ("single", "ddp")
-    if strategy in plain and saved_strategy in plain:
-        return
-    if (strategy, world_size) == (saved_strategy, saved_world_size):
-        return
-    raise UserError(
-        f"{checkpoint} was saved by strategy `{saved_strategy}` on {saved_world_size} ranks and cannot be resumed by "
-        f"`{strategy}` on {world_size}: ZeRO's optimizer shards fit only the layout that wrote them. Start "
-        f"{saved_world_size} ranks with --train.strategy {saved_strategy}."
-    )
+    if lines:
+        raise UserError(
+            f"{checkpoint} belongs to another run:\n" + "\n".join(lines) + "\n"
+            "Restore these values to resume it, or start a new run with another run_directory. To go on with a changed "
+            "value all the same, name its key: --accept-change KEY (once for each)."
+        )
+    return differences

@@ -11,6 +11,33 @@ from pipeline.monitor.callback import MonitorCallback, StepCallback
 from pipeline.train.strategies import ZERO_STAGES, engine_of
 
 
+def read_loss_scale(trainer: pl.Trainer, module: Any) -> dict[str, float]:
+    """The scale and the steps since it was changed, alike for torch's and DeepSpeed's scaler; nothing without fp16."""
+    train = module.config.train
+    if train.precision != "fp16":
+        return {}
+    if train.strategy in ZERO_STAGES:
+        scaler = engine_of(trainer).optimizer.loss_scaler
+        return {"scale": float(scaler.cur_scale), "good_steps": scaler.cur_iter - scaler.last_overflow_iter - 1}
+    state = trainer.precision_plugin.state_dict()
+    return {"scale": float(state["scale"]), "good_steps": state["_growth_tracker"]}
+
+
+def restore_loss_scale(trainer: pl.Trainer, module: Any, saved: dict[str, float]) -> None:
+    """Go on from what :func:`read_loss_scale` gave, under this strategy or another."""
+    if not saved:
+        return
+    if module.config.train.strategy in ZERO_STAGES:
+        scaler = engine_of(trainer).optimizer.loss_scaler
+        scaler.cur_scale = saved["scale"]
+        scaler.last_overflow_iter = scaler.cur_iter - 1 - int(saved["good_steps"])
+        return
+    plugin: Any = trainer.precision_plugin
+    # DeepSpeed counts on where torch begins again, and doubles the scale sooner.
+    good_steps = min(int(saved["good_steps"]), plugin.scaler.get_growth_interval() - 1)
+    plugin.load_state_dict({**plugin.state_dict(), "scale": saved["scale"], "_growth_tracker": good_steps})
+
+
 class LossScaling(StepCallback):
     """Logs ``loss_scale`` and ``skipped_steps`` (of this start), and says when steps are skipped.
 
@@ -21,7 +48,7 @@ class LossScaling(StepCallback):
     def __init__(self, monitor: MonitorCallback) -> None:
         self.monitor = monitor
         self.num_updates = 0
-        self._skipped_before: int | None = None
+        self._num_bad_steps = 0
         self._skipped_told = 0
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -31,9 +58,8 @@ class LossScaling(StepCallback):
     def on_step_end(self, trainer: pl.Trainer, module: Any, step: int) -> None:
         if module.config.train.strategy in ZERO_STAGES:
             engine = engine_of(trainer)
-            if self._skipped_before is None:  # the first step: a checkpoint brought the count of earlier starts
-                self._skipped_before = engine.skipped_steps - int(engine.optimizer.overflow)
-            skipped, scale = engine.skipped_steps - self._skipped_before, engine.optimizer.loss_scale
+            self._num_bad_steps += module.gate.has_refused  # a bad step goes DeepSpeed's way of an overflow
+            skipped, scale = engine.skipped_steps - self._num_bad_steps, engine.optimizer.loss_scale
         else:
             skipped = step - module.first_step - self.num_updates
             scale = trainer.precision_plugin.scaler.get_scale()  # type: ignore[attr-defined]  # of fp16's plugin

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cached_property
-from types import NoneType
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -28,13 +27,12 @@ from pipeline.optim.build import make_optimizer
 from pipeline.optim.schedules import learning_rate
 from pipeline.train.budget import TimeBudget
 from pipeline.train.control import ControlPlane
+from pipeline.train.saves import Saves
+from pipeline.train.step_gate import StepGate
 from pipeline.train.step_timing import time_gradient_reduction
 from pipeline.train.strategies import ZERO_STAGES, engine_of
 
 _DROPOUT_STREAM = 0xD0  # keeps dropout's keys apart from those of masks and order
-
-
-_PLAIN_TYPES = (int, float, bool, str, NoneType)
 
 
 class BatchCounts(NamedTuple):
@@ -76,6 +74,8 @@ class PretrainModule(pl.LightningModule):
         self.control: ControlPlane | None = None
         self.stop_requested: Callable[[], bool] = lambda: False
         self.stop_agreed = False
+        self.gate = StepGate()
+        self.saves = Saves()
         self.global_predictions = 0
         self.local_loss_sum: Tensor | None = None
         self.gradient_norm: Tensor | None = None
@@ -87,11 +87,11 @@ class PretrainModule(pl.LightningModule):
         self.keeps_gradients = False
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # torch looks for parameters, buffers and modules behind every attribute; Lightning sets some 30 a micro-batch.
-        if type(value) in _PLAIN_TYPES:
-            object.__setattr__(self, name, value)
-        else:
+        # torch looks for parameters, buffers and modules behind every attribute, which a step sets some 20 of.
+        if isinstance(value, nn.Module) or type(value) is nn.Parameter:  # isinstance is slow for a parameter
             super().__setattr__(name, value)
+        else:
+            object.__setattr__(self, name, value)
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """Cross-entropy sum over the micro-batch's predictions, fp32 scalar with a graph."""
@@ -115,11 +115,21 @@ class PretrainModule(pl.LightningModule):
         assert self.control is not None
         self.clock.enter("communication")
         milliseconds = self.budget.elapsed_milliseconds() if self.trainer.is_global_zero else 0
-        predictions, stops, milliseconds = self.control.sum_integers(
-            batch.window_predictions, int(self.stop_requested()), milliseconds
+        predictions, stops, milliseconds, refusals, *saves = self.control.sum_integers(
+            batch.window_predictions,
+            int(self.stop_requested()),
+            milliseconds,
+            int(self.gate.has_refused),
+            *self.saves.news(),
         )
+        if refusals not in (0, self.plan.world_size):
+            raise RuntimeError(
+                f"step {self.step} was skipped by {refusals} of {self.plan.world_size} ranks: their losses or gradient "
+                "norms differ, and so do their weights by now"
+            )
         self.budget.agree(milliseconds)
         self.clock.enter("other")
+        self.saves.agree(*saves)
         self.global_predictions = predictions
         self.stop_agreed = stops > 0
         self.local_loss_sum = None
@@ -139,6 +149,11 @@ class PretrainModule(pl.LightningModule):
         return self.step + 1 == self.config.train.steps or self.budget.is_spent
 
     @property
+    def starts_step(self) -> bool:
+        """Whether the micro-batch at hand is the first of its step."""
+        return self.micro_batch == 0
+
+    @property
     def finishes_step(self) -> bool:
         """Whether the micro-batch at hand is the last of its step."""
         return self.micro_batch == self.plan.accumulation - 1
@@ -156,6 +171,8 @@ class PretrainModule(pl.LightningModule):
         loss_sum = self.loss_sum(batch)
         detached = loss_sum.detach()
         self.local_loss_sum = detached if self.local_loss_sum is None else self.local_loss_sum + detached
+        if self.finishes_step:
+            self.gate.loss_computed(self.local_loss_sum)
         # The gradient of the mean over all predictions of the global batch, whatever W and N (see strategies.py).
         factor = self.plan.world_size * self.plan.accumulation / max(self.global_predictions, 1)
         return loss_sum * factor
@@ -182,10 +199,6 @@ class PretrainModule(pl.LightningModule):
     def on_after_backward(self) -> None:
         self.clock.enter("optimizer" if self.finishes_step else "other")  # clipping and the step come next
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        self.clock.enter("other")
-
     def current_learning_rate(self) -> float:
         """Learning rate of ``self.step``, a pure function of it and of the share of a time budget."""
         train = self.config.train
@@ -207,6 +220,8 @@ class PretrainModule(pl.LightningModule):
         if self.config.train.strategy not in ZERO_STAGES:
             limit = self.config.train.gradient_clip_norm or float("inf")
             self.gradient_norm = torch.nn.utils.clip_grad_norm_(self._parameters_to_clip, limit)
+            if not self.gate.admits(self.gradient_norm):
+                optimizer.zero_grad(set_to_none=True)  # optimizers pass over parameters without a gradient
 
     @cached_property
     def _parameters_to_clip(self) -> list[nn.Parameter]:
@@ -227,7 +242,9 @@ class PretrainModule(pl.LightningModule):
         """
         assert self.control is not None
         assert self.local_loss_sum is not None
-        (total,) = self.control.sum_floats(float(self.local_loss_sum))
+        mine = float(self.local_loss_sum)
+        with self.clock.during("communication"):  # the wait for slower ranks
+            (total,) = self.control.sum_floats(mine)
         return total / self.global_predictions if self.global_predictions else None
 
     def batch_digest(self) -> str | None:

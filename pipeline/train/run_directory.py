@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.base.directory_lock import DirectoryLock
 from pipeline.base.errors import UserError
 from pipeline.base.files import write_bytes_atomically
 from pipeline.config.loading import to_yaml
@@ -37,6 +38,15 @@ def enter_run_directory(config: RunConfig, first_step: int) -> Path:
     except OSError as error:
         raise UserError(f"run_directory: {directory} cannot be written ({error.strerror or error}).") from None
     return directory
+
+
+def sole_run(config: RunConfig) -> DirectoryLock:
+    """What keeps other jobs out of the run directory, as a context; rank 0 only.
+
+    Raises:
+        UserError: another run is at work there, or it cannot be written; on entering.
+    """
+    return DirectoryLock(Path(config.run_directory), "run_directory", config.train.lock_timeout_seconds)
 
 
 def note_finished(directory: Path, step: int) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,8 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
 from pipeline.base.ranks import RankFacts
+from pipeline.base.slurm import own_job_id, own_job_restarts
+from pipeline.checkpoints.meta import CheckpointMeta, read_meta
 from pipeline.config.derived import BatchPlan, batch_plan
 from pipeline.config.loading import to_plain
 from pipeline.config.run import RunConfig
@@ -27,19 +30,24 @@ from pipeline.models.build import build_model
 from pipeline.models.flops import flops_per_step
 from pipeline.monitor.callback import MonitorCallback, StepCallback, StepCallbacks
 from pipeline.monitor.events import append_event
+from pipeline.monitor.json_lines import utc_time
 from pipeline.monitor.peak_flops import number_format, peak_flops
+from pipeline.monitor.progress import read_progress
 from pipeline.monitor.sinks import Sink, make_sinks
 from pipeline.monitor.step_clock import StepClock
 from pipeline.optim.groups import unused_patterns
+from pipeline.train.bad_steps import BadSteps
 from pipeline.train.budget import TimeBudget
-from pipeline.train.checkpoint import CheckpointMeta, checkpoint_directory, list_checkpoints, load_weights, read_meta
 from pipeline.train.compilation import compile_step, prepare_compiler
-from pipeline.train.identity import check_identity, check_layout
+from pipeline.train.detector import Detector
+from pipeline.train.fallback import newest_intact_checkpoint
+from pipeline.train.identity import check_identity
 from pipeline.train.module import PretrainModule
 from pipeline.train.process import quiet_lightning, set_threads
 from pipeline.train.run_directory import enter_run_directory
+from pipeline.train.step_loop import use_step_loop
 from pipeline.train.step_timing import make_clock
-from pipeline.train.strategies import LIGHTNING_PRECISION, ZERO_STAGES, make_strategy, resolve_device
+from pipeline.train.strategies import make_strategy, resolve_device
 from pipeline.train.streams import Streams
 
 _INIT_STREAM = 0x1417  # keeps the key of the initial weights apart from the others
@@ -57,30 +65,36 @@ class Start:
     budget_spent: bool = False
     """The last step that a time budget allows is done. A run that was stopped after its time, before that step, has it
     still to do: it is the one with the final rate and the last evaluation."""
+    bad_steps: dict[str, Any] = field(default_factory=dict)
+    """State of the detector of bad steps."""
+    accepted_changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What differs from the checkpoint's run and was accepted: key -> the two values."""
 
     def ends(self, config: RunConfig) -> bool:
         """Whether nothing is left to train."""
         return self.step >= config.train.steps or self.budget_spent
 
 
-def find_start(config: RunConfig, identity: Callable[[int], dict[str, Any]], world_size: int) -> Start:
-    """The newest checkpoint of the run directory, checked against this config.
+def find_start(
+    config: RunConfig, identity: Callable[[int], dict[str, Any]], facts: RankFacts, accepted: Sequence[str] = ()
+) -> Start:
+    """The newest intact checkpoint of the run directory, checked against this config.
 
     Args:
         identity: of this run up to a step.
+        accepted: keys of it that may have changed.
 
     Raises:
-        UserError: it belongs to another run, or its state does not fit this strategy and number of ranks.
+        UserError: it belongs to another run; none of the checkpoints is intact.
     """
-    run_directory = Path(config.run_directory)
-    steps = list_checkpoints(run_directory)
-    if not steps:
+    directory = newest_intact_checkpoint(Path(config.run_directory), is_first_rank=facts.rank == 0)
+    if directory is None:
         return Start()
-    directory = checkpoint_directory(run_directory, steps[-1])
     meta = read_meta(directory)
-    check_identity(meta.identity, identity(meta.step), str(directory))
-    check_layout(config.train.strategy, world_size, meta.strategy, meta.world_size, str(directory))
-    return Start(meta.step, meta.tokens_seen, directory, meta.training_seconds, meta.budget_spent)
+    changes = check_identity(meta.identity, identity(meta.step), str(directory), accepted)
+    return Start(
+        meta.step, meta.tokens_seen, directory, meta.training_seconds, meta.budget_spent, meta.bad_steps, changes
+    )
 
 
 def prepare_process(config: RunConfig, facts: RankFacts) -> tuple[BatchPlan, torch.device]:
@@ -104,7 +118,7 @@ def make_module(
     config: RunConfig, streams: Streams, start: Start, plan: BatchPlan, device: torch.device
 ) -> PretrainModule:
     """The model with what a step computes, compiled if the config says so."""
-    module = PretrainModule(make_model(config, streams, start), config, plan, start.step, start.training_seconds)
+    module = PretrainModule(make_model(config, streams), config, plan, start.step, start.training_seconds)
     module.clock = make_clock(device)
     checkpoint_activations(module.model, config.train.activation_checkpointing)
     if config.train.compile:
@@ -112,8 +126,8 @@ def make_module(
     return module
 
 
-def make_model(config: RunConfig, streams: Streams, start: Start) -> Any:
-    """The stock model with this seed's initial weights, or the checkpoint's (DeepSpeed restores its own later).
+def make_model(config: RunConfig, streams: Streams) -> Any:
+    """The stock model with this seed's initial weights; a checkpoint's are filled in when the strategy is set up.
 
     Raises:
         UserError: see ``build_model``; a group of ``optimizer.groups`` has no parameter.
@@ -125,8 +139,6 @@ def make_model(config: RunConfig, streams: Streams, start: Start) -> Any:
         seed=key(config.seed, _INIT_STREAM),
     )
     _check_groups(model, config)
-    if start.directory is not None and config.train.strategy not in ZERO_STAGES:
-        load_weights(model, start.directory)
     return model
 
 
@@ -141,8 +153,14 @@ def _check_groups(model: Any, config: RunConfig) -> None:
         )
 
 
-def start_sinks(config: RunConfig, streams: Streams, start: Start, plan: BatchPlan, device: torch.device) -> list[Sink]:
-    """Enter the run directory, write down the start, open the sinks; rank 0 only."""
+def start_sinks(
+    config: RunConfig, streams: Streams, start: Start, plan: BatchPlan, device: torch.device, began: float
+) -> list[Sink]:
+    """Enter the run directory, write down the start, open the sinks; rank 0 only.
+
+    Args:
+        began: when this start began, in seconds since 1970.
+    """
     run_directory = enter_run_directory(config, start.step)
     facts = {
         "total_steps": config.train.steps,
@@ -150,17 +168,30 @@ def start_sinks(config: RunConfig, streams: Streams, start: Start, plan: BatchPl
         "strategy": config.train.strategy,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "host": platform.node(),
+        "process": os.getpid(),
+        "job": own_job_id(),
+        "job_restarts": own_job_restarts(),
         "parameters": streams.num_parameters,
         "rows_per_micro_batch": plan.micro_rows[streams.stages.of_step(start.step)],
         "accumulation": plan.accumulation,
         "corpus_fingerprint": streams.manifest.fingerprint,
         "versions": {name: version(name) for name in _PACKAGES},
     }
-    append_event(run_directory, "resumed" if start.step else "started", step=start.step, **facts)
+    if start.accepted_changes:
+        append_event(run_directory, "change_accepted", step=start.step, changes=start.accepted_changes)
+    times = {"began": utc_time(began), **how_far_it_came(run_directory)}
+    append_event(run_directory, "resumed" if start.step else "started", step=start.step, **times, **facts)
     sinks = make_sinks(run_directory, config.monitor, run_name=run_directory.name)
     for sink in sinks:
         sink.start({"first_step": start.step, **facts}, shown_config(config))
     return sinks
+
+
+def how_far_it_came(run_directory: Path) -> dict[str, Any]:
+    """The last step of the start before this one and when it was done: what is redone is what it has beyond the
+    checkpoint. Empty for the first start."""
+    progress = read_progress(run_directory)
+    return {} if progress is None else {"reached": progress.step, "reached_at": utc_time(progress.time)}
 
 
 def shown_config(config: RunConfig) -> dict[str, Any]:
@@ -194,8 +225,26 @@ def make_monitor(
     )
 
 
+def make_bad_steps(config: RunConfig, streams: Streams, start: Start, monitor: MonitorCallback) -> BadSteps:
+    """What skips bad steps, as it was when the checkpoint was written."""
+    detector = Detector(
+        config.train.bad_steps,
+        config.train.skip_steps,
+        stage_of=lambda step: streams.stages.of_step(step - 1).first_step,
+        scaled=config.train.precision == "fp16",
+    )
+    detector.restore(start.bad_steps)
+    return BadSteps(config, detector, monitor)
+
+
 def make_meta(
-    config: RunConfig, identity: dict[str, Any], world_size: int, step: int, tokens: int, budget: TimeBudget
+    config: RunConfig,
+    identity: dict[str, Any],
+    world_size: int,
+    step: int,
+    tokens: int,
+    budget: TimeBudget,
+    bad_steps: dict[str, Any],
 ) -> CheckpointMeta:
     """What a checkpoint says of itself."""
     return CheckpointMeta(
@@ -208,6 +257,7 @@ def make_meta(
         facts={"versions": {name: version(name) for name in _PACKAGES}},
         training_seconds=round(budget.elapsed_seconds(), 3),
         budget_spent=budget.is_spent,
+        bad_steps=bad_steps,
     )
 
 
@@ -229,12 +279,10 @@ def make_trainer(
     features: Sequence[StepCallback],
 ) -> pl.Trainer:
     """Lightning's Trainer, with everything switched off that this project does itself."""
-    zero = config.train.strategy in ZERO_STAGES
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator="cuda" if device.type == "cuda" else "cpu",
         devices=1,  # one rank a process; the strategy knows the device and the other ranks
         strategy=make_strategy(config.train, facts, device, num_model_parameters),
-        precision=None if zero else LIGHTNING_PRECISION[config.train.precision],  # type: ignore[arg-type]  # a str
         accumulate_grad_batches=plan.accumulation,
         max_epochs=1,  # the loader ends with the last step of the run
         callbacks=[StepCallbacks(features)],
@@ -247,3 +295,5 @@ def make_trainer(
         limit_val_batches=0,
         num_sanity_val_steps=0,
     )
+    use_step_loop(trainer)
+    return trainer

@@ -1,26 +1,27 @@
 """Strategies by name, each on CPU (gloo) and CUDA (nccl).
 
 Under every strategy the correct gradient comes from one formula, ``cross-entropy sum x ranks x micro-batches / global
-predictions``: Lightning divides by the micro-batches, the strategy averages over the ranks.
+predictions``: the step loop divides by the micro-batches, the strategy averages over the ranks.
 """
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 
 from pipeline.base.errors import UserError
 from pipeline.base.ranks import RankFacts
 from pipeline.config.run import TrainConfig
 from pipeline.train.environment import RankEnvironment
+from pipeline.train.precision import make_precision
 
 ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
-LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 _BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default; it allocates the buffer whole, so a small model gets a small one
 
@@ -60,12 +61,16 @@ def make_strategy(train: TrainConfig, facts: RankFacts, device: torch.device, nu
         num_parameters: bounds DeepSpeed's communication buffers.
     """
     if train.strategy == "single":
-        return SingleDeviceStrategy(device=device)
+        return SingleDeviceStrategy(device=device, precision_plugin=make_precision(train, device, zero=False))
     environment = RankEnvironment(facts)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if train.strategy == "ddp":
         return _IndexedDDPStrategy(
-            device, cluster_environment=environment, process_group_backend=backend, gradient_as_bucket_view=True
+            device,
+            cluster_environment=environment,
+            process_group_backend=backend,
+            precision_plugin=make_precision(train, device, zero=False),
+            gradient_as_bucket_view=True,
         )
     return _make_zero_strategy(train, device, environment, backend, num_parameters)
 
@@ -97,7 +102,7 @@ def _make_zero_strategy(
         device,
         cluster_environment=environment,
         process_group_backend=backend,
-        precision_plugin=OnceScaledPrecision(LIGHTNING_PRECISION[train.precision]),  # type: ignore[arg-type]  # a str
+        precision_plugin=make_precision(train, device, zero=True),
         config={
             "train_micro_batch_size_per_gpu": 1,  # logging only; the loader decides
             "zero_allow_untested_optimizer": True,
@@ -116,6 +121,67 @@ def _make_zero_strategy(
 def engine_of(trainer: Trainer) -> Any:
     """DeepSpeed's engine, under a ZeRO strategy."""
     return trainer.strategy.model
+
+
+def ask_before_step(engine: Any, admits: Callable[[torch.Tensor], bool]) -> None:
+    """Have DeepSpeed ask ``admits`` about the gradient norm of every step, and drop the step where the answer is no.
+
+    It is asked where the norm is known and nothing has moved. A norm of infinity takes DeepSpeed's own way out: the
+    gradients are dropped wherever the stage keeps them, and fp16's loss scale falls. What DeepSpeed drops by itself, it
+    may drop before the norm is computed: then nobody is asked.
+
+    Args:
+        admits: gets the norm before clipping, without the loss scale; every rank gets the same.
+    """
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+
+    optimizer = engine.optimizer
+    if isinstance(optimizer, BF16_Optimizer):  # zero1 in bf16, whose gradients are summed in fp32
+        _ask_at_gradients(optimizer, admits)
+    elif engine.zero_optimization_stage() == ZERO_STAGES["zero3"]:
+        _ask_at_norms_of_groups(optimizer, admits)
+    else:
+        _ask_at_norm(optimizer, admits)
+
+
+def _ask_at_norm(optimizer: Any, admits: Callable[[torch.Tensor], bool]) -> None:
+    global_norm = optimizer.scaled_global_norm
+
+    def judged() -> torch.Tensor:
+        norm = global_norm()
+        return norm if admits(norm / optimizer.loss_scale) else torch.full_like(norm, math.inf)
+
+    optimizer.scaled_global_norm = judged
+
+
+def _ask_at_norms_of_groups(optimizer: Any, admits: Callable[[torch.Tensor], bool]) -> None:
+    from deepspeed.runtime.utils import combine_grad_norm_groups
+
+    norms_of_groups = optimizer._get_norm_groups
+
+    def judged() -> list[torch.Tensor]:
+        norms = norms_of_groups()
+        norm = combine_grad_norm_groups(norms)
+        return norms if admits(norm / optimizer.loss_scale) else [torch.full_like(norm, math.inf)]
+
+    optimizer._get_norm_groups = judged
+
+
+def _ask_at_gradients(optimizer: Any, admits: Callable[[torch.Tensor], bool]) -> None:
+    """The norm is computed inside the step, from gradients that a method hands out: here it hands out their norm."""
+    from deepspeed.runtime.utils import get_global_norm_of_tensors
+
+    gradients_for_norm = optimizer.get_grads_for_norm
+
+    def judged(for_clipping: bool = False) -> Any:
+        if for_clipping:
+            return gradients_for_norm(for_clipping=True)
+        gradients, of_experts = gradients_for_norm()
+        norm = get_global_norm_of_tensors(gradients)
+        norm = norm.where(norm >= 0, math.inf)  # -1 stands for what is not finite
+        return [norm if admits(norm) else torch.full_like(norm, math.inf)], of_experts
+
+    optimizer.get_grads_for_norm = judged
 
 
 class _IndexedDDPStrategy(DDPStrategy):
@@ -158,18 +224,3 @@ class ZeroStrategy(DeepSpeedStrategy):
         super().teardown()
         if hasattr(engine, "destroy"):
             engine.destroy()  # hooks and buffers would outlive the run in this process
-
-
-class OnceScaledPrecision(DeepSpeedPrecision):
-    """Keeps DeepSpeed from dividing the loss by the micro-batches: Lightning has already done so.
-
-    As shipped the gradient is divided twice (described in Lightning-AI/pytorch-lightning#6170); Adam hides it, but
-    clipping, epsilon and the logged norm do not. `tests/distributed/test_training.py` pins the norm.
-    """
-
-    def backward(self, tensor: torch.Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        model.trainer.model.backward(tensor, *args, scale_wrt_gas=False, **kwargs)
-
-    def convert_input(self, data: Any) -> Any:
-        # Batches hold integers only; Lightning would walk through each and refuse a frozen dataclass.
-        return data

@@ -156,7 +156,7 @@ class Streams:
 
     def identity(self, step: int) -> dict[str, Any]:
         """What a resume at ``step`` holds against its checkpoint."""
-        return run_identity(self.config, self.manifest.fingerprint, self.train.settings_before(step))
+        return run_identity(self.config, self.manifest.fingerprint, self.train.settings_before(step), step)
 
     def train_loader(self, first_step: int, plan: BatchPlan, facts: RankFacts, device: torch.device) -> Any:
         """Micro-batches of this rank, from the step after ``first_step`` to the last of the run."""

@@ -38,7 +38,7 @@ def test_a_signal_to_the_launcher_saves_and_ends_with_status_0(tmp_path: Path) -
             time.sleep(0.5)
     assert status == 0, (tmp_path / "output").read_text()
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["started", "checkpoint", "stopped"]
-    assert (events[0]["world_size"], events[2]["signal"]) == (2, "SIGUSR1")
-    assert (run / "checkpoints" / f"step-{events[2]['step']:08d}" / "meta.json").exists()
+    assert [event["event"] for event in events] == ["started", "training", "checkpoint", "stopped"]
+    assert (events[0]["world_size"], events[3]["signal"]) == (2, "SIGUSR1")
+    assert (run / "checkpoints" / f"step-{events[3]['step']:08d}" / "meta.json").exists()
     assert "Traceback" not in (tmp_path / "output").read_text()

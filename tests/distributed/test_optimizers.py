@@ -10,14 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.numpy import load_file
 
 import pipeline.train.module
 from pipeline.monitor.events import read_events
 from pipeline.train.budget import TimeBudget
 from pipeline.train.run import RunOutcome
 from tests.rankpool import RankPool
-from tests.runs import column, load, metrics_of, run_rank, tiny_corpus, write_config
+from tests.runs import column, load, metrics_of, run_rank, tiny_corpus, weights_of, write_config
 
 VARIANTS: dict[str, list[str]] = {
     "adamw_bf16": ["--optimizer.state_dtype", "bf16"],
@@ -72,8 +71,8 @@ def test_two_ranks_train_as_one_process(
     # A sum in another order turns signs (lion), digits of bf16 (muon) and rounded moments; never more than a few.
     tolerance = {"lamb": 1e-5, "adamw_groups": 1e-5}.get(variant, 2e-3)
     assert column(run, "loss") == pytest.approx(column(expected, "loss"), abs=tolerance)
-    weights, reference = (load_file(path / LAST / "model.safetensors") for path in (run, expected))
-    start = load_file(expected / "checkpoints/step-00000004/model.safetensors")
+    weights, reference = (weights_of(path, 8) for path in (run, expected))
+    start = weights_of(expected, 4)
     for name, value in weights.items():
         if name.endswith("key.bias"):  # softmax does not see it: its gradient is rounding alone
             continue
@@ -93,7 +92,7 @@ def test_a_resumed_run_is_bitwise_the_same(
     shutil.rmtree(run / LAST)
     rank_pool.run(run_rank, str(config), SETTINGS + VARIANTS[variant], world_size=1)
     assert [event["event"] for event in read_events(run)].count("resumed") == 1
-    weights, reference = (load_file(path / LAST / "model.safetensors") for path in (run, alone(variant)))
+    weights, reference = (weights_of(path, 8) for path in (run, alone(variant)))
     for name, value in reference.items():
         assert (weights[name] == value).all(), name
 
@@ -114,10 +113,10 @@ def test_a_run_of_two_ranks_is_resumed_bitwise(
     overrides = [*SETTINGS, *VARIANTS[variant], "--train.strategy", strategy, "--train.precision", precision]
     run = config.with_suffix("")
     rank_pool.run(run_rank, str(config), overrides, world_size=2)
-    reference = load_file(run / LAST / "model.safetensors")
+    reference = weights_of(run, 8)
     shutil.rmtree(run / LAST)
     rank_pool.run(run_rank, str(config), overrides, world_size=2)
-    weights = load_file(run / LAST / "model.safetensors")
+    weights = weights_of(run, 8)
     for name, value in reference.items():
         assert (weights[name] == value).all(), name
 
@@ -213,8 +212,6 @@ def test_a_group_that_does_not_learn_stays_as_it_is(corpus: Path, tmp_path: Path
     groups = "[{match: '*.layer.0.*', learning_rate_scale: 0}]"
     overrides = [*SETTINGS, "--optimizer.groups", groups, "--train.steps", "4", "--checkpoint.every_steps", "2"]
     run_rank(str(config), [*overrides, "--schedule.warmup_steps", "0"])
-    early, late = (
-        load_file(config.with_suffix("") / f"checkpoints/step-0000000{step}/model.safetensors") for step in (2, 4)
-    )
+    early, late = (weights_of(config.with_suffix(""), step) for step in (2, 4))
     for name, value in early.items():
         assert (late[name] == value).all() == (".layer.0." in name), name

@@ -43,6 +43,9 @@ def test_waiting_for_a_slow_rank_is_communication(strategy: str, rank_pool: Rank
     assert min(column(tmp_path / "run", "time_forward")) < 0.5 * SLEEP_SECONDS
     assert min(column(tmp_path / "run", "time_backward")) < 0.5 * SLEEP_SECONDS
     assert max(column(tmp_path / "run", "time_communication")[1:]) > 0.5 * SLEEP_SECONDS
+    assert set(column(tmp_path / "run", "slowest_rank")[1:]) == {1}
+    assert min(column(tmp_path / "run", "slowest_rank_seconds")) > SLEEP_SECONDS
+    assert min(column(tmp_path / "run", "median_rank_seconds")) < SLEEP_SECONDS
 
 
 def bench_numbers(config_path: str, overrides: list[str]) -> tuple[int, int, int]:

@@ -7,16 +7,17 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from safetensors.numpy import load_file
 
-from pipeline.launch.requeue import run_was_stopped
+from pipeline.cli import main
+from pipeline.launch.requeue import run_events, was_stopped
 from pipeline.monitor.events import read_events
-from pipeline.train.run import RunOutcome
+from pipeline.train.run import RunOutcome, train
 from tests.corpora import random_lengths, write_corpus
 from tests.rankpool import RankError, RankPool
-from tests.runs import column, metrics_of, run_rank, tiny_corpus, write_config
+from tests.runs import column, metrics_of, run_rank, tiny_corpus, weights_of, write_config
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_two_ranks_train_as_one_process(
     assert column(run, "batch_digest") == column(alone, "batch_digest")
     assert column(run, "tokens") == column(alone, "tokens")
     assert metrics_of(run)[-1]["validation_loss"] == pytest.approx(metrics_of(alone)[-1]["validation_loss"], abs=1e-5)
-    weights, expected = (load_file(path / "checkpoints/step-00000020/model.safetensors") for path in (run, alone))
+    weights, expected = (weights_of(path, 20) for path in (run, alone))
     assert weights.keys() == expected.keys()
     for name, value in weights.items():
         assert value == pytest.approx(expected[name], abs=2e-4), name
@@ -96,7 +97,7 @@ def test_a_signal_stops_cleanly_and_the_resumed_run_is_bitwise_the_same(
     expected = undisturbed.with_suffix("")
     for name in ("step", "loss", "grad_norm", "lr", "tokens", "batch_digest"):
         assert column(run, name) == column(expected, name), name
-    weights, reference = (load_file(path / "checkpoints/step-00000020/model.safetensors") for path in (run, expected))
+    weights, reference = (weights_of(path, 20) for path in (run, expected))
     assert all((weights[name] == reference[name]).all() for name in reference)
 
 
@@ -140,6 +141,53 @@ def _run_in_a_directory_of_its_own(config_path: str, overrides: list[str]) -> Ru
     return run_rank(config_path, [*overrides, "--run_directory", str(own)])
 
 
+def _in_a_job_that_ends(seconds: float, config_path: str, overrides: list[str]) -> RunOutcome:
+    """Run in a job that has so much time left, as rank 0 alone knows."""
+    if os.environ["RANK"] == "0":
+        os.environ["SLURM_JOB_END_TIME"] = str(time.time() + seconds)
+    return run_rank(config_path, overrides)
+
+
+def test_a_run_stops_by_itself_before_its_time_ends(
+    rank_pool: RankPool, corpus: Path, alone: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, corpus)
+    overrides = ["--train.strategy", "ddp", "--model.hidden_dropout", "0"]
+    outcomes = rank_pool.run(_in_a_job_that_ends, 60.0, str(config), overrides, world_size=2)
+    assert outcomes == [RunOutcome(config.with_suffix(""), 1, finished=False)] * 2
+    assert rank_pool.run(_in_a_job_that_ends, 86400.0, str(config), overrides, world_size=2)[0].finished
+    events = read_events(config.with_suffix(""))
+    stopped = [event for event in events if event["event"] == "stopped"]
+    assert [(event["step"], event["signal"], event["at_time_limit"]) for event in stopped] == [(1, None, True)]
+    assert column(config.with_suffix(""), "step") == column(alone, "step")
+    assert column(config.with_suffix(""), "loss") == pytest.approx(column(alone, "loss"), abs=1e-5)
+
+
+def _signalled_at_its_start(config_path: str) -> int:
+    """`pretrain train` that gets SIGUSR1 before anything of the run is made."""
+    from pipeline.train import run
+
+    def signalled_train(*arguments: Any) -> RunOutcome:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return train(*arguments)
+
+    original, run.train = run.train, signalled_train
+    try:
+        return main(["train", config_path])
+    finally:
+        run.train = original
+
+
+def test_a_signal_at_the_start_stops_the_run_after_its_first_step(
+    rank_pool: RankPool, corpus: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, corpus)
+    assert rank_pool.run(_signalled_at_its_start, str(config), world_size=1) == [0]
+    events = read_events(config.with_suffix(""))
+    story = [("started", 0), ("training", 0), ("checkpoint", 1), ("stopped", 1)]
+    assert [(event["event"], event["step"]) for event in events] == story
+
+
 def test_nodes_that_do_not_share_the_run_directory(rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, corpus)
     rank_pool.run(run_rank, str(config), ["--train.strategy", "ddp", "--train.steps", "5"], world_size=1)
@@ -149,26 +197,18 @@ def test_nodes_that_do_not_share_the_run_directory(rank_pool: RankPool, corpus: 
 
 def test_events_reach_the_console(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_rank(str(write_config(tmp_path, corpus)), ["--train.steps", "5"])
-    assert "checkpoint at step 5: path=step-00000005, seconds=" in capsys.readouterr().err
+    assert "checkpoint at step 5: path=step-00000005, stall_seconds=" in capsys.readouterr().err
 
 
 def test_a_stopped_run_can_be_called_finished(rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, corpus)
     (outcome,) = rank_pool.run(_killed_after, str(config), [], 7, "SIGTERM", world_size=1)
     run = config.with_suffix("")
-    assert run_was_stopped(run)
+    assert was_stopped(run_events(run))
     for _ in range(2):
         rank_pool.run(run_rank, str(config), ["--train.steps", str(outcome.step)], world_size=1)
-        assert not run_was_stopped(run)
+        assert not was_stopped(run_events(run))
     assert [event["event"] for event in read_events(run)].count("finished") == 1
-
-
-def test_zero_refuses_another_layout(rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, corpus)
-    overrides = ["--train.strategy", "zero1", "--train.steps", "20"]
-    rank_pool.run(_killed_after, str(config), overrides, 5, "SIGTERM", world_size=2)
-    with pytest.raises(RankError, match=r"saved by strategy `zero1` on 2 ranks and cannot be resumed by `zero1` on 1"):
-        rank_pool.run(run_rank, str(config), overrides, world_size=1)
 
 
 def test_ranks_that_do_not_divide_the_batch_train_as_one_process(

@@ -12,13 +12,12 @@ from unittest import mock
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from pipeline.config.run import TrainConfig
 from pipeline.train import setup
 from pipeline.train.strategies import make_strategy
 from tests.rankpool import RankPool
-from tests.runs import column, metrics_of, run_rank, tiny_corpus, write_config
+from tests.runs import column, metrics_of, run_rank, tiny_corpus, weights_of, write_config
 
 SHARING = ("ddp", "zero1", "zero2", "zero3")
 """Strategies of more than one rank."""
@@ -158,7 +157,7 @@ ALONG_THE_GRADIENT += ["--checkpoint.every_steps", "1", "--evaluation.every_step
 
 def second_update(run: Path) -> torch.Tensor:
     """What the second step adds to the weights, as one vector."""
-    before, after = (load_file(run / f"checkpoints/step-0000000{step}/model.safetensors") for step in (1, 2))
+    before, after = (weights_of(run, step) for step in (1, 2))
     return torch.cat([(after[name] - before[name]).flatten() for name in sorted(before)])
 
 

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.optim.build import make_optimizer
 from pipeline.optim.rounding import StochasticRounding
-from tests.unit.optim.test_optimizers import ALL, NUM_STEPS, OWN, Blocks, config_of, expected_weights, run
+from tests.unit.optim.test_optimizers import ALL, NUM_STEPS, OWN, Blocks, config_of, expected_weights, hand_over, run
 
 pytestmark = pytest.mark.gpu
 
@@ -40,7 +40,7 @@ def test_a_resumed_optimizer_goes_on_bit_by_bit(name: Any, state_dtype: Any) -> 
     run(model, first, 1, 9)
     resumed = copy.deepcopy(model)
     second = make_optimizer(resumed, config)
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    hand_over(first, second)
     run(resumed, second, 10, 20)
     for one, other in zip(resumed.parameters(), straight.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks.loop_overhead import inputs, our_batch
-from pipeline.monitor.callback import MonitorCallback
 from pipeline.monitor.step_clock import PHASES
+from pipeline.train.bad_steps import BadSteps
 from pipeline.train.module import PretrainModule
 from pipeline.train.run import train
 from tests.runs import load, metrics_of, tiny_corpus, write_config
@@ -28,7 +28,7 @@ def test_nothing_waits_for_the_device_between_logged_steps(
     accumulation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = []
-    begin_step, on_step_end = PretrainModule._begin_step, MonitorCallback.on_step_end
+    begin_step, on_step_end = PretrainModule._begin_step, BadSteps.on_step_end  # the first of the callbacks
 
     def begin(self: PretrainModule, batch: Any) -> None:
         if self.step >= 2:  # the first steps make kernels and states
@@ -36,13 +36,13 @@ def test_nothing_waits_for_the_device_between_logged_steps(
             torch.cuda.set_sync_debug_mode("error")
         begin_step(self, batch)
 
-    def step_end(self: MonitorCallback, trainer: Any, module: Any, step: int) -> None:
-        if self.is_due(step):
+    def step_end(self: BadSteps, trainer: Any, module: Any, step: int) -> None:
+        if self.monitor.is_due(step):
             torch.cuda.set_sync_debug_mode("default")
         on_step_end(self, trainer, module, step)
 
     monkeypatch.setattr(PretrainModule, "_begin_step", begin)
-    monkeypatch.setattr(MonitorCallback, "on_step_end", step_end)
+    monkeypatch.setattr(BadSteps, "on_step_end", step_end)
     corpus = tiny_corpus(tmp_path / "corpus")
     size = ("--train.micro_batch_size", str(8 // accumulation))
     try:

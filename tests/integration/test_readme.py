@@ -23,6 +23,7 @@ EXTRA = {
     "bench": TINY + " --steps 2 --warmup 0",
     "train": TINY,
     "launch torchrun": TINY + " --processes 1",
+    "launch slurm": "",
     "batch": TINY.replace("--train.steps 2", "--train.steps 1000"),
 }
 
@@ -46,7 +47,8 @@ def test_the_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         name = next((name for name in EXTRA if " ".join(words).startswith(name)), words[0])
         assert main([*words, *shlex.split(EXTRA.get(name, ""))]) == 0, words
         ran.append(name)
-    assert ran == ["corpus build", "config show", "bench", "train", "launch torchrun", "batch", "report", "export"]
+    trained = ["corpus build", "config show", "bench", "train", "launch torchrun"]
+    assert ran == [*trained, "launch slurm", "batch", "status", "report", "export"]
     assert (tmp_path / "runs/bert_base/report.html").exists()
     assert (tmp_path / "my-bert/model.safetensors").exists()
 

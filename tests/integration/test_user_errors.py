@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipeline.cli import main
 from pipeline.shards.files import LocalFiles
 from pipeline.shards.manifest import read_manifest, write_manifest
 from tests.runs import tiny_corpus, write_config
+from tests.unit.train.test_saving import forge
 
 
 @pytest.fixture(scope="module")
@@ -185,43 +187,47 @@ def test_damaged_checkpoints(capsys: pytest.CaptureFixture[str], config: Path) -
     run = trained(config)
     checkpoint = run / "checkpoints/step-00000002"
     more = ("train", config, "--train.steps", 3, "--schedule.warmup_steps", 0)
-    state = (checkpoint / "state/trainer.pt").read_bytes()
-    (checkpoint / "state/trainer.pt").write_bytes(state[: len(state) // 2])
-    assert "is damaged (trainer.pt" in error_of(capsys, *more)
-    torch.save({"other": 1}, checkpoint / "state/trainer.pt")
-    assert "is damaged (trainer.pt: 'optimizer')" in error_of(capsys, *more)
-    (checkpoint / "model.safetensors").write_bytes(b"short")
-    assert "is damaged (model.safetensors" in error_of(capsys, *more)
+    path = checkpoint / "rank-00000.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert "all of them are damaged: step-00000002 (rank-00000.safetensors: " in error_of(capsys, *more)
+    path.unlink()
+    assert "(rank-00000.safetensors: No such file or directory). Put back from a copy" in error_of(capsys, *more)
     meta = json.loads((checkpoint / "meta.json").read_text())
     (checkpoint / "meta.json").write_text(json.dumps({**meta, "format_version": 99}))
-    assert "has format 99; this version reads up to 1: update pretrain" in error_of(capsys, *more)
+    assert "has format 99; this version reads 2: update pretrain" in error_of(capsys, *more)
+    (checkpoint / "meta.json").write_text(json.dumps({**meta, "format_version": 1}))
+    assert "has format 1; this version reads 2: go on with the version of pretrain that" in error_of(capsys, *more)
     (checkpoint / "meta.json").write_text("{}")
-    assert "is damaged (meta.json: KeyError" in error_of(capsys, *more)
+    assert "step-00000002 (meta.json: KeyError('format_version'))" in error_of(capsys, *more)
+    (checkpoint / "meta.json").unlink()
+    assert "step-00000002 (meta.json is missing)" in error_of(capsys, *more)
 
 
-def test_damaged_state_of_zero(capsys: pytest.CaptureFixture[str], config: Path) -> None:
-    zero = ("--train.strategy", "zero1", "--schedule.warmup_steps", 0)
-    assert main([str(word) for word in ("train", config, "--train.steps", 2, *zero)]) == 0
-    more = ("train", config, "--train.steps", 3, *zero)
-    for file in sorted((config.with_suffix("") / "checkpoints/step-00000002/state/zero").iterdir()):
-        content = file.read_bytes()
-        file.write_bytes(content[: len(content) // 2])
-        assert "is damaged (state: " in error_of(capsys, *more)
-        file.unlink()
-        assert "Delete the directory to resume from an older one" in error_of(capsys, *more)
-        file.write_bytes(content)
-    assert main([str(word) for word in more]) == 0
+def test_checkpoints_of_another_model_or_optimizer(capsys: pytest.CaptureFixture[str], config: Path) -> None:
+    checkpoint = trained(config) / "checkpoints/step-00000002"
+    more = ("train", config, "--train.steps", 3, "--schedule.warmup_steps", 0)
+    content = (checkpoint / "rank-00000.safetensors").read_bytes()
+    forge(checkpoint, content.replace(b'"exp_avg_sq/', b'"momentum_x/'))
+    message = error_of(capsys, *more)
+    assert "does not fit the model and the optimizer of this run: missing: exp_avg_sq/bert.embeddings" in message
+    assert "unknown: momentum_x/bert.embeddings" in message
+    assert "or start a new run with another run_directory" in message
+    forge(checkpoint, content.replace(b"[64,32]", b"[32,64]"))
+    assert "of another shape: weight/bert.embeddings.position_embeddings.weight is (32, 64), not (64, 32)" in error_of(
+        capsys, *more
+    )
+    values = 8 + int.from_bytes(content[:8], "little")  # where they begin
+    forge(checkpoint, content[:values] + struct.pack("<f", math.nan) + content[values + 4 :])
+    assert "has weights that are no numbers (NaN or infinite) in bert.embeddings" in error_of(capsys, *more)
 
 
-def test_half_a_checkpoint_is_none(config: Path) -> None:
-    run = trained(config)
-    checkpoints = run / "checkpoints"
-    (checkpoints / "step-00000002/meta.json").unlink()
-    for leftover in (".step-00000001.deleted", ".step-00000007.tmp"):
+def test_leftovers_of_a_kill_are_cleared_away(config: Path) -> None:
+    checkpoints = trained(config) / "checkpoints"
+    for leftover in (".step-00000001.deleted", ".step-00000003.1f3a.tmp"):
         (checkpoints / leftover).mkdir()
-    trained(config)
-    assert [path.name for path in checkpoints.iterdir()] == ["step-00000002"]
-    assert (checkpoints / "step-00000002/meta.json").exists()
+    assert main(["train", str(config), "--train.steps", "3", "--schedule.warmup_steps", "0"]) == 0
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step-00000002", "step-00000003"]
 
 
 def test_export_and_report_of_what_is_not_there(

@@ -60,7 +60,9 @@ PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 KillWait=30
 MinJobAge=3600
-PartitionName=gpu Nodes=ALL Default=YES
+SlurmdTimeout=20
+PartitionName=gpu Nodes=ALL Default=YES GraceTime=60
+PartitionName=urgent Nodes=ALL PriorityTier=10
 NodeName=n1 NodeAddr=10.78.0.11 Port=16921 CoresPerSocket=16 RealMemory=64000 Gres=gpu:2
 NodeName=n2 NodeAddr=10.78.0.12 Port=16922 CoresPerSocket=16 RealMemory=64000 Gres=gpu:2
 """
@@ -126,6 +128,25 @@ class Cluster:
         words = self.on(LOGIN, "scontrol", "show", "job", str(number)).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
+    def lose(self, node: str, daemon_only: bool = False) -> None:
+        """Kill all that runs on a node, or its slurmd alone; wait until SLURM has noticed."""
+        inside = subprocess.run(
+            ["ip", "netns", "pids", f"{self.prefix}-{node}"], check=True, capture_output=True, text=True
+        )
+        for process_id in map(int, inside.stdout.split()):
+            name = Path(f"/proc/{process_id}/comm").read_text().strip()
+            if not daemon_only or name == "slurmd":
+                os.kill(process_id, signal.SIGKILL)
+        deadline = time.monotonic() + 120
+        while "down" not in self.on(LOGIN, "sinfo", "--noheader", f"--nodes={node}", "--format=%T"):
+            assert time.monotonic() < deadline, f"SLURM did not notice that {node} is gone"
+            time.sleep(0.5)
+
+    def bring_back(self, node: str) -> None:
+        """Have a lost node work again."""
+        self._start(*self._command(node, ["slurmd", "-N", node]))
+        self.on(LOGIN, "scontrol", "update", f"nodename={node}", "state=resume")
+
     def _write_files(self) -> None:
         for name in ("dev", "log", "munge", "run", "state", "spool/n1", "spool/n2"):
             (self.directory / name).mkdir(parents=True)
@@ -171,7 +192,7 @@ class Cluster:
         while time.monotonic() < deadline:
             with contextlib.suppress(AssertionError):  # the controller does not answer yet
                 states = self.on(LOGIN, "sinfo", "--noheader", "--Node", "--format=%T")
-            if states.split() == ["idle"] * len(NODES):
+            if set(states.split()) == {"idle"}:  # a line for each node of each partition
                 return
             time.sleep(0.2)
         logs = "\n".join(path.read_text()[-2000:] for path in (self.directory / "log").iterdir())

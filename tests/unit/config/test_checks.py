@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.bad_steps import BadStepsConfig
 from pipeline.config.checks import corpus_problems, run_problems
 from pipeline.config.corpus import CorpusConfig, ShardConfig, SourceConfig, TokenizerConfig
 from pipeline.config.run import CacheConfig, DataConfig, RunConfig
@@ -71,7 +72,20 @@ def test_each_problem_of_the_cache_is_named(values: dict[str, Any], message: str
         ({"train__steps": 0}, "train.steps: 0 is below 1"),
         ({"train__precision": "fp16", "train__device": "cpu"}, "`fp16` needs CUDA"),
         ({"train__gradient_clip_norm": -1.0}, "train.gradient_clip_norm: -1.0"),
+        (
+            {"train__hang_timeout_seconds": -1.0},
+            "train.hang_timeout_seconds: -1.0 must be a finite number, 0 or more",
+        ),
+        (
+            {"train__slow_timeout_seconds": float("inf")},
+            "train.slow_timeout_seconds: inf must be a finite number above 0",
+        ),
+        (
+            {"train__slow_timeout_seconds": 60.0},
+            "train.slow_timeout_seconds: 60.0 is below train.hang_timeout_seconds (600.0); checkpoints and",
+        ),
         ({"train__zero3_persistence_threshold": -1}, "train.zero3_persistence_threshold: -1 is below 0"),
+        ({"train__skip_steps": [3, 0]}, "train.skip_steps: 0 is no step; they count from 1"),
         ({"checkpoint__keep_last": 0}, "checkpoint.keep_last: 0 is below 1"),
         ({"monitor__peak_flops_per_device": 0.0}, "monitor.peak_flops_per_device: 0.0"),
     ],
@@ -124,6 +138,20 @@ def test_run_problems(values: dict[str, Any], message: str) -> None:
 )
 def test_problems_of_how_a_step_is_computed(values: dict[str, Any], message: str) -> None:
     (problem,) = run_problems(with_values(GOOD, **values))
+    assert message in problem
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"spike_factor": 0.0}, "train.bad_steps.spike_factor: 0.0 must be a finite number above 0"),
+        ({"spike_window": 15}, "train.bad_steps.spike_window: 15 is below 16"),
+        ({"rollback_after": -1}, "train.bad_steps.rollback_after: -1 is below 0"),
+        ({"rollback_steps": 0}, "train.bad_steps.rollback_steps: 0 is below 1"),
+    ],
+)
+def test_each_problem_of_bad_steps_is_named(values: dict[str, Any], message: str) -> None:
+    (problem,) = run_problems(with_values(GOOD, train__bad_steps=BadStepsConfig(**values)))
     assert message in problem
 
 

@@ -62,7 +62,8 @@ def test_a_resolved_config_loads_as_itself(tmp_path: Path) -> None:
 def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.yaml",
-        "data: {sequence_lenght: 12, workers: null, corpus: c}\nmodel: 5\ntrain: {steps: x, strategy: zero9}\n"
+        "data: {sequence_lenght: 12, workers: null, corpus: c}\nmodel: 5\n"
+        "train: {steps: x, strategy: zero9, skip_steps: [7, x]}\n"
         "optimizer: {betas: [1]}\nworkers: 2\n",
     )
     found = problems_of(path, "--train.micro_batch_size", "0", "stray", "--seed")
@@ -74,12 +75,13 @@ def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
         "model: 5 is not a section; write `key: value` lines under it.",
         "train.steps: 'x' is not an integer.",
         "train.strategy: 'zero9' is not one of `single`, `ddp`, `zero1`, `zero2`, `zero3`.",
+        "train.skip_steps: [7, 'x'] is not a list, each an integer.",
         "optimizer.betas: [1] is not a list of 2 values, each a number or null.",
         "workers: unknown key. Did you mean `data.workers`?",
         "run_directory: required; where the run lives, e.g. `runs/my_run`.",
         "train.micro_batch_size: 0 is below 1.",
     ]
-    with pytest.raises(ConfigError, match=r"a.yaml: 7 problems\n  - data.sequence_lenght"):
+    with pytest.raises(ConfigError, match=r"a.yaml: 8 problems\n  - data.sequence_lenght"):
         load_run_config(path, ["--run_directory", "x"])
 
 

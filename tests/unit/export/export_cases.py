@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from pipeline.base.files import sha256_of_file, write_json_atomically
+from pipeline.base.files import sha256_of_file
+from pipeline.checkpoints.meta import CheckpointMeta
+from pipeline.checkpoints.pieces import Piece, rank_file_name
 from pipeline.config.loading import to_yaml
 from pipeline.config.run import DataConfig, Family, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
 from pipeline.monitor.json_lines import encode_line
 from pipeline.shards.files import LocalFiles
 from pipeline.shards.manifest import Manifest, ShardTable, read_manifest, write_manifest
 from pipeline.shards.writer import ShardWriter
+from tests.unit.checkpoints.checkpoint_files import write_meta, write_rank_file
 
 NUM_DOCUMENTS = 40
 SEQUENCE_LENGTH = 32
@@ -87,27 +92,31 @@ def run_config(run_directory: Path, corpus: Path, family: Family) -> RunConfig:
 
 def save_step(config: RunConfig, manifest: Manifest, step: int, fingerprint: str | None = None) -> Path:
     """A checkpoint as `pretrain train` leaves one, with random weights of that step."""
-    from safetensors.torch import save_file
-
     from pipeline.models.build import build_model, stock_state_dict
 
     model = build_model(config.model, vocab_size=manifest.vocab_size, special_ids=manifest.special_ids, seed=step)
     directory = Path(config.run_directory) / "checkpoints" / f"step-{step:08d}"
     directory.mkdir(parents=True)
-    weights = {name: tensor.contiguous() for name, tensor in stock_state_dict(model).items()}
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    meta = {
-        "format_version": 1,
-        "step": step,
-        "tokens_seen": step * 256,
-        "strategy": "zero1",
-        "precision": "fp32",
-        "world_size": 2,
-        "identity": {"corpus_fingerprint": fingerprint or manifest.fingerprint},
-        "facts": {"versions": {"torch": "2.13"}},
-    }
-    write_json_atomically(directory / "meta.json", meta)
+    meta = CheckpointMeta(
+        step=step,
+        tokens_seen=step * 256,
+        strategy="zero1",
+        precision="fp32",
+        world_size=2,
+        identity={"corpus_fingerprint": fingerprint or manifest.fingerprint},
+        facts={"versions": {"torch": "2.13"}},
+    )
+    write_meta(directory, meta)
+    write_weights(directory, stock_state_dict(model))
+    write_rank_file(directory / rank_file_name(1), [])
     return directory
+
+
+def write_weights(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
+    """Give a checkpoint other weights, all of them in the file of rank 0."""
+    path = checkpoint / rank_file_name(0)
+    path.unlink(missing_ok=True)
+    write_rank_file(path, [Piece(f"weight/{name}", tuple(value.shape), 0, value) for name, value in weights.items()])
 
 
 def make_run(run_directory: Path, corpus: Path, family: Family, steps: tuple[int, ...] = (100, 200)) -> RunConfig:

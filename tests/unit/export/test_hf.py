@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.base.errors import UserError
+from pipeline.checkpoints.meta import checkpoint_directory
 from pipeline.export import fresh_fill_mask, gate, hf, probe
 from pipeline.export import run as export_run_module
 from pipeline.export.fresh_process import FreshProcessError
@@ -21,7 +22,15 @@ from pipeline.export.run import export_run
 from pipeline.monitor.events import read_events
 from pipeline.shards.files import LocalFiles
 from pipeline.shards.manifest import read_manifest
-from tests.unit.export.export_cases import SEQUENCE_LENGTH, make_corpus, make_run, read_config, save_step
+from tests.runs import weights_of
+from tests.unit.export.export_cases import (
+    SEQUENCE_LENGTH,
+    make_corpus,
+    make_run,
+    read_config,
+    save_step,
+    write_weights,
+)
 
 FAMILIES = ("bert", "roberta", "gpt2")
 
@@ -75,7 +84,7 @@ def test_a_run_becomes_a_stock_model(
         stored = set(file.keys())
         assert file.metadata() == {"format": "pt"}
         assert {file.get_tensor(name).dtype for name in stored} == {torch.float32}
-    checkpoint = load_file(runs / family / "run" / "checkpoints" / "step-00000200" / "model.safetensors")
+    checkpoint = weights_of(runs / family / "run", 200)
     assert stored == set(checkpoint)  # tied weights once, under the name that save_pretrained keeps
     assert stored_head in stored
     assert {path.name for path in report.path.iterdir()} >= {"README.md", "tokenizer.json", "tokenizer_config.json"}
@@ -94,7 +103,7 @@ def test_it_loads_by_auto_classes_with_the_trained_weights(
     model = getattr(transformers, gate.auto_class(family)).from_pretrained(path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     assert sum(parameter.numel() for parameter in model.parameters()) == exports[family].num_parameters
-    trained = load_file(runs / family / "run" / "checkpoints" / "step-00000200" / "model.safetensors")
+    trained = weights_of(runs / family / "run", 200)
     state = model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in trained.items())
     assert tokenizer.model_max_length == SEQUENCE_LENGTH
@@ -170,7 +179,7 @@ def test_a_step_can_be_chosen(run: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(hf, "compare", lambda *_: passed)
     assert export_run(run, tmp_path / "hf", step=100).step == 100
     exported = load_file(tmp_path / "hf" / "model.safetensors")
-    trained = load_file(run / "checkpoints" / "step-00000100" / "model.safetensors")
+    trained = weights_of(run, 100)
     assert all(torch.equal(exported[name], tensor) for name, tensor in trained.items())
 
 
@@ -257,36 +266,35 @@ def test_errors_of_run_step_and_output(run: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_checkpoints_are_refused(run: Path, tmp_path: Path) -> None:
-    path = run / "checkpoints" / "step-00000200" / "model.safetensors"
+    path = run / "checkpoints" / "step-00000200" / "rank-00000.safetensors"
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], whole[:4], b""):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"step-00000200 is damaged \(model\.safetensors: .*Export another step"):
+        with pytest.raises(UserError, match=r"is damaged \(rank-00000\.safetensors: .*Export another step"):
             export_run(run, tmp_path / "hf")
     path.unlink()
-    with pytest.raises(UserError, match=r"step-00000200 is damaged \(model\.safetensors: "):
+    with pytest.raises(UserError, match=r"step-00000200 is damaged \(rank-00000\.safetensors is missing\)"):
         export_run(run, tmp_path / "hf")
-    weights = load_file(run / "checkpoints" / "step-00000100" / "model.safetensors")
+    weights = weights_of(run, 100)
     weights["cls.predictions.bias"][2] = float("nan")
-    save_file(weights, path)
+    write_weights(path.parent, weights)
     with pytest.raises(UserError, match=r"no numbers \(NaN or infinite\) in cls\.predictions\.bias: the run diverged"):
         export_run(run, tmp_path / "hf")
 
 
 def test_weights_that_do_not_fit_are_named(run: Path, tmp_path: Path) -> None:
-    path = run / "checkpoints" / "step-00000200" / "model.safetensors"
-    weights = load_file(path)
+    weights = weights_of(run, 200)
     del weights["bert.encoder.layer.1.output.dense.bias"]
     weights["bert.pooler.dense.bias"] = torch.zeros(32)
     weights["bert.embeddings.word_embeddings.weight"] = torch.zeros(90, 32)
-    save_file(weights, path)
+    write_weights(checkpoint_directory(run, 200), weights)
     with pytest.raises(UserError) as caught:
         export_run(run, tmp_path / "hf")
     message = str(caught.value)
     assert "do not fit BertForMaskedLM" in message
     assert "missing: bert.encoder.layer.1.output.dense.bias" in message
-    assert "not the model's: bert.pooler.dense.bias" in message
-    assert "of another shape: bert.embeddings.word_embeddings.weight is (90, 32), the model's is (60, 32)" in message
+    assert "unknown: bert.pooler.dense.bias" in message
+    assert "of another shape: bert.embeddings.word_embeddings.weight is (90, 32), not (60, 32)" in message
     assert "Restore the config.yaml" in message
 
 

@@ -61,7 +61,9 @@ def module_after(tokens: int) -> Any:
 def test_lines_hold_the_rates_since_the_line_before() -> None:
     now = [50.0]
     monitor, sink = monitor_at(now)
-    trainer: Any = types.SimpleNamespace(world_size=1, strategy=types.SimpleNamespace(root_device=torch.device("cpu")))
+    trainer: Any = types.SimpleNamespace(
+        world_size=1, global_rank=0, strategy=types.SimpleNamespace(root_device=torch.device("cpu"))
+    )
     now[0] += 20.0  # before the first step: nobody's
     monitor.clock.read()
     for step in range(1, 9):

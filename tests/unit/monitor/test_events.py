@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-PLACE_OF_NAME = {"append_event": 1, "_tell": 0}
+PLACE_OF_NAME = {"append_event": 1, "_tell": 0, "Trouble": 0}
 """Functions that write an event, and where its name stands among their arguments."""
 
 

@@ -13,7 +13,9 @@ from pipeline.monitor.meters import (
     format_seconds,
     memory_gb,
     model_flops_utilization,
+    own_seconds,
     perplexity,
+    slowest_rank,
     step_rates,
 )
 from pipeline.monitor.peak_flops import number_format, peak_flops
@@ -50,6 +52,21 @@ def test_rates_leave_out_validations_and_checkpoints() -> None:
         "time_checkpoint": 1.75,
     }
     assert step_rates(4, 1200, 800.0, seconds, None, 2)["mfu"] is None
+
+
+def test_own_time_leaves_out_waits_for_others_and_what_is_no_step() -> None:
+    seconds = {phase: 2.0**number for number, phase in enumerate(PHASES)}
+    outside = seconds["communication"] + seconds["validation"] + seconds["checkpoint"]
+    assert own_seconds(seconds) == sum(seconds.values()) - outside
+
+
+def test_the_slowest_rank_is_named_beside_the_median() -> None:
+    assert slowest_rank([0.5, 0.25, 2.0, 0.5]) == {
+        "slowest_rank": 2,
+        "slowest_rank_seconds": 2.0,
+        "median_rank_seconds": 0.5,
+    }
+    assert slowest_rank([1.0]) == {}
 
 
 def test_eta_follows_the_recent_pace() -> None:

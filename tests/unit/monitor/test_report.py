@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from pipeline.base.errors import UserError
-from pipeline.monitor.events import append_event
 from pipeline.monitor.json_lines import encode_line
 from pipeline.monitor.report import render_report, wall_seconds, write_report
 
@@ -73,8 +72,20 @@ def checked(html: str) -> str:
 def test_a_whole_run(tmp_path: Path) -> None:
     run = tmp_path / "my <run>"
     write_metrics(run, full_records())
-    append_event(run, "started", step=0, world_size=2)
-    append_event(run, "resumed", step=20, reason="<b>")
+    events = [
+        {"time": "2026-01-01T00:00:00.000+00:00", "event": "started", "step": 0, "world_size": 2},
+        {"time": "2026-01-01T00:00:00.000+00:00", "event": "training", "step": 0},
+        {
+            "time": "2026-01-01T00:00:30.000+00:00",
+            "event": "resumed",
+            "step": 20,
+            "reason": "<b>",
+            "reached": 30,
+            "reached_at": "2026-01-01T00:00:30.000+00:00",
+        },
+        {"time": "2026-01-01T00:00:34.000+00:00", "event": "training", "step": 20},
+    ]
+    (run / "events.jsonl").write_bytes(b"".join(map(encode_line, events)))
     (run / "config.yaml").write_text("train: {steps: 40000, strategy: zero1}\nmodel: {family: bert}\nseed: 3\n")
     path = write_report(run)
     assert path == run / "report.html"
@@ -85,6 +96,9 @@ def test_a_whole_run(tmp_path: Path) -> None:
         "step 40 of 40,000, last logged 2026-01-01 00:00:40 UTC",
         "<th>Strategy</th><td>zero1</td>",
         "<th>Restarts</th><td>1</td>",
+        "<th>Goodput</th><td>65.0% of 0:40 since the first start</td>",
+        "<th>Time lost to</th><td>redo 25.0%, start up 10.0%</td>",
+        "<th>Steps computed again</th><td>10</td>",
         "<th>Tokens trained on</th><td>40,000</td>",
         "7.9000 → 4.0000",
         "reason=&lt;b&gt;",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import types
@@ -161,6 +162,17 @@ def test_online_sends_numbers_under_our_step_once(tmp_path: Path, monkeypatch: p
     assert options["dir"] == str(tmp_path)
     assert options["config"]["seed"] == 1
     assert options["settings"].options["finish_timeout"] > 0
+
+
+def test_what_wandb_lacks_is_sent_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    runs = fake_wandb(monkeypatch, step=6)  # a kill kept steps from 6 on from it
+    lines = [{"step": step, "loss": float(step), "time": "2026"} for step in range(1, 9)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sink = WandbSink(tmp_path, mode="auto", project="test")
+    sink.start({"first_step": 8}, {})
+    sink.log({"step": 9, "loss": 9.0})
+    assert runs[0].logged == [(step, {"loss": float(step)}) for step in (6, 7, 8, 9)]
 
 
 def test_online_without_a_key_goes_offline_and_never_asks(

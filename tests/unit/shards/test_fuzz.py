@@ -211,9 +211,10 @@ def test_damaged_corpora_read_right_or_say_so(directory: Path) -> None:
 
 @pytest.mark.proof
 @pytest.mark.timeout(900)
-def test_a_hundred_thousand_damaged_corpora_read_right_or_say_so(directory: Path) -> None:
-    readable = count_readable(directory, seed=1, num_damages=100_000)
-    assert 1_000 < readable < 50_000
+def test_many_damaged_corpora_read_right_or_say_so(directory: Path) -> None:
+    num_damages = int(os.environ.get("FUZZ_CORPORA", "30000"))
+    readable = count_readable(directory, seed=1, num_damages=num_damages)
+    assert 0.01 < readable / num_damages < 0.5
 
 
 def test_verification_finds_all_that_reading_finds(directory: Path) -> None:

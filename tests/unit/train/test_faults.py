@@ -1,4 +1,4 @@
-"""Signals end a measurement at once, and leave nothing behind; in a run they are for whoever has handlers for them."""
+"""Signals end a measurement at once and leave nothing behind; a run leaves them to its handlers, and sees its time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.train import module
-from pipeline.train.faults import ended_by_sigterm
+from pipeline.train.faults import TimeLimit, ended_by_sigterm
 from tests.runs import tiny_corpus, write_config
 
 
@@ -70,3 +70,17 @@ def test_a_second_sigterm_meets_what_was_there_before() -> None:
         with pytest.raises(SystemExit):
             os.kill(os.getpid(), signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("end_time", "margin_seconds", "now", "near"),
+    [
+        (1000.0, 120.0, 879.9, False),
+        (1000.0, 120.0, 880.0, True),
+        (1000.0, 120.0, 2000.0, True),
+        (1000.0, 0.0, 2000.0, False),
+        (None, 120.0, 2000.0, False),
+    ],
+)
+def test_near_the_end(end_time: float | None, margin_seconds: float, now: float, near: bool) -> None:
+    assert TimeLimit(end_time, margin_seconds, now=lambda: now).is_near() is near

@@ -12,7 +12,7 @@ from pipeline.base.errors import UserError
 from pipeline.config.loading import load_run_config, to_plain
 from pipeline.config.optimization import OptimizerConfig, ParameterGroupConfig
 from pipeline.config.run import ModelConfig, RunConfig
-from pipeline.train.setup import Start, make_model, shown_config
+from pipeline.train.setup import make_model, shown_config
 
 
 def test_options_that_may_hold_credentials_are_shown_by_name_only() -> None:
@@ -32,4 +32,4 @@ def test_a_group_without_a_parameter_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"optimizer.groups: `\*.layer.7.\*`: no parameter of this model has such a name"
     ):
-        make_model(config, streams, Start())
+        make_model(config, streams)

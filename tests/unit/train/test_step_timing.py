@@ -16,7 +16,7 @@ from pipeline.train import module, saving, step_timing, validation
 from pipeline.train.run import train
 from tests.runs import load, metrics_of, tiny_corpus, write_config
 
-SLEEP_SECONDS = 0.08
+SLEEP_SECONDS = 0.16
 NUM_STEPS = 6
 OVERRIDES = (
     *("--train.steps", str(NUM_STEPS), "--train.micro_batch_size", "8", "--monitor.log_every_steps", "1"),

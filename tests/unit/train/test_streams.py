@@ -124,6 +124,10 @@ def test_stages_ahead_may_be_changed_and_those_behind_not(config_path: Path) -> 
     check_identity(plain.identity(8), excluding.identity(8), "checkpoint")
     with pytest.raises(UserError, match=r"stream\.exclusions: checkpoint '[0-9a-f]{64}', now '' .*a later from_step"):
         check_identity(plain.identity(9), excluding.identity(9), "checkpoint")
+    skipping = open_streams(load(config_path, "--train.skip_steps", "[20, 22, 20]"))
+    check_identity(plain.identity(19), skipping.identity(19), "checkpoint")
+    with pytest.raises(UserError, match=r"train\.skip_steps: checkpoint \[\], now \[20\] \(up to then\)"):
+        check_identity(plain.identity(21), skipping.identity(21), "checkpoint")
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "pairs_nsp"])

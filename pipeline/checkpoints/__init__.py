@@ -1,0 +1,1 @@
+"""Checkpoints on disk: their files, who writes them, which are kept, which are intact."""
