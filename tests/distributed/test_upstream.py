@@ -1,4 +1,4 @@
-"""A defect of another project that is worked around here: the test fails when it is mended, and the way around can go."""
+"""A defect of others that is worked around here: the test fails when it is mended, and the way around can go."""
 
 from __future__ import annotations
 
