@@ -28,6 +28,7 @@ class DirectHooks(Precision):
         return tensor.detach()  # without the graph
 
     def _after_closure(self, model: Any, optimizer: Any) -> None:
+        model.on_before_optimizer_step(optimizer)
         model.configure_gradient_clipping(optimizer)
 
 
