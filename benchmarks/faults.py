@@ -2,9 +2,9 @@
 
 A trial is a tiny run of two ranks, under ddp and zero1 in turn, hit by one or two signals: SIGTERM, SIGUSR1 or SIGKILL
 to a rank, torchrun or the launcher, during start-up, the first work of the loader, a step or a save. The same command
-starts it again until it is finished. It has survived if every process has ended in time, every start went on from the
-newest checkpoint, and steps, losses, gradient norms, digests and final weights are those of a run left alone, to the
-bit. The number of a trial is its seed: `--first N --trials 1` does trial N again.
+starts it again until it is finished. It has survived if no process stood still for a minute, every start went on from
+the newest checkpoint, and steps, losses, gradient norms, digests and final weights are those of a run left alone, to
+the bit. The number of a trial is its seed: `--first N --trials 1` does trial N again.
 
 With `--json PATH` results are written after every trial, and trials that stand there already are not done again.
 """
@@ -51,7 +51,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=200, metavar="N", help="trials (default 200; 0: none)")
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="number of the first one (default 0)")
-    parser.add_argument("--limit", type=float, default=60.0, metavar="S", help="seconds a start may take (default 60)")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds without a sign of life (default 60)",
+    )
     parser.add_argument("--restarts", type=int, default=3, metavar="N", help="restarts timed, of each kind (default 3)")
     parser.add_argument("--quick", action="store_true", help="two trials, one restart: a smoke test")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results there, and go on from them")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from benchmarks.faults_restart import SPLIT, split_of
-from benchmarks.faults_trial import MOMENTS, SIGNALS, draw
+from benchmarks.faults_trial import MOMENTS, SIGNALS, Stuck, draw, started
 
 
 def test_a_trial_follows_from_its_seed() -> None:
@@ -40,3 +42,15 @@ def test_the_parts_of_a_restart_add_up() -> None:
     assert parts["data"] == pytest.approx(0.75)
     assert parts["model"] == pytest.approx(1.25)
     assert parts["first step (compile)"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("program", "is_stuck"), [("print('.', flush=True)", False), ("0", True)])
+def test_who_does_something_is_not_stuck_however_long_it_takes(program: str, is_stuck: bool, tmp_path: Path) -> None:
+    with started(tmp_path / "run.yaml", [], limit_seconds=1.5) as starter:
+        starter.command = [sys.executable, "-c", f"import time\nfor _ in range(9): {program}; time.sleep(0.5)"]
+        starter.start()
+        if is_stuck:
+            with pytest.raises(Stuck, match=r"the command has neither ended nor done anything for 1\.5 s"):
+                starter.wait()
+        else:
+            assert starter.wait() == 0
