@@ -28,7 +28,8 @@ _PHASES: Final = {
     "load": ("lock", "load"),
     "data": ("data",),
 }
-_KILL_AFTER_STEP: Final = 7
+_KILL_AFTER_STEP: Final = 45
+"""By then the first checkpoint is whole, which is written beside the steps."""
 
 
 def settings_of_restarts(directory: Path) -> dict[str, list[str]]:
