@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
@@ -78,23 +79,25 @@ class Save(NamedTuple):
     """Waits until it is on disk."""
 
 
-class Contender:
+class Contender(ABC):
     """Saves into ``directory`` and loads from it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def prepare(self, state: State) -> None:
+    def prepare(self, state: State) -> None:  # noqa: B027 - most have nothing to prepare
         """What is done long before the first save."""
 
+    @abstractmethod
     def begin(self, state: State) -> Save:
-        raise NotImplementedError
+        """Save; returns when the loop may go on."""
 
+    @abstractmethod
     def load(self, state: State) -> None:
-        raise NotImplementedError
+        """Fill ``state`` with what was saved last."""
 
-    def close(self) -> None:
-        """Nothing is open."""
+    def close(self) -> None:  # noqa: B027 - most have nothing open
+        """End what is open."""
 
     def num_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.directory.rglob("*") if path.is_file())

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.profilers import PassThroughProfiler
 
 from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
@@ -261,15 +259,6 @@ def make_meta(
     )
 
 
-class Unprofiled(PassThroughProfiler):
-    """Profiles nothing, as Lightning's default, which makes a generator for each of its 40 hooks of a micro-batch."""
-
-    _nothing: ClassVar[AbstractContextManager[None]] = nullcontext()
-
-    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]  # it need not yield
-        return self._nothing
-
-
 def make_trainer(
     config: RunConfig,
     plan: BatchPlan,
@@ -286,7 +275,6 @@ def make_trainer(
         accumulate_grad_batches=plan.accumulation,
         max_epochs=1,  # the loader ends with the last step of the run
         callbacks=[StepCallbacks(features)],
-        profiler=Unprofiled(),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
