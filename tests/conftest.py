@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.rankpool import RankPool, without_launcher
+from tests.rankpool import RankPool, take_down_distributed, without_launcher
 
 # Before torch is imported: two cores are shared by several ranks, and DeepSpeed reads its accelerator at import.
 _DEFAULTS = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -56,6 +57,15 @@ def _signal_handlers() -> Iterator[None]:
     yield
     for number, handler in zip(numbers, handlers, strict=True):
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def _process_groups() -> Iterator[None]:
+    """A run in this process leaves its process groups behind, as Lightning does until the process ends."""
+    yield
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        take_down_distributed()
 
 
 @pytest.fixture(scope="session")
