@@ -1,7 +1,7 @@
 """FLOPs of a step and parameters of a model in closed form, from the config alone. No torch here.
 
-Letters: E width of the model, e width of its embeddings (E but for ALBERT), F width of the feed-forward layer, L layers,
-V vocabulary, n_i length of segment i, p_i predictions in it.
+Letters: E width of the model, e width of its embeddings (E but for ALBERT), F width of the feed-forward layer, L
+layers, V vocabulary, n_i length of segment i, p_i predictions in it.
 
 Formula (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, PaLM, appendix B), a multiply-add being two FLOPs:
 
