@@ -18,7 +18,7 @@ MAX_SHARD_TOKENS = 2**31
 _LEAST_SPIKE_WINDOW = 16
 """The median deviation of fewer numbers says little."""
 
-_OBJECTIVE_OF_FAMILY = {"bert": "mlm", "roberta": "mlm", "gpt2": "clm"}
+_OBJECTIVE_OF_FAMILY = {"bert": "mlm", "roberta": "mlm", "distilbert": "mlm", "albert": "mlm", "gpt2": "clm"}
 
 _TYPED_IN_HUGGING_FACE = {
     "hidden_size": "hidden_size", "n_embd": "hidden_size",

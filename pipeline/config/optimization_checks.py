@@ -84,6 +84,11 @@ def _mup_problems(config: RunConfig) -> Iterator[str]:
     if base is None:
         return
     yield from at_least(1, model__mup_base_width=base)
+    if model.family == "albert":
+        yield (
+            "model.mup_base_width: muP is not worked out for ALBERT, whose vocabulary weights keep the width of its "
+            "embeddings; leave it out, or use another family."
+        )
     if not OPTIMIZERS[config.optimizer.name].mup:
         yield (
             f"model.mup_base_width: muP's learning rates are those of Adam-like steps, which `{config.optimizer.name}` "

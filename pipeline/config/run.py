@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pipeline.config.bad_steps import BadStepsConfig
 from pipeline.config.optimization import OptimizerConfig, ScheduleConfig
 
-Family = Literal["bert", "roberta", "gpt2"]
+Family = Literal["bert", "roberta", "distilbert", "albert", "gpt2"]
 ObjectiveName = Literal["mlm", "clm"]
 Masking = Literal["token", "whole_word", "span"]
 Packing = Literal["best_fit", "concatenate", "one_document", "pairs", "pairs_nsp", "pairs_sop"]
@@ -121,7 +121,8 @@ class ModelConfig:
     """Shape of a stock Hugging Face model. Defaults are BERT-base."""
 
     family: Family = "bert"
-    """`bert` (BertForMaskedLM), `roberta` (RobertaForMaskedLM) or `gpt2` (GPT2LMHeadModel)."""
+    """`bert` (BertForMaskedLM), `roberta` (RobertaForMaskedLM), `distilbert` (DistilBertForMaskedLM), `albert`
+    (AlbertForMaskedLM; `extra: {embedding_size: 128}` is the width of its embeddings) or `gpt2` (GPT2LMHeadModel)."""
 
     hidden_size: int = 768
     """Width of the model; a multiple of `num_heads`."""
@@ -168,7 +169,7 @@ class ObjectiveConfig:
     """What the model learns to predict."""
 
     name: ObjectiveName = "mlm"
-    """`mlm`: masked tokens (bert, roberta). `clm`: the next token (gpt2)."""
+    """`mlm`: masked tokens (every family but gpt2). `clm`: the next token (gpt2)."""
 
     mask_rate: float = 0.15
     """mlm: share of the maskable tokens of a row that is predicted; the count is exact, round(rate x maskable)."""

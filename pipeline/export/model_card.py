@@ -9,7 +9,7 @@ from pipeline.config.optimization import OptimizerConfig, ScheduleConfig, betas_
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import stages_of
 
-_FAMILY_NAMES = {"bert": "BERT", "roberta": "RoBERTa", "gpt2": "GPT-2"}
+_FAMILY_NAMES = {"bert": "BERT", "roberta": "RoBERTa", "distilbert": "DistilBERT", "albert": "ALBERT", "gpt2": "GPT-2"}
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,12 @@ class Family:
     head_transform: bool = False
     """The head begins with a dense layer and a layer norm, and ends with a bias (BERT's)."""
 
+    embedding_size: str | None = None
+    """Key of the config for the width of the embeddings, where that is not the model's (ALBERT's factorised ones)."""
+
+    shared_blocks: bool = False
+    """All blocks are one, computed once for every layer (ALBERT)."""
+
     narrow_last_block: bool = False
     """The last block can be computed at the predicted positions only (`last_block.py`): its modules are BERT's."""
 
@@ -102,6 +108,40 @@ FAMILIES: Final[Mapping[str, Family]] = {
         head_transform=True,
         narrow_last_block=True,
     ),
+    # Sanh et al. 2019: BERT without token types and pooler, half as deep.
+    "distilbert": Family(
+        model_class="DistilBertForMaskedLM",
+        config_class="DistilBertConfig",
+        output_norm="vocab_layer_norm",
+        head_entry="vocab_transform",
+        config_names={
+            "hidden_size": ("dim",),
+            "num_layers": ("n_layers",),
+            "num_heads": ("n_heads",),
+            "intermediate_size": ("hidden_dim",),
+            "hidden_dropout": ("dropout",),
+            "attention_dropout": ("attention_dropout",),
+            "initializer_range": ("initializer_range",),
+            "max_positions": ("max_position_embeddings",),
+        },
+        token_ids={"pad_token_id": ("pad",)},
+        embedding_norm=True,
+        head_transform=True,
+    ),
+    # Lan et al. 2020.
+    "albert": Family(
+        model_class="AlbertForMaskedLM",
+        config_class="AlbertConfig",
+        output_norm="predictions.LayerNorm",
+        head_entry="predictions",
+        config_names=_ENCODER_NAMES,
+        token_ids={"pad_token_id": ("pad",), "bos_token_id": ("bos", "cls"), "eos_token_id": ("eos", "sep")},
+        type_vocab_size=2,
+        embedding_norm=True,
+        embedding_size="embedding_size",
+        shared_blocks=True,
+        head_transform=True,
+    ),
     # Radford et al. 2019. No pad_token_id: the stock forward would look for it in the ids, a wait for the GPU.
     "gpt2": Family(
         model_class="GPT2LMHeadModel",
@@ -129,3 +169,13 @@ FAMILIES: Final[Mapping[str, Family]] = {
 def num_positions(config: ModelConfig, pad_id: int = 1) -> int:
     """Rows of the position embedding so that ``max_positions`` of them can be used."""
     return config.max_positions + (pad_id + 1 if FAMILIES[config.family].positions_follow_padding else 0)
+
+
+ALBERT_EMBEDDING_SIZE: Final = 128
+"""The class's default, and that of every published ALBERT."""
+
+
+def embedding_size(config: ModelConfig) -> int:
+    """Width of the embeddings."""
+    key = FAMILIES[config.family].embedding_size
+    return config.hidden_size if key is None else int(config.extra.get(key, ALBERT_EMBEDDING_SIZE))

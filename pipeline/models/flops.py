@@ -1,13 +1,14 @@
 """FLOPs of a step and parameters of a model in closed form, from the config alone. No torch here.
 
-Letters: E width of the model, F width of the feed-forward layer, L layers, V vocabulary, n_i length of segment i, p_i
-predictions in it.
+Letters: E width of the model, e width of its embeddings (E but for ALBERT), F width of the feed-forward layer, L
+layers, V vocabulary, n_i length of segment i, p_i predictions in it.
 
 Formula (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, PaLM, appendix B), a multiply-add being two FLOPs:
 
     forward  = 2 (4 E^2 + 2 E F) L tokens            projections and feed-forward
              + 4 E L sum(n_i^2)                      QK^T and PV; half of it in causal models
-             + 2 (V E [+ E^2]) predictions           vocabulary head [BERT's dense layer before it]
+             + 2 (V e [+ E e]) predictions           vocabulary head [BERT's dense layer before it]
+             [+ 2 E e tokens]                        ALBERT: from the embeddings to the width of the model
     training = 3 forward                             the backward pass is two forward passes
 
 In encoders the last of the L blocks counts as follows, since only its keys and values are needed at every token:
@@ -22,7 +23,7 @@ attention in full; here it is halved, since half of it is never needed.
 from __future__ import annotations
 
 from pipeline.config.run import ModelConfig
-from pipeline.models.families import FAMILIES, num_positions
+from pipeline.models.families import FAMILIES, embedding_size, num_positions
 
 
 def flops_per_step(
@@ -52,8 +53,10 @@ def flops_per_step(
     if family.narrow_last_block:
         blocks += key_value * real_tokens + others * predictions
         attention += 4 * width * sum_prediction_lengths
-    head = 2 * (rows * width + (width**2 if family.head_transform else 0)) * predictions
-    return 3.0 * (blocks + attention + head)
+    narrow = embedding_size(config)
+    head = 2 * (rows * narrow + (width * narrow if family.head_transform else 0)) * predictions
+    projection = 0 if family.embedding_size is None else 2 * narrow * width * real_tokens
+    return 3.0 * (projection + blocks + attention + head)
 
 
 def num_parameters(config: ModelConfig, vocab_size: int, pad_id: int = 1) -> int:
@@ -64,13 +67,14 @@ def num_parameters(config: ModelConfig, vocab_size: int, pad_id: int = 1) -> int
         pad_id: id of the padding token, on which RoBERTa's number of positions depends.
     """
     family = FAMILIES[config.family]
-    width, inner = config.hidden_size, config.intermediate_size
+    width, inner, narrow = config.hidden_size, config.intermediate_size, embedding_size(config)
     rows = config.vocab_size or vocab_size
     types = config.extra.get("type_vocab_size", family.type_vocab_size)
     norm = 2 * width
-    embeddings = (rows + num_positions(config, pad_id) + types) * width + (norm if family.embedding_norm else 0)
+    embeddings = (rows + num_positions(config, pad_id) + types) * narrow + (2 * narrow if family.embedding_norm else 0)
+    projection = 0 if family.embedding_size is None else narrow * width + width
     attention = 4 * (width**2 + width)
     feed_forward = 2 * width * inner + inner + width
-    blocks = config.num_layers * (attention + feed_forward + 2 * norm)
-    head = width**2 + width + norm + rows if family.head_transform else 0
-    return embeddings + blocks + (norm if family.final_norm else 0) + head
+    blocks = (1 if family.shared_blocks else config.num_layers) * (attention + feed_forward + 2 * norm)
+    head = width * narrow + narrow + 2 * narrow + rows if family.head_transform else 0
+    return embeddings + projection + blocks + (norm if family.final_norm else 0) + head

@@ -19,7 +19,13 @@ from pipeline.shards.layout import shard_path, token_dtype
 from pipeline.shards.manifest import TOKENIZER_NAME, Manifest, ShardTable, write_manifest
 from pipeline.shards.writer import ShardWriter
 
-PUBLISHED_VOCABULARIES: Final = {"bert": 30_522, "roberta": 50_265, "gpt2": 50_257}
+PUBLISHED_VOCABULARIES: Final = {
+    "bert": 30_522,
+    "roberta": 50_265,
+    "distilbert": 30_522,
+    "albert": 30_000,
+    "gpt2": 50_257,
+}
 """Ids of the published tokenizers: the default where `model.vocab_size` is not set."""
 
 MEDIAN_TOKENS: Final = 250

@@ -31,7 +31,7 @@ def make_tokenizer(family: Family) -> Any:
     from transformers import BertTokenizer, GPT2Tokenizer, RobertaTokenizer
 
     letters = [chr(ord("a") + number) for number in range(26)]
-    if family == "bert":
+    if family in ("bert", "distilbert", "albert"):
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         vocabulary = [*special, *letters, *(f"##{letter}" for letter in letters), "the", "whale", "."]
         return BertTokenizer(vocab={token: number for number, token in enumerate(vocabulary)}, do_lower_case=True)

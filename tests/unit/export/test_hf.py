@@ -32,7 +32,7 @@ from tests.unit.export.export_cases import (
     write_weights,
 )
 
-FAMILIES = ("bert", "roberta", "gpt2")
+FAMILIES = ("bert", "roberta", "distilbert", "albert", "gpt2")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,8 @@ def run(runs: Path, tmp_path: Path) -> Path:
     [
         ("bert", "BertForMaskedLM", "cls.predictions.bias"),
         ("roberta", "RobertaForMaskedLM", "lm_head.bias"),
+        ("distilbert", "DistilBertForMaskedLM", "vocab_projector.bias"),
+        ("albert", "AlbertForMaskedLM", "predictions.bias"),
         ("gpt2", "GPT2LMHeadModel", "transformer.ln_f.weight"),
     ],
 )

@@ -13,7 +13,7 @@ from pipeline.config.run import Family, ModelConfig
 
 VOCAB_SIZE = 97
 SPECIAL_IDS = {"pad": 1, "cls": 0, "sep": 2, "mask": 4, "bos": 0, "eos": 2, "unk": 3}
-FAMILIES: tuple[Family, ...] = ("bert", "roberta", "gpt2")
+FAMILIES: tuple[Family, ...] = ("bert", "roberta", "distilbert", "albert", "gpt2")
 
 
 def tiny_config(family: Family, **changes: Any) -> ModelConfig:

@@ -36,6 +36,13 @@ PUBLISHED = {
         335_174_458,
     ),
     "roberta-base": (ModelConfig(family="roberta"), 50_265, 124_697_433),
+    "distilbert-base": (ModelConfig(family="distilbert", num_layers=6), 30_522, 66_985_530),
+    "albert-base": (ModelConfig(family="albert"), 30_000, 11_221_680),
+    "albert-xxlarge": (
+        ModelConfig(family="albert", hidden_size=4096, num_layers=12, num_heads=64, intermediate_size=16384),
+        30_000,
+        206_368_944,
+    ),
     "gpt2-small": (gpt2(768, 12, 12), 50_257, 124_439_808),
     "gpt2-medium": (gpt2(1024, 24, 16), 50_257, 354_823_168),
     "gpt2-xl": (gpt2(1600, 48, 25), 50_257, 1_557_611_200),

@@ -73,16 +73,16 @@ def test_logits_and_gradients_equal_those_of_single_segments(family: Family, nam
 def test_only_predicted_positions_reach_the_last_feed_forward_layer_and_the_decoder(family: Family) -> None:
     ours, _ = models(family)
     rows: list[int] = []
-    first_of_feed_forward = {"gpt2": "mlp"}.get(family, "intermediate")
+    first_of_feed_forward = {"gpt2": "mlp", "distilbert": "ffn", "albert": "albert_layers.0.ffn"}
     for block in transformer_blocks(ours):
-        getattr(block, first_of_feed_forward).register_forward_pre_hook(
+        block.get_submodule(first_of_feed_forward.get(family, "intermediate")).register_forward_pre_hook(
             lambda _, inputs: rows.append(inputs[0].shape[-2])
         )
     ours.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[-2]))
     case = CASES["padded tails"]
     positions, _ = case.padded_predictions(50)
     logits = packed_logits(ours, case.input_ids, case.position_ids, case.cu_seqlens, 32, positions)
-    assert rows == [96, 96 if family == "gpt2" else 50, 50]
+    assert rows == [96, 50 if family in ("bert", "roberta") else 96, 50]
     assert logits.shape == (50, VOCAB_SIZE)
 
 
