@@ -219,6 +219,8 @@ def _forget_this_machine(path: Path) -> None:
     value = json.loads(path.read_text(encoding="utf-8"))
     for name in ("name_or_path", "tokenizer_file", "vocab_file", "merges_file", "is_local", "local_files_only"):
         value.pop(name, None)
+    if value.get("tokenizer_class") == "TokenizersBackend":  # a name of transformers 5; all versions know the older one
+        value["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_json_atomically(path, value)
 
 
