@@ -9,6 +9,7 @@ import pytest
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.loading import load_any_config, load_run_config
 from pipeline.config.run import RunConfig
+from pipeline.config.synthetic import SyntheticConfig
 from pipeline.models.flops import num_parameters
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -18,7 +19,8 @@ CORPORA = sorted((CONFIGS / "corpus").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", [*RUNS, *CORPORA], ids=lambda path: path.stem)
 def test_it_loads(path: Path) -> None:
-    assert isinstance(load_any_config(path), CorpusConfig if path in CORPORA else RunConfig)
+    of_corpus = SyntheticConfig if path.stem == "synthetic" else CorpusConfig
+    assert isinstance(load_any_config(path), of_corpus if path in CORPORA else RunConfig)
 
 
 def test_all_presets_are_there() -> None:
@@ -33,7 +35,7 @@ def test_all_presets_are_there() -> None:
         "roberta_base",
     }
     assert {path.stem for path in RUNS} == names
-    assert {path.stem for path in CORPORA} == {"demo", "text_files", "wikipedia_bookcorpus"}
+    assert {path.stem for path in CORPORA} == {"demo", "synthetic", "text_files", "wikipedia_bookcorpus"}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.config.attention import reasons_against_flash
-from pipeline.config.corpus import CorpusConfig
+from pipeline.config.corpus import CorpusConfig, ShardConfig
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
 from pipeline.config.optimization_checks import optimization_problems
 from pipeline.config.ranges import at_least, at_most, not_negative, positive, share
@@ -48,7 +48,17 @@ def run_problems(config: RunConfig) -> list[str]:
 
 def corpus_problems(config: CorpusConfig) -> list[str]:
     """All problems of a corpus config."""
-    return [*_source_problems(config), *_tokenizer_and_shard_problems(config)]
+    return [*_source_problems(config), *_tokenizer_and_cleaning_problems(config), *shard_problems(config.shards)]
+
+
+def shard_problems(shards: ShardConfig) -> Iterator[str]:
+    """All problems of the ``shards`` of a corpus config."""
+    yield from at_most(MAX_SHARD_DOCUMENTS, shards__documents=shards.documents)
+    yield from at_most(MAX_SHARD_TOKENS, shards__tokens=shards.tokens, shards__block_tokens=shards.block_tokens)
+    yield from share(one=False, shards__validation_share=shards.validation_share)
+    yield from at_least(
+        1, shards__tokens=shards.tokens, shards__documents=shards.documents, shards__block_tokens=shards.block_tokens
+    )
 
 
 def _required(config: RunConfig) -> Iterator[str]:
@@ -216,20 +226,11 @@ def _source_problems(config: CorpusConfig) -> Iterator[str]:
             yield f"{where}.path: required for source {source.name!r}."
 
 
-def _tokenizer_and_shard_problems(config: CorpusConfig) -> Iterator[str]:
-    tokenizer, shards, cleaning = config.tokenizer, config.shards, config.cleaning
+def _tokenizer_and_cleaning_problems(config: CorpusConfig) -> Iterator[str]:
+    tokenizer, cleaning = config.tokenizer, config.cleaning
     yield from at_least(0, cleaning__min_characters=cleaning.min_characters, tasks=config.tasks)
-    yield from at_most(MAX_SHARD_DOCUMENTS, shards__documents=shards.documents)
-    yield from at_most(MAX_SHARD_TOKENS, shards__tokens=shards.tokens, shards__block_tokens=shards.block_tokens)
     yield from share(cleaning__max_bad_share=cleaning.max_bad_share)
-    yield from share(one=False, shards__validation_share=shards.validation_share)
-    yield from at_least(
-        1,
-        shards__tokens=shards.tokens,
-        shards__documents=shards.documents,
-        shards__block_tokens=shards.block_tokens,
-        tokenizer__training_documents=tokenizer.training_documents,
-    )
+    yield from at_least(1, tokenizer__training_documents=tokenizer.training_documents)
     if tokenizer.path is not None:
         return
     minimum = 300 if tokenizer.kind == "byte_bpe" else 100

@@ -21,8 +21,10 @@ from pipeline.base.errors import UserError
 from pipeline.config.checks import corpus_problems, run_problems
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.run import RunConfig
+from pipeline.config.synthetic import SyntheticConfig
+from pipeline.config.synthetic_checks import synthetic_problems
 
-Config = TypeVar("Config", RunConfig, CorpusConfig)
+Config = TypeVar("Config", RunConfig, CorpusConfig, SyntheticConfig)
 
 
 class ConfigError(UserError):
@@ -81,14 +83,22 @@ def load_corpus_config(path: str | Path, overrides: Sequence[str] = ()) -> Corpu
     return _load(Path(path), overrides, CorpusConfig, corpus_problems)
 
 
-def load_any_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig | CorpusConfig:
-    """A corpus config is recognised by its ``sources``; everything else is a run."""
-    if "sources" in read_layers(Path(path)):
+def load_synthetic_config(path: str | Path, overrides: Sequence[str] = ()) -> SyntheticConfig:
+    """Load, check and freeze the config of a synthetic corpus. Raises as :func:`load_run_config`."""
+    return _load(Path(path), overrides, SyntheticConfig, synthetic_problems)
+
+
+def load_any_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig | CorpusConfig | SyntheticConfig:
+    """A corpus config is recognised by its ``sources``, a synthetic one by its ``kind``; everything else is a run."""
+    layers = read_layers(Path(path))
+    if "sources" in layers:
         return load_corpus_config(path, overrides)
+    if "kind" in layers:
+        return load_synthetic_config(path, overrides)
     return load_run_config(path, overrides)
 
 
-def to_yaml(config: RunConfig | CorpusConfig) -> str:
+def to_yaml(config: RunConfig | CorpusConfig | SyntheticConfig) -> str:
     """The resolved config as YAML, every key present; loading it gives an equal config."""
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
 

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.loading import describe_type
 from pipeline.config.run import RunConfig
+from pipeline.config.synthetic import SyntheticConfig
 
 _HEAD = """# Configuration
 
-`pipeline/config/` holds the typed config of a run and of a corpus: frozen dataclasses, a docstring under each field.
-This page is made from them (`python -m pipeline.config.reference`).
+`pipeline/config/` holds the typed config of a run, of a corpus and of a synthetic one: frozen dataclasses, a
+docstring under each field. This page is made from them (`python -m pipeline.config.reference`).
 
 A config is a YAML file with at most one `base:` file under it, whose keys it overrides section by section; dotted
 words on the command line override both: `--data.sequence_length 128`. Scalars are YAML 1.2: `1e-4` is a number, `off`
@@ -27,10 +28,13 @@ message, before torch is imported.
 """
 
 
+_PAGES = (("A run", RunConfig), ("A corpus", CorpusConfig), ("A synthetic corpus", SyntheticConfig))
+
+
 def reference_page() -> str:
     """The page, as Markdown."""
     lines = [_HEAD]
-    for title, config_class in (("A run", RunConfig), ("A corpus", CorpusConfig)):
+    for title, config_class in _PAGES:
         lines += [f"## {title}", "", inspect.cleandoc(config_class.__doc__ or ""), ""]
         lines += _tables(config_class, "")
     return "\n".join(lines).rstrip() + "\n"

@@ -8,7 +8,6 @@ stopped.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections import Counter
@@ -28,7 +27,7 @@ from pipeline.corpus.console import BuildConsole
 from pipeline.corpus.counters import make_counters
 from pipeline.corpus.dealing import unigram_entropy
 from pipeline.corpus.disk import disk_errors
-from pipeline.corpus.executor import CorpusExecutor, worker_pool
+from pipeline.corpus.executor import CorpusExecutor, check_processes, worker_pool
 from pipeline.corpus.sharding import Deal, deal_documents, validation_counts, written_facts
 from pipeline.corpus.sources import cut_into_units, find_files
 from pipeline.corpus.stages import (
@@ -75,12 +74,10 @@ def build_corpus(
             full disk. What was finished stays, and the same command goes on from there.
     """
     started = time.monotonic()
-    processes = len(os.sched_getaffinity(0)) if processes is None else processes
-    if processes < 1:
-        raise UserError(f"--processes {processes}: at least 1 is needed.")
+    processes = check_processes(processes)
     output = Path(output)
     with disk_errors(output, _WHEN_FULL):
-        manifest = complete_corpus(config, output)
+        manifest = complete_corpus(config_fingerprint(config), output)
         if manifest is not None:
             shutil.rmtree(output / WORK_NAME, ignore_errors=True)  # a build killed between its last two steps
             return summary_of(output, manifest, was_complete=True, seconds=time.monotonic() - started)

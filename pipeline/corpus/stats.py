@@ -104,10 +104,11 @@ def _provenance_lines(stats: dict[str, Any]) -> list[str]:
     lines = []
     for source in stats["sources"]:
         drops = ", ".join(f"{count:,} {reason}" for reason, count in source["drops"].items()) or "none"
-        # An import sees no text.
+        # An import sees no text, and what is synthetic has no path.
+        place = f"{source['kind']}, {source['path']}" if "path" in source else source["kind"]
         characters = f"{source['characters']:,} characters, " if "characters" in source else ""
         lines.append(
-            f"  source {source['name']} ({source['kind']}, {source['path']}): {source['records']:,} records, "
+            f"  source {source['name']} ({place}): {source['records']:,} records, "
             f"{source['documents']:,} documents, {characters}{source['tokens']:,} tokens; "
             f"drops: {drops}"
         )

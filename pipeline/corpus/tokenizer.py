@@ -53,6 +53,21 @@ def make_tokenizer(
     """
     tokenizer = load_tokenizer(config) if config.path else train_tokenizer(config, texts)
     where = f"The tokenizer {config.path!r}" if config.path else "The trained tokenizer"
+    facts = save_tokenizer(tokenizer, directory, where)
+    write_json_atomically(facts_path, vars(facts))
+    return facts
+
+
+def save_tokenizer(tokenizer: Any, directory: Path, where: str) -> TokenizerFacts:
+    """Save a tokenizer of transformers as a corpus keeps it.
+
+    Args:
+        directory: where the Hugging Face files go; replaced if it exists.
+        where: what messages call it.
+
+    Raises:
+        UserError: special tokens are missing that rows need.
+    """
     special_ids = {name: getattr(tokenizer, attribute) for name, attribute in _SPECIAL_ATTRIBUTES.items()}
     _check_special_ids(where, special_ids)
     shutil.rmtree(directory, ignore_errors=True)
@@ -60,14 +75,12 @@ def make_tokenizer(
         tokenizer.save_pretrained(temporary)
         _forget_this_machine(temporary / "tokenizer_config.json")
     vocabulary = tokenizer.get_vocab()
-    facts = TokenizerFacts(
+    return TokenizerFacts(
         fingerprint=sha256_of_file(directory / "tokenizer.json"),
         vocab_size=max(vocabulary.values()) + 1,
         special_ids=special_ids,
         all_special_ids=sorted(set(tokenizer.all_special_ids)),
     )
-    write_json_atomically(facts_path, vars(facts))
-    return facts
 
 
 def read_tokenizer_facts(path: Path) -> TokenizerFacts:
@@ -206,6 +219,8 @@ def _forget_this_machine(path: Path) -> None:
     value = json.loads(path.read_text(encoding="utf-8"))
     for name in ("name_or_path", "tokenizer_file", "vocab_file", "merges_file", "is_local", "local_files_only"):
         value.pop(name, None)
+    if value.get("tokenizer_class") == "TokenizersBackend":  # a name of transformers 5; all versions know the older one
+        value["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_json_atomically(path, value)
 
 

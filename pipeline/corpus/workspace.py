@@ -89,13 +89,15 @@ def config_fingerprint(config: CorpusConfig) -> str:
     return hashlib.sha256(json.dumps([BUILD_VERSION, value], sort_keys=True).encode()).hexdigest()
 
 
-def complete_corpus(config: CorpusConfig, output: Path) -> Manifest | None:
+def complete_corpus(fingerprint: str, output: Path) -> Manifest | None:
     """The manifest, if ``output`` holds the finished corpus of this very config; None if the build has to run.
+
+    Args:
+        fingerprint: of the config, as the manifest's ``config_fingerprint``.
 
     Raises:
         UserError: ``output`` is a file, holds another corpus, an unfinished build of another config, or other files.
     """
-    fingerprint = config_fingerprint(config)
     way_out = "Choose another --output, or delete that directory first."
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; a corpus is a directory. Choose another --output.")
