@@ -15,6 +15,9 @@ MAX_SHARD_DOCUMENTS = 2**24
 MAX_SHARD_TOKENS = 2**31
 """What a shard's keys and offsets can hold; useful shards are far smaller."""
 
+_SMALLEST_VOCABULARIES = {"wordpiece": 100, "byte_bpe": 300, "unigram": 100, "character": 8}
+"""Special tokens, and the least that the rest is of any use with."""
+
 _LEAST_SPIKE_WINDOW = 16
 """The median deviation of fewer numbers says little."""
 
@@ -229,12 +232,13 @@ def _tokenizer_and_shard_problems(config: CorpusConfig) -> Iterator[str]:
         shards__documents=shards.documents,
         shards__block_tokens=shards.block_tokens,
         tokenizer__training_documents=tokenizer.training_documents,
+        tokenizer__min_count=tokenizer.min_count,
     )
     if tokenizer.path is not None:
         return
-    minimum = 300 if tokenizer.kind == "byte_bpe" else 100
-    yield from at_least(minimum, tokenizer__vocab_size=tokenizer.vocab_size)
-    if (tokenizer.kind == "wordpiece") != (tokenizer.style == "bert"):
+    yield from at_least(_SMALLEST_VOCABULARIES[tokenizer.kind], tokenizer__vocab_size=tokenizer.vocab_size)
+    is_bert = tokenizer.style == "bert"
+    if (tokenizer.kind == "wordpiece" and not is_bert) or (tokenizer.kind == "byte_bpe" and is_bert):
         yield (
             f"tokenizer.style: `{tokenizer.style}` does not go with kind `{tokenizer.kind}`; "
             "`wordpiece` takes `bert`, `byte_bpe` takes `roberta` or `gpt2`."

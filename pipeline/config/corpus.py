@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 SourceKind = Literal["text", "jsonl", "parquet", "datasets"]
-TokenizerKind = Literal["wordpiece", "byte_bpe"]
+TokenizerKind = Literal["wordpiece", "byte_bpe", "unigram", "character"]
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,24 @@ class TokenizerConfig:
     """A tokenizer to train, or one to take."""
 
     kind: TokenizerKind = "wordpiece"
-    """`wordpiece` (BERT) or `byte_bpe` (RoBERTa, GPT-2); only read when one is trained."""
+    """`wordpiece` (BERT), `byte_bpe` (RoBERTa, GPT-2), `unigram` (SentencePiece's, cased), `character` (one id a
+    character); only read when one is trained."""
 
     path: str | None = None
     """Existing tokenizer: a folder or hub name for `AutoTokenizer`, or a vocabulary file folder. Default: train one."""
 
     vocab_size: int = 30522
-    """Ids of the trained tokenizer, special tokens included."""
+    """Ids of the trained tokenizer at most, special tokens included."""
+
+    min_count: int = 1
+    """character: characters seen less often in the training documents are unknown."""
 
     lowercase: bool = True
     """wordpiece: lower-case and strip accents (bert-base-uncased)."""
 
     style: Literal["bert", "roberta", "gpt2"] = "bert"
-    """Special tokens of the trained tokenizer: `[CLS] [SEP] ...`, `<s> </s> ...`, or `<|endoftext|>`."""
+    """Special tokens of the trained tokenizer: `[CLS] [SEP] ...`, `<s> </s> ...`, or `<|endoftext|>`. `wordpiece`
+    takes `bert`, `byte_bpe` takes `roberta` or `gpt2`, the other kinds take any."""
 
     training_documents: int = 1_000_000
     """Documents the tokenizer is trained on, at most: an evenly spread, deterministic choice."""

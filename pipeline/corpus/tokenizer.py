@@ -13,6 +13,7 @@ from typing import Any, Final
 from pipeline.base.errors import UserError
 from pipeline.base.files import directory_made_whole, read_json, sha256_of_file, write_json_atomically
 from pipeline.config.corpus import TokenizerConfig
+from pipeline.corpus.symbols import STYLES, character_tokenizer, unigram_tokenizer
 from pipeline.corpus.vocabulary import train_byte_bpe, train_wordpiece
 
 _ROBERTA_FIRST: Final = ("<s>", "<pad>", "</s>", "<unk>")
@@ -90,7 +91,15 @@ def encoder(directory: Path) -> Any:
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Any:
-    """A stock Hugging Face tokenizer with a vocabulary trained on ``texts``."""
+    """A stock Hugging Face tokenizer with a vocabulary trained on ``texts``.
+
+    Raises:
+        UserError: the texts hold nothing to train on.
+    """
+    if config.kind == "unigram":
+        return unigram_tokenizer(texts, config.vocab_size, STYLES[config.style])
+    if config.kind == "character":
+        return character_tokenizer(texts, config.vocab_size, config.min_count, STYLES[config.style])
     if config.style == "bert":
         stock = _bert({}, config.lowercase).backend_tokenizer
         return _bert(

@@ -171,6 +171,8 @@ def test_each_problem_of_bad_steps_is_named(values: dict[str, Any], message: str
         (replace(GOOD_CORPUS, shards=ShardConfig(tokens=10**10)), "shards.tokens: 10000000000 is above 2147483648"),
         (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(vocab_size=20)), "tokenizer.vocab_size: 20 is below 100"),
         (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(style="gpt2")), "`gpt2` does not go with kind `wordpiece`"),
+        (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(kind="byte_bpe")), "`bert` does not go with kind `byte_bpe`"),
+        (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(min_count=0)), "tokenizer.min_count: 0 is below 1"),
     ],
 )
 def test_corpus_problems(config: CorpusConfig, message: str) -> None:
