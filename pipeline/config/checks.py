@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.config.attention import reasons_against_flash
-from pipeline.config.corpus import CorpusConfig
+from pipeline.config.corpus import CorpusConfig, TokenizerConfig
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
 from pipeline.config.optimization_checks import optimization_problems
 from pipeline.config.ranges import at_least, at_most, not_negative, positive, share
@@ -15,8 +15,11 @@ MAX_SHARD_DOCUMENTS = 2**24
 MAX_SHARD_TOKENS = 2**31
 """What a shard's keys and offsets can hold; useful shards are far smaller."""
 
-_SMALLEST_VOCABULARIES = {"wordpiece": 100, "byte_bpe": 300, "unigram": 100, "character": 8}
+_SMALLEST_VOCABULARIES = {"wordpiece": 100, "byte_bpe": 300, "unigram": 100, "character": 8, "kmer": 8}
 """Special tokens, and the least that the rest is of any use with."""
+
+_MAX_KMERS = 2**21
+"""Ids of a k-mer vocabulary: the embedding of more is larger than the rest of any model."""
 
 _LEAST_SPIKE_WINDOW = 16
 """The median deviation of fewer numbers says little."""
@@ -217,6 +220,13 @@ def _source_problems(config: CorpusConfig) -> Iterator[str]:
         names.add(source.name)
         if not source.path:
             yield f"{where}.path: required for source {source.name!r}."
+        if source.max_symbols < 1:
+            yield f"{where}.max_symbols: {source.max_symbols} is below 1."
+        if source.kind == "fasta" and config.tokenizer.kind == "wordpiece" and config.tokenizer.path is None:
+            yield (
+                f"{where}.kind: to `wordpiece` a sequence without spaces is one unknown word; set tokenizer.kind to "
+                "`kmer`, `character`, `byte_bpe` or `unigram`."
+            )
 
 
 def _tokenizer_and_shard_problems(config: CorpusConfig) -> Iterator[str]:
@@ -242,4 +252,18 @@ def _tokenizer_and_shard_problems(config: CorpusConfig) -> Iterator[str]:
         yield (
             f"tokenizer.style: `{tokenizer.style}` does not go with kind `{tokenizer.kind}`; "
             "`wordpiece` takes `bert`, `byte_bpe` takes `roberta` or `gpt2`."
+        )
+    if tokenizer.kind == "kmer":
+        yield from _kmer_problems(tokenizer)
+
+
+def _kmer_problems(tokenizer: TokenizerConfig) -> Iterator[str]:
+    yield from at_least(1, tokenizer__kmer=tokenizer.kmer)
+    letters = tokenizer.kmer_letters
+    if len(set(letters)) != len(letters) or any(letter.isspace() for letter in letters):
+        yield f"tokenizer.kmer_letters: {letters!r} has a letter twice or white space; give each letter once."
+    elif letters and len(letters) ** min(max(tokenizer.kmer, 1), 64) > _MAX_KMERS:
+        yield (
+            f"tokenizer.kmer: {tokenizer.kmer} letters of {len(letters)} make more than {_MAX_KMERS:,} ids; lower it, "
+            "or leave tokenizer.kmer_letters empty to take the observed ones."
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-SourceKind = Literal["text", "jsonl", "parquet", "datasets"]
-TokenizerKind = Literal["wordpiece", "byte_bpe", "unigram", "character"]
+SourceKind = Literal["text", "jsonl", "parquet", "datasets", "fasta"]
+TokenizerKind = Literal["wordpiece", "byte_bpe", "unigram", "character", "kmer"]
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,11 @@ class SourceConfig:
 
     kind: SourceKind = "text"
     """`text`: files of text, one document a file; `jsonl`: one JSON object a line (.jsonl, .jsonl.gz, .jsonl.zst);
-    `parquet`; `datasets`: anything `datasets.load_dataset` takes, a hub name or a local path."""
+    `parquet`; `datasets`: anything `datasets.load_dataset` takes, a hub name or a local path; `fasta`: DNA, RNA or
+    protein, one document a record (.fasta, .fa, .fna, .ffn, .faa, each also .gz, .zst)."""
 
     path: str = ""
-    """Folder or file (text, jsonl, parquet), or the name given to `datasets.load_dataset`. Required."""
+    """Folder or file, or the name given to `datasets.load_dataset`. Required."""
 
     glob: str | None = None
     """Pattern of the files under a folder. Default: every file of the kind's usual endings, subfolders included."""
@@ -37,6 +38,12 @@ class SourceConfig:
 
     split: str = "train"
     """datasets: split."""
+
+    max_symbols: int = 100_000
+    """fasta: longer sequences (chromosomes) are cut into documents of at most this many letters."""
+
+    uppercase: bool = True
+    """fasta: make lower-case (soft-masked) letters upper case."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class TokenizerConfig:
 
     kind: TokenizerKind = "wordpiece"
     """`wordpiece` (BERT), `byte_bpe` (RoBERTa, GPT-2), `unigram` (SentencePiece's, cased), `character` (one id a
-    character); only read when one is trained."""
+    character), `kmer` (one id for `kmer` letters); only read when one is trained."""
 
     path: str | None = None
     """Existing tokenizer: a folder or hub name for `AutoTokenizer`, or a vocabulary file folder. Default: train one."""
@@ -71,7 +78,18 @@ class TokenizerConfig:
     """Ids of the trained tokenizer at most, special tokens included."""
 
     min_count: int = 1
-    """character: characters seen less often in the training documents are unknown."""
+    """character: characters seen less often in the training documents are unknown; kmer: observed k-mers likewise."""
+
+    kmer: int = 6
+    """kmer: letters an id."""
+
+    kmer_overlap: bool = True
+    """kmer: an id begins at every letter (DNABERT), or at every `kmer`-th (up to `kmer - 1` letters at the end of a
+    document are left out)."""
+
+    kmer_letters: str = "ACGT"
+    """kmer: the vocabulary is every k-mer of these letters; one with another letter (N) is unknown. Empty: the k-mers
+    observed in the training documents, the most frequent ones up to `vocab_size` (protein)."""
 
     lowercase: bool = True
     """wordpiece: lower-case and strip accents (bert-base-uncased)."""

@@ -19,6 +19,7 @@ from pipeline.base.errors import UserError
 from pipeline.config.corpus import CleaningConfig, SourceConfig
 from pipeline.corpus.cleaning import clean_text
 from pipeline.corpus.counters import TaskCounter
+from pipeline.corpus.fasta import FastaError, sequences
 from pipeline.corpus.records import BadRecordError, decode, parse_object, text_of
 from pipeline.corpus.streams import DamagedFileError, chunks, limited, lines, open_binary
 from pipeline.corpus.units import Unit, read_task
@@ -132,6 +133,24 @@ def _read_rows(unit: Unit, source: SourceConfig) -> Iterator[Document]:
         )
 
 
+def _read_fasta(unit: Unit, source: SourceConfig) -> Iterator[Document]:
+    place = unit.file.place
+    with open_binary(unit.file.path) as file:
+        try:
+            for found in sequences(chunks(file, unit.file.path), source.max_symbols, source.uppercase):
+                metadata = {"place": f"{place}:{found.line}"}
+                if found.reason:
+                    metadata |= {"drop": found.reason, "detail": found.detail}
+                yield Document(text=found.letters, id=f"{source.name}/{found.name}", metadata=metadata)
+        except DamagedFileError as error:
+            raise _damaged(place, error) from None
+        except FastaError as error:
+            raise UserError(
+                f"{place}:{error.line}: {error}. Source {source.name!r} is of kind `fasta`: repair the file, remove it "
+                "from the source, or correct `kind`."
+            ) from None
+
+
 def _damaged(place: str, error: DamagedFileError) -> UserError:
     return UserError(
         f"{place}: the compressed file is damaged ({error}). What follows cannot be read and nobody knows how much "
@@ -144,6 +163,7 @@ _READERS: dict[str, Callable[[Unit, SourceConfig], Iterator[Document]]] = {
     "jsonl": _read_jsonl,
     "parquet": _read_rows,
     "arrow": _read_rows,
+    "fasta": _read_fasta,
 }
 
 

@@ -28,6 +28,9 @@ from pipeline.corpus.tokenizer import TokenizerFacts, make_tokenizer
 from pipeline.corpus.workspace import Workspace
 from pipeline.shards.layout import token_dtype
 
+_WORD_LETTERS = 256
+"""Trainers go through a whole word for every pair that they merge in it: sequences are trained on in short words."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -152,5 +155,10 @@ class TokenizerStep(PipelineStep):
         for task in np.unique(tasks).tolist():
             store = TextStore.open(self.workspace.texts, task)
             for number in numbers[tasks == task].tolist():
-                yield store.text_of(number - self.first_documents[task])
+                document = number - self.first_documents[task]
+                text = store.text_of(document)
+                if self.config.sources[int(store.documents["source"][document])].kind == "fasta":
+                    yield from (text[begin : begin + _WORD_LETTERS] for begin in range(0, len(text), _WORD_LETTERS))
+                else:
+                    yield text
                 counter.finish(1)

@@ -15,9 +15,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Final
 
 from pipeline.base.errors import UserError
+from pipeline.config.corpus import TokenizerConfig
 
 SPACE_MARK: Final = "\u2581"
 _LARGEST_ALPHABET = 10_000
@@ -182,6 +184,42 @@ def character_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int, min
         backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     backend.decoder = decoders.Fuse()
     return _stock(backend, style)
+
+
+def kmer_tokenizer(texts: Callable[[], Iterable[str]], config: TokenizerConfig, style: Style) -> Any:
+    """One id for ``config.kmer`` letters.
+
+    Without overlap the tokenizer takes the sequence itself. Overlapping k-mers (Ji et al. 2021, DNABERT) are written
+    out with a space between, ``ACG CGT GTA`` for ``ACGTA``: no stock tokenizer gives overlapping tokens, so that is
+    what it takes, as DNABERT's does; :func:`overlapping_kmers` writes it.
+
+    Raises:
+        UserError: the vocabulary is that of the texts, and none has a k-mer often enough.
+    """
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    k = config.kmer
+    if config.kmer_letters:
+        kmers = ["".join(letters) for letters in product(config.kmer_letters, repeat=k)]
+    else:
+        stride = 1 if config.kmer_overlap else k
+        counts: Counter[str] = Counter()
+        for text in texts():
+            counts.update(text[begin : begin + k] for begin in range(0, len(text) - k + 1, stride))
+        seen = Counter({kmer: count for kmer, count in counts.items() if count >= config.min_count})
+        kmers = _most_frequent(seen, config.vocab_size - len(style.first) - len(style.last))
+    backend = Tokenizer(models.WordLevel(_numbered(kmers, style), unk_token=style.roles["unk_token"]))
+    if config.kmer_overlap:
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return _stock(backend, style, overlapping_kmer=k)
+    # What does not match, the end of a sequence, is removed.
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(rf"\S{{{k}}}"), "removed", invert=True)
+    return _stock(backend, style)
+
+
+def overlapping_kmers(text: str, k: int) -> str:
+    """``ACGTA`` -> ``ACG CGT GTA`` for ``k`` 3; empty if the text is shorter."""
+    return " ".join(map("".join, zip(*(text[begin:] for begin in range(k)), strict=False)))
 
 
 def _most_frequent(counts: Counter[str], size: int) -> list[str]:

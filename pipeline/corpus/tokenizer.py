@@ -13,7 +13,7 @@ from typing import Any, Final
 from pipeline.base.errors import UserError
 from pipeline.base.files import directory_made_whole, read_json, sha256_of_file, write_json_atomically
 from pipeline.config.corpus import TokenizerConfig
-from pipeline.corpus.symbols import STYLES, character_tokenizer, unigram_tokenizer
+from pipeline.corpus.symbols import STYLES, character_tokenizer, kmer_tokenizer, unigram_tokenizer
 from pipeline.corpus.vocabulary import train_byte_bpe, train_wordpiece
 
 _ROBERTA_FIRST: Final = ("<s>", "<pad>", "</s>", "<unk>")
@@ -37,6 +37,9 @@ class TokenizerFacts:
 
     all_special_ids: list[int]
     """Every id that is no text, sorted."""
+
+    overlapping_kmer: int = 0
+    """Letters of the overlapping k-mers that texts are written out in before they are encoded; 0: not at all."""
 
 
 def make_tokenizer(
@@ -66,6 +69,7 @@ def make_tokenizer(
         vocab_size=max(vocabulary.values()) + 1,
         special_ids=special_ids,
         all_special_ids=sorted(set(tokenizer.all_special_ids)),
+        overlapping_kmer=int(tokenizer.init_kwargs.get("overlapping_kmer", 0)),
     )
     write_json_atomically(facts_path, vars(facts))
     return facts
@@ -100,6 +104,8 @@ def train_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]])
         return unigram_tokenizer(texts, config.vocab_size, STYLES[config.style])
     if config.kind == "character":
         return character_tokenizer(texts, config.vocab_size, config.min_count, STYLES[config.style])
+    if config.kind == "kmer":
+        return kmer_tokenizer(texts, config, STYLES[config.style])
     if config.style == "bert":
         stock = _bert({}, config.lowercase).backend_tokenizer
         return _bert(
