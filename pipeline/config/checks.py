@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.config.attention import reasons_against_flash
-from pipeline.config.corpus import CorpusConfig, TokenizerConfig
+from pipeline.config.corpus import MAX_INTEGERS, CorpusConfig, TokenizerConfig
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
 from pipeline.config.optimization_checks import optimization_problems
 from pipeline.config.ranges import at_least, at_most, not_negative, positive, share
@@ -15,7 +15,7 @@ MAX_SHARD_DOCUMENTS = 2**24
 MAX_SHARD_TOKENS = 2**31
 """What a shard's keys and offsets can hold; useful shards are far smaller."""
 
-_SMALLEST_VOCABULARIES = {"wordpiece": 100, "byte_bpe": 300, "unigram": 100, "character": 8, "kmer": 8}
+_SMALLEST_VOCABULARIES = {"wordpiece": 100, "byte_bpe": 300, "unigram": 100, "character": 8, "kmer": 8, "integers": 8}
 """Special tokens, and the least that the rest is of any use with."""
 
 _MAX_KMERS = 2**21
@@ -222,7 +222,12 @@ def _source_problems(config: CorpusConfig) -> Iterator[str]:
             yield f"{where}.path: required for source {source.name!r}."
         if source.max_symbols < 1:
             yield f"{where}.max_symbols: {source.max_symbols} is below 1."
-        if source.kind == "fasta" and config.tokenizer.kind == "wordpiece" and config.tokenizer.path is None:
+        if (source.kind == "integers") != (config.tokenizer.kind == "integers") and config.tokenizer.path is None:
+            yield (
+                f"{where}.kind: `{source.kind}` does not go with tokenizer.kind `{config.tokenizer.kind}`; `integers` "
+                "takes `integers`, and nothing else does."
+            )
+        elif source.kind == "fasta" and config.tokenizer.kind == "wordpiece" and config.tokenizer.path is None:
             yield (
                 f"{where}.kind: to `wordpiece` a sequence without spaces is one unknown word; set tokenizer.kind to "
                 "`kmer`, `character`, `byte_bpe` or `unigram`."
@@ -234,6 +239,8 @@ def _tokenizer_and_shard_problems(config: CorpusConfig) -> Iterator[str]:
     yield from at_least(0, cleaning__min_characters=cleaning.min_characters, tasks=config.tasks)
     yield from at_most(MAX_SHARD_DOCUMENTS, shards__documents=shards.documents)
     yield from at_most(MAX_SHARD_TOKENS, shards__tokens=shards.tokens, shards__block_tokens=shards.block_tokens)
+    if tokenizer.num_integers is not None:
+        yield from at_most(MAX_INTEGERS, tokenizer__num_integers=tokenizer.num_integers)
     yield from share(cleaning__max_bad_share=cleaning.max_bad_share)
     yield from share(one=False, shards__validation_share=shards.validation_share)
     yield from at_least(
@@ -243,6 +250,7 @@ def _tokenizer_and_shard_problems(config: CorpusConfig) -> Iterator[str]:
         shards__block_tokens=shards.block_tokens,
         tokenizer__training_documents=tokenizer.training_documents,
         tokenizer__min_count=tokenizer.min_count,
+        tokenizer__num_integers=tokenizer.num_integers,
     )
     if tokenizer.path is not None:
         return

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-SourceKind = Literal["text", "jsonl", "parquet", "datasets", "fasta"]
-TokenizerKind = Literal["wordpiece", "byte_bpe", "unigram", "character", "kmer"]
+SourceKind = Literal["text", "jsonl", "parquet", "datasets", "fasta", "integers"]
+TokenizerKind = Literal["wordpiece", "byte_bpe", "unigram", "character", "kmer", "integers"]
+MAX_INTEGERS = 2**22
+"""Ids that a corpus of integers may have: the embedding of more is larger than the rest of any model."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,9 @@ class SourceConfig:
     kind: SourceKind = "text"
     """`text`: files of text, one document a file; `jsonl`: one JSON object a line (.jsonl, .jsonl.gz, .jsonl.zst);
     `parquet`; `datasets`: anything `datasets.load_dataset` takes, a hub name or a local path; `fasta`: DNA, RNA or
-    protein, one document a record (.fasta, .fa, .fna, .ffn, .faa, each also .gz, .zst)."""
+    protein, one document a record (.fasta, .fa, .fna, .ffn, .faa, each also .gz, .zst); `integers`: documents of
+    integers from 0 (speech units, music), JSON lines with a list in the field `ids`, .npy and .npz (a document an
+    array of one dimension, or a row of one of two)."""
 
     path: str = ""
     """Folder or file, or the name given to `datasets.load_dataset`. Required."""
@@ -28,7 +32,7 @@ class SourceConfig:
     """Pattern of the files under a folder. Default: every file of the kind's usual endings, subfolders included."""
 
     text_field: str = "text"
-    """Field or column that holds the text."""
+    """Field or column that holds the text. integers: always `ids`."""
 
     id_field: str | None = None
     """Field or column that names the document. Default: file and line (row) number."""
@@ -40,7 +44,8 @@ class SourceConfig:
     """datasets: split."""
 
     max_symbols: int = 100_000
-    """fasta: longer sequences (chromosomes) are cut into documents of at most this many letters."""
+    """fasta, integers: longer sequences (chromosomes) are cut into documents of at most this many letters or
+    integers."""
 
     uppercase: bool = True
     """fasta: make lower-case (soft-masked) letters upper case."""
@@ -69,7 +74,8 @@ class TokenizerConfig:
 
     kind: TokenizerKind = "wordpiece"
     """`wordpiece` (BERT), `byte_bpe` (RoBERTa, GPT-2), `unigram` (SentencePiece's, cased), `character` (one id a
-    character), `kmer` (one id for `kmer` letters); only read when one is trained."""
+    character), `kmer` (one id for `kmer` letters), `integers` (one id an integer, behind the special tokens; for
+    sources of that kind); only read when one is trained."""
 
     path: str | None = None
     """Existing tokenizer: a folder or hub name for `AutoTokenizer`, or a vocabulary file folder. Default: train one."""
@@ -93,6 +99,9 @@ class TokenizerConfig:
 
     lowercase: bool = True
     """wordpiece: lower-case and strip accents (bert-base-uncased)."""
+
+    num_integers: int | None = None
+    """integers: how many there are; all lie below it. Default: the largest one found + 1."""
 
     style: Literal["bert", "roberta", "gpt2"] = "bert"
     """Special tokens of the trained tokenizer: `[CLS] [SEP] ...`, `<s> </s> ...`, or `<|endoftext|>`. `wordpiece`

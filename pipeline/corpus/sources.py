@@ -11,6 +11,7 @@ from typing import TypeAlias
 from pipeline.base.errors import UserError
 from pipeline.config.corpus import SourceConfig
 from pipeline.corpus.hub import dataset_files
+from pipeline.corpus.integers import ARRAY_ENDINGS
 from pipeline.corpus.streams import COMPRESSED_ENDINGS, DamagedFileError, chunks, cut_at_lines, lines, open_binary
 from pipeline.corpus.units import InputFile, Unit, task_bytes
 
@@ -20,6 +21,7 @@ USUAL_ENDINGS = {
     "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
     "parquet": (".parquet",),
     "fasta": tuple(name + packed for name in _FASTA_ENDINGS for packed in ("", *COMPRESSED_ENDINGS)),
+    "integers": (".jsonl", ".jsonl.gz", ".jsonl.zst", *ARRAY_ENDINGS),
 }
 _Facts: TypeAlias = tuple[str, int, float]
 """What to open, size in bytes, time of the last change."""

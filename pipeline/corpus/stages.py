@@ -10,12 +10,13 @@ shards       the deal -> one shard a task
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
+from pipeline.base.errors import UserError
 from pipeline.config.corpus import CorpusConfig
 from pipeline.corpus.counters import TaskCounter
 from pipeline.corpus.dealing import evenly_spread, in_validation
@@ -130,8 +131,31 @@ class TokenizerStep(PipelineStep):
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Saves tokenizer and facts; yields none."""
-        make_tokenizer(self.config.tokenizer, self._texts, self.workspace.tokenizer, self.workspace.tokenizer_facts)
+        tokenizer = self.config.tokenizer
+        if tokenizer.kind == "integers" and tokenizer.path is None:
+            tokenizer = replace(tokenizer, num_integers=self._count_integers())
+        make_tokenizer(tokenizer, self._texts, self.workspace.tokenizer, self.workspace.tokenizer_facts)
         yield from ()
+
+    def _count_integers(self) -> int:
+        """The config's number, or the largest integer of all documents + 1; held-out documents need ids too.
+
+        Raises:
+            UserError: an integer is not below the config's number.
+        """
+        limit = self.config.tokenizer.num_integers
+        largest = -1
+        for task in range(len(self.first_documents) - 1):
+            store = TextStore.open(self.workspace.texts, task)
+            for document in range(len(store.documents)):
+                found = max(map(int, store.text_of(document).split()))
+                if limit is not None and found >= limit:
+                    raise UserError(
+                        f"Document {store.id_of(document)!r} holds the integer {found}; tokenizer.num_integers: "
+                        f"{limit} allows 0 to {limit - 1}. Raise it, leave it out, or repair the document."
+                    )
+                largest = max(largest, found)
+        return limit or largest + 1
 
     def training_documents(self) -> np.ndarray:
         """Numbers of the documents to train on, increasing, at most ``tokenizer.training_documents``."""

@@ -222,6 +222,16 @@ def overlapping_kmers(text: str, k: int) -> str:
     return " ".join(map("".join, zip(*(text[begin:] for begin in range(k)), strict=False)))
 
 
+def integer_tokenizer(num_integers: int, style: Style) -> Any:
+    """The ids of ``"0"`` to ``str(num_integers - 1)``, in order behind the first special tokens; takes ``17 5 99``."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = _numbered(map(str, range(num_integers)), style)
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=style.roles["unk_token"]))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _stock(backend, style)
+
+
 def _most_frequent(counts: Counter[str], size: int) -> list[str]:
     """The most frequent ones, at most ``size``, in the order of the alphabet; ties go to the first in it."""
     if not counts:

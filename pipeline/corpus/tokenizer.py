@@ -13,7 +13,7 @@ from typing import Any, Final
 from pipeline.base.errors import UserError
 from pipeline.base.files import directory_made_whole, read_json, sha256_of_file, write_json_atomically
 from pipeline.config.corpus import TokenizerConfig
-from pipeline.corpus.symbols import STYLES, character_tokenizer, kmer_tokenizer, unigram_tokenizer
+from pipeline.corpus.symbols import STYLES, character_tokenizer, integer_tokenizer, kmer_tokenizer, unigram_tokenizer
 from pipeline.corpus.vocabulary import train_byte_bpe, train_wordpiece
 
 _ROBERTA_FIRST: Final = ("<s>", "<pad>", "</s>", "<unk>")
@@ -106,6 +106,10 @@ def train_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]])
         return character_tokenizer(texts, config.vocab_size, config.min_count, STYLES[config.style])
     if config.kind == "kmer":
         return kmer_tokenizer(texts, config, STYLES[config.style])
+    if config.kind == "integers":
+        if config.num_integers is None:
+            raise ValueError("num_integers must be known here: the stage counts them")
+        return integer_tokenizer(config.num_integers, STYLES[config.style])
     if config.style == "bert":
         stock = _bert({}, config.lowercase).backend_tokenizer
         return _bert(

@@ -28,7 +28,7 @@ BUILD_VERSION = 1
 
 _ADDED_LATER: Final = {
     "source": ("max_symbols", "uppercase"),
-    "tokenizer": ("min_count", "kmer", "kmer_overlap", "kmer_letters"),
+    "tokenizer": ("min_count", "kmer", "kmer_overlap", "kmer_letters", "num_integers"),
 }
 """Settings that came after the first corpora and whose defaults change none of them."""
 
