@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.config.attention import reasons_against_flash
-from pipeline.config.corpus import CorpusConfig, ShardConfig
+from pipeline.config.corpus import MAX_INTEGERS, CorpusConfig, ShardConfig, TokenizerConfig
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
 from pipeline.config.optimization_checks import optimization_problems
 from pipeline.config.ranges import at_least, at_most, not_negative, positive, share
@@ -14,6 +14,12 @@ from pipeline.config.run import RunConfig, TrainConfig
 MAX_SHARD_DOCUMENTS = 2**24
 MAX_SHARD_TOKENS = 2**31
 """What a shard's keys and offsets can hold; useful shards are far smaller."""
+
+_SMALLEST_VOCABULARIES = {"wordpiece": 100, "byte_bpe": 300, "unigram": 100, "character": 8, "kmer": 8, "integers": 8}
+"""Special tokens, and the least that the rest is of any use with."""
+
+_MAX_KMERS = 2**21
+"""Ids of a k-mer vocabulary: the embedding of more is larger than the rest of any model."""
 
 _LEAST_SPIKE_WINDOW = 16
 """The median deviation of fewer numbers says little."""
@@ -224,19 +230,52 @@ def _source_problems(config: CorpusConfig) -> Iterator[str]:
         names.add(source.name)
         if not source.path:
             yield f"{where}.path: required for source {source.name!r}."
+        if source.max_symbols < 1:
+            yield f"{where}.max_symbols: {source.max_symbols} is below 1."
+        if (source.kind == "integers") != (config.tokenizer.kind == "integers") and config.tokenizer.path is None:
+            yield (
+                f"{where}.kind: `{source.kind}` does not go with tokenizer.kind `{config.tokenizer.kind}`; `integers` "
+                "takes `integers`, and nothing else does."
+            )
+        elif source.kind == "fasta" and config.tokenizer.kind == "wordpiece" and config.tokenizer.path is None:
+            yield (
+                f"{where}.kind: to `wordpiece` a sequence without spaces is one unknown word; set tokenizer.kind to "
+                "`kmer`, `character`, `byte_bpe` or `unigram`."
+            )
 
 
 def _tokenizer_and_cleaning_problems(config: CorpusConfig) -> Iterator[str]:
     tokenizer, cleaning = config.tokenizer, config.cleaning
     yield from at_least(0, cleaning__min_characters=cleaning.min_characters, tasks=config.tasks)
     yield from share(cleaning__max_bad_share=cleaning.max_bad_share)
-    yield from at_least(1, tokenizer__training_documents=tokenizer.training_documents)
+    if tokenizer.num_integers is not None:
+        yield from at_most(MAX_INTEGERS, tokenizer__num_integers=tokenizer.num_integers)
+    yield from at_least(
+        1,
+        tokenizer__training_documents=tokenizer.training_documents,
+        tokenizer__min_count=tokenizer.min_count,
+        tokenizer__num_integers=tokenizer.num_integers,
+    )
     if tokenizer.path is not None:
         return
-    minimum = 300 if tokenizer.kind == "byte_bpe" else 100
-    yield from at_least(minimum, tokenizer__vocab_size=tokenizer.vocab_size)
-    if (tokenizer.kind == "wordpiece") != (tokenizer.style == "bert"):
+    yield from at_least(_SMALLEST_VOCABULARIES[tokenizer.kind], tokenizer__vocab_size=tokenizer.vocab_size)
+    is_bert = tokenizer.style == "bert"
+    if (tokenizer.kind == "wordpiece" and not is_bert) or (tokenizer.kind == "byte_bpe" and is_bert):
         yield (
             f"tokenizer.style: `{tokenizer.style}` does not go with kind `{tokenizer.kind}`; "
             "`wordpiece` takes `bert`, `byte_bpe` takes `roberta` or `gpt2`."
+        )
+    if tokenizer.kind == "kmer":
+        yield from _kmer_problems(tokenizer)
+
+
+def _kmer_problems(tokenizer: TokenizerConfig) -> Iterator[str]:
+    yield from at_least(1, tokenizer__kmer=tokenizer.kmer)
+    letters = tokenizer.kmer_letters
+    if len(set(letters)) != len(letters) or any(letter.isspace() for letter in letters):
+        yield f"tokenizer.kmer_letters: {letters!r} has a letter twice or white space; give each letter once."
+    elif letters and len(letters) ** min(max(tokenizer.kmer, 1), 64) > _MAX_KMERS:
+        yield (
+            f"tokenizer.kmer: {tokenizer.kmer} letters of {len(letters)} make more than {_MAX_KMERS:,} ids; lower it, "
+            "or leave tokenizer.kmer_letters empty to take the observed ones."
         )

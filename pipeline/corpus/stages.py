@@ -10,12 +10,13 @@ shards       the deal -> one shard a task
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
+from pipeline.base.errors import UserError
 from pipeline.config.corpus import CorpusConfig
 from pipeline.corpus.counters import TaskCounter
 from pipeline.corpus.dealing import evenly_spread, in_validation
@@ -27,6 +28,9 @@ from pipeline.corpus.text_store import TextStore, TextStoreWriter, read_document
 from pipeline.corpus.tokenizer import TokenizerFacts, make_tokenizer
 from pipeline.corpus.workspace import Workspace
 from pipeline.shards.layout import token_dtype
+
+_WORD_LETTERS = 256
+"""Trainers go through a whole word for every pair that they merge in it: sequences are trained on in short words."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,31 @@ class TokenizerStep(PipelineStep):
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Saves tokenizer and facts; yields none."""
-        make_tokenizer(self.config.tokenizer, self._texts, self.workspace.tokenizer, self.workspace.tokenizer_facts)
+        tokenizer = self.config.tokenizer
+        if tokenizer.kind == "integers" and tokenizer.path is None:
+            tokenizer = replace(tokenizer, num_integers=self._count_integers())
+        make_tokenizer(tokenizer, self._texts, self.workspace.tokenizer, self.workspace.tokenizer_facts)
         yield from ()
+
+    def _count_integers(self) -> int:
+        """The config's number, or the largest integer of all documents + 1; held-out documents need ids too.
+
+        Raises:
+            UserError: an integer is not below the config's number.
+        """
+        limit = self.config.tokenizer.num_integers
+        largest = -1
+        for task in range(len(self.first_documents) - 1):
+            store = TextStore.open(self.workspace.texts, task)
+            for document in range(len(store.documents)):
+                found = max(map(int, store.text_of(document).split()))
+                if limit is not None and found >= limit:
+                    raise UserError(
+                        f"Document {store.id_of(document)!r} holds the integer {found}; tokenizer.num_integers: "
+                        f"{limit} allows 0 to {limit - 1}. Raise it, leave it out, or repair the document."
+                    )
+                largest = max(largest, found)
+        return limit or largest + 1
 
     def training_documents(self) -> np.ndarray:
         """Numbers of the documents to train on, increasing, at most ``tokenizer.training_documents``."""
@@ -152,5 +179,10 @@ class TokenizerStep(PipelineStep):
         for task in np.unique(tasks).tolist():
             store = TextStore.open(self.workspace.texts, task)
             for number in numbers[tasks == task].tolist():
-                yield store.text_of(number - self.first_documents[task])
+                document = number - self.first_documents[task]
+                text = store.text_of(document)
+                if self.config.sources[int(store.documents["source"][document])].kind == "fasta":
+                    yield from (text[begin : begin + _WORD_LETTERS] for begin in range(0, len(text), _WORD_LETTERS))
+                else:
+                    yield text
                 counter.finish(1)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from pipeline.base.errors import UserError
 from pipeline.base.files import directory_made_whole, read_json, sha256_of_file, write_json_atomically
 from pipeline.config.corpus import TokenizerConfig
+from pipeline.corpus.symbols import STYLES, character_tokenizer, integer_tokenizer, kmer_tokenizer, unigram_tokenizer
 from pipeline.corpus.vocabulary import train_byte_bpe, train_wordpiece
 
 _ROBERTA_FIRST: Final = ("<s>", "<pad>", "</s>", "<unk>")
@@ -36,6 +37,9 @@ class TokenizerFacts:
 
     all_special_ids: list[int]
     """Every id that is no text, sorted."""
+
+    overlapping_kmer: int = 0
+    """Letters of the overlapping k-mers that texts are written out in before they are encoded; 0: not at all."""
 
 
 def make_tokenizer(
@@ -80,6 +84,7 @@ def save_tokenizer(tokenizer: Any, directory: Path, where: str) -> TokenizerFact
         vocab_size=max(vocabulary.values()) + 1,
         special_ids=special_ids,
         all_special_ids=sorted(set(tokenizer.all_special_ids)),
+        overlapping_kmer=int(tokenizer.init_kwargs.get("overlapping_kmer", 0)),
     )
 
 
@@ -103,7 +108,21 @@ def encoder(directory: Path) -> Any:
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Any:
-    """A stock Hugging Face tokenizer with a vocabulary trained on ``texts``."""
+    """A stock Hugging Face tokenizer with a vocabulary trained on ``texts``.
+
+    Raises:
+        UserError: the texts hold nothing to train on.
+    """
+    if config.kind == "unigram":
+        return unigram_tokenizer(texts, config.vocab_size, STYLES[config.style])
+    if config.kind == "character":
+        return character_tokenizer(texts, config.vocab_size, config.min_count, STYLES[config.style])
+    if config.kind == "kmer":
+        return kmer_tokenizer(texts, config, STYLES[config.style])
+    if config.kind == "integers":
+        if config.num_integers is None:
+            raise ValueError("num_integers must be known here: the stage counts them")
+        return integer_tokenizer(config.num_integers, STYLES[config.style])
     if config.style == "bert":
         stock = _bert({}, config.lowercase).backend_tokenizer
         return _bert(

@@ -14,16 +14,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import read_json, write_json_atomically
-from pipeline.config.corpus import CorpusConfig
+from pipeline.config.corpus import CorpusConfig, SourceConfig, TokenizerConfig
 from pipeline.corpus.units import InputFile
 from pipeline.shards.files import LocalFiles
 from pipeline.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 BUILD_VERSION = 1
 """Raised when the same config would give other bytes."""
+
+_ADDED_LATER: Final = {
+    "source": ("max_symbols", "uppercase"),
+    "tokenizer": ("min_count", "kmer", "kmer_overlap", "kmer_letters", "num_integers"),
+}
+"""Settings that came after the first corpora and whose defaults change none of them."""
 
 WORK_NAME = ".build"
 LOG_NAME = "build_log.jsonl"
@@ -86,7 +93,17 @@ def config_fingerprint(config: CorpusConfig) -> str:
     """sha256 of all settings that the bytes of the corpus depend on."""
     value = asdict(config)
     del value["cleaning"]["max_bad_share"]  # stops a build or does not; a build may go on with another one
+    for source in value["sources"]:
+        _forget_defaults(source, SourceConfig(), _ADDED_LATER["source"])
+    _forget_defaults(value["tokenizer"], TokenizerConfig(), _ADDED_LATER["tokenizer"])
     return hashlib.sha256(json.dumps([BUILD_VERSION, value], sort_keys=True).encode()).hexdigest()
+
+
+def _forget_defaults(section: dict[str, Any], defaults: Any, names: Sequence[str]) -> None:
+    """Take settings out that stand at their default, so that a corpus built before they existed is still this one."""
+    for name in names:
+        if section[name] == getattr(defaults, name):
+            del section[name]
 
 
 def complete_corpus(fingerprint: str, output: Path) -> Manifest | None:
