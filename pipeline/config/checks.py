@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Final
 
 from pipeline.config.attention import reasons_against_flash
 from pipeline.config.corpus import MAX_INTEGERS, CorpusConfig, ShardConfig, TokenizerConfig
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
 from pipeline.config.optimization_checks import optimization_problems
 from pipeline.config.ranges import at_least, at_most, not_negative, positive, share
-from pipeline.config.run import RunConfig, TrainConfig
+from pipeline.config.run import PAIR_OBJECTIVES, Family, ObjectiveName, RunConfig, TrainConfig
 
 MAX_SHARD_DOCUMENTS = 2**24
 MAX_SHARD_TOKENS = 2**31
@@ -24,7 +25,13 @@ _MAX_KMERS = 2**21
 _LEAST_SPIKE_WINDOW = 16
 """The median deviation of fewer numbers says little."""
 
-_OBJECTIVE_OF_FAMILY = {"bert": "mlm", "roberta": "mlm", "distilbert": "mlm", "albert": "mlm", "gpt2": "clm"}
+_OBJECTIVES_OF_FAMILY: Final[Mapping[Family, tuple[ObjectiveName, ...]]] = {
+    "bert": ("mlm", "mlm+nsp", "mlm+sop"),
+    "roberta": ("mlm",),
+    "distilbert": ("mlm",),
+    "albert": ("mlm", "mlm+sop", "mlm+nsp"),
+    "gpt2": ("clm",),
+}
 
 _TYPED_IN_HUGGING_FACE = {
     "hidden_size": "hidden_size", "n_embd": "hidden_size",
@@ -102,11 +109,27 @@ def _model_problems(config: RunConfig) -> Iterator[str]:
             )
 
 
+def _pair_problems(config: RunConfig) -> Iterator[str]:
+    objective, data = config.objective.name, config.data
+    packing = PAIR_OBJECTIVES.get(objective)
+    if packing is not None and data.packing != packing:
+        yield f"data.packing: `{objective}` learns from the pairs of `{packing}`; set that instead of `{data.packing}`."
+    if data.cross_document_attention and data.packing.startswith("pairs"):
+        yield (
+            "data.cross_document_attention: the pairs of a row would be one segment, with one first token for all; "
+            "leave it out, or choose another data.packing."
+        )
+    if packing is not None and config.model.extra.get("type_vocab_size") in (0, 1):
+        yield f"model.extra.type_vocab_size: `{objective}` tells the parts of a pair by 2 token types; set 2 or more."
+
+
 def _objective_problems(config: RunConfig) -> Iterator[str]:
     objective = config.objective
-    fitting = _OBJECTIVE_OF_FAMILY[config.model.family]
-    if objective.name != fitting:
-        yield f"objective.name: `{objective.name}` does not train family `{config.model.family}`; use `{fitting}`."
+    fitting = _OBJECTIVES_OF_FAMILY[config.model.family]
+    if objective.name not in fitting:
+        uses = " or ".join(f"`{name}`" for name in fitting)
+        yield f"objective.name: `{objective.name}` does not train family `{config.model.family}`; use {uses}."
+    yield from _pair_problems(config)
     yield from share(zero=False, one=False, objective__mask_rate=objective.mask_rate)
     yield from share(
         objective__mask_token_share=objective.mask_token_share,
@@ -120,7 +143,7 @@ def _objective_problems(config: RunConfig) -> Iterator[str]:
     yield from share(zero=False, one=False, objective__span_geometric_p=objective.span_geometric_p)
     yield from at_least(1, objective__span_max_words=objective.span_max_words)
     yield from at_most(MAX_SEQUENCE_LENGTH, objective__span_max_words=objective.span_max_words)
-    if objective.name != "mlm" and objective.masking != "token":
+    if objective.name == "clm" and objective.masking != "token":
         yield f"objective.masking: `{objective.name}` masks nothing, so `{objective.masking}` has no use; leave it out."
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.base.errors import UserError
-from pipeline.config.run import MixtureSourceConfig, RunConfig
+from pipeline.config.run import PAIR_OBJECTIVES, MixtureSourceConfig, RunConfig
 from pipeline.config.stages import Stage, stages_of
 
 
@@ -55,6 +55,11 @@ def batch_plan(config: RunConfig, world_size: int) -> BatchPlan:
     most_tokens = config.train.micro_batch_size * config.data.sequence_length
     accumulation = max(-(-share // max(1, most_tokens // stage.sequence_length)) for stage, share in shares.items())
     return BatchPlan(world_size, accumulation, {stage: -(-share // accumulation) for stage, share in shares.items()})
+
+
+def has_pair_head(config: RunConfig) -> bool:
+    """Whether the model has a head for sentence pairs."""
+    return config.objective.name in PAIR_OBJECTIVES
 
 
 def corpora_of(config: RunConfig) -> list[MixtureSourceConfig]:

@@ -5,20 +5,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pipeline.config.bad_steps import BadStepsConfig
 from pipeline.config.optimization import OptimizerConfig, ScheduleConfig
 
 Family = Literal["bert", "roberta", "distilbert", "albert", "gpt2"]
-ObjectiveName = Literal["mlm", "clm"]
+ObjectiveName = Literal["mlm", "mlm+nsp", "mlm+sop", "clm"]
 Masking = Literal["token", "whole_word", "span"]
 Packing = Literal["best_fit", "concatenate", "one_document", "pairs", "pairs_nsp", "pairs_sop"]
 StrategyName = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 CompileMode = Literal["default", "max-autotune", "reduce-overhead"]
 ActivationCheckpointing = Literal["none", "full", "selective"]
+
+
+PAIR_OBJECTIVES: Final[Mapping[ObjectiveName, Packing]] = {"mlm+nsp": "pairs_nsp", "mlm+sop": "pairs_sop"}
+"""Objectives that judge sentence pairs, and the packing that makes the pairs they judge."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,9 @@ class ObjectiveConfig:
     """What the model learns to predict."""
 
     name: ObjectiveName = "mlm"
-    """`mlm`: masked tokens (every family but gpt2). `clm`: the next token (gpt2)."""
+    """`mlm`: masked tokens (every family but gpt2). `mlm+nsp`, `mlm+sop`: masked tokens and sentence pairs, whether the
+    second part is the true next (BERT), whether the parts stand in their order (ALBERT); for bert and albert, with
+    `data.packing` `pairs_nsp` and `pairs_sop`. `clm`: the next token (gpt2)."""
 
     mask_rate: float = 0.15
     """mlm: share of the maskable tokens of a row that is predicted; the count is exact, round(rate x maskable)."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pipeline.base.errors import UserError
 from pipeline.monitor.meters import perplexity
+from pipeline.objectives.terms import Term, loss_metrics
 
 Reduce = Callable[[Sequence[float]], Sequence[float]]
 """Sums each number over all ranks; given the same numbers in the same order on every rank."""
@@ -21,27 +22,42 @@ Reduce = Callable[[Sequence[float]], Sequence[float]]
 class HeldOut:
     """A held-out evaluation."""
 
-    loss: float
-    """Mean cross-entropy a prediction, in nats."""
+    losses: dict[str, float]
+    """The loss in nats, and its terms where it has several, by the names of their metrics."""
 
     perplexity: float
-    """exp(loss)."""
+    """exp of the mean of the first term, which predicts tokens."""
 
     num_predictions: int
-    """Predictions of all ranks."""
+    """Of the first term and all ranks."""
+
+    @property
+    def loss(self) -> float:
+        """Weighted sum of the terms, in nats."""
+        return self.losses["loss"]
+
+    def metrics(self) -> dict[str, float]:
+        """By their names."""
+        return {**self.losses, "perplexity": self.perplexity}
 
 
-@dataclass
 class HeldOutLoss:
-    """Adds up one rank's batches."""
+    """Adds up one rank's batches.
 
-    _loss_sums: list[float] = field(default_factory=list)
-    _num_predictions: int = 0
+    Args:
+        terms: of the loss; the first one predicts tokens.
+    """
 
-    def add(self, loss_sum: float, num_predictions: int) -> None:
-        """One batch: the sum (not the mean) of its cross-entropies in nats, and how many they are."""
-        self._loss_sums.append(float(loss_sum))
-        self._num_predictions += int(num_predictions)
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self.terms = terms
+        self._sums: list[list[float]] = [[] for _ in terms]
+        self._counts = [0] * len(terms)
+
+    def add(self, sums: Sequence[float], counts: Sequence[int]) -> None:
+        """One batch: the sum (not the mean) of every term in nats, and of how many it is."""
+        for term, (total, count) in enumerate(zip(sums, counts, strict=True)):
+            self._sums[term].append(float(total))
+            self._counts[term] += int(count)
 
     def result(self, reduce: Reduce | None = None) -> HeldOut:
         """The evaluation over all ranks; every rank calls it and gets the same.
@@ -50,15 +66,16 @@ class HeldOutLoss:
             reduce: sums numbers over ranks; None with one rank.
 
         Raises:
-            UserError: no rank had a prediction.
+            UserError: no rank had a token to predict.
         """
         # fsum is exact, so the order of the batches does not show in the last digits.
-        mine = [math.fsum(self._loss_sums), float(self._num_predictions)]
-        loss_sum, count = mine if reduce is None else reduce(mine)
-        if count <= 0:
+        mine = [*map(math.fsum, self._sums), *map(float, self._counts)]
+        both = mine if reduce is None else reduce(mine)
+        sums, counts = both[: len(self.terms)], [round(count) for count in both[len(self.terms) :]]
+        if counts[0] <= 0:
             raise UserError(
                 "held-out loss: there is nothing to predict in the validation rows. Build the corpus with a larger "
                 "`shards.validation_share`, or raise `evaluation.rows`."
             )
-        loss = loss_sum / count
-        return HeldOut(loss, perplexity(loss), round(count))
+        losses = {name: value for name, value in loss_metrics(self.terms, sums, counts).items() if value is not None}
+        return HeldOut(losses, perplexity(sums[0] / counts[0]), counts[0])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import directory_made_whole
+from pipeline.config.derived import has_pair_head
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import stages_of
 from pipeline.export.checkpoint_weights import load_strictly
@@ -21,7 +22,7 @@ from pipeline.export.gate import GateResult, auto_class, compare, gate_segments
 from pipeline.export.model_card import ModelFacts, RunFacts, model_card
 from pipeline.export.tokenizer_files import copy_tokenizer
 from pipeline.models.build import build_model, hf_config
-from pipeline.models.families import FAMILIES
+from pipeline.models.families import model_class_name
 from pipeline.shards.files import CorpusFiles
 from pipeline.shards.manifest import Manifest
 
@@ -67,8 +68,16 @@ def export_model(
         UserError: ``output`` exists, the weights do not fit, or the gate refuses.
     """
     check_output(output)
-    shape = config.model
-    trained = build_model(shape, vocab_size=manifest.vocab_size, special_ids=manifest.special_ids).float().eval()
+    trained = (
+        build_model(
+            config.model,
+            vocab_size=manifest.vocab_size,
+            special_ids=manifest.special_ids,
+            pair_head=has_pair_head(config),
+        )
+        .float()
+        .eval()
+    )
     load_strictly(trained, weights, checkpoint)
     with directory_made_whole(output) as directory:
         save_stock(weights, config, manifest, directory)
@@ -95,9 +104,14 @@ def save_stock(weights: Mapping[str, Tensor], config: RunConfig, manifest: Manif
     """
     import transformers
 
-    hf = hf_config(config.model, vocab_size=manifest.vocab_size, special_ids=manifest.special_ids)
+    hf = hf_config(
+        config.model,
+        vocab_size=manifest.vocab_size,
+        special_ids=manifest.special_ids,
+        pair_head=has_pair_head(config),
+    )
     with torch.device("meta"):
-        model = getattr(transformers, FAMILIES[config.model.family].model_class)(hf)
+        model = getattr(transformers, model_class_name(config.model, has_pair_head(config)))(hf)
     model.load_state_dict(dict(weights), strict=False, assign=True)
     model.tie_weights()
     assert not [name for name, tensor in model.state_dict().items() if tensor.is_meta]
@@ -121,7 +135,7 @@ def check_output(output: Path) -> None:
 def _model_facts(model: PreTrainedModel, result: GateResult) -> ModelFacts:
     return ModelFacts(
         class_name=result.class_name,
-        auto_class=auto_class(model.config.model_type),
+        auto_class=auto_class(model),
         num_parameters=result.num_parameters,
         vocab_size=int(model.config.vocab_size),
         mask_token=result.mask_token,

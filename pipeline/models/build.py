@@ -13,7 +13,7 @@ from pipeline.base.errors import UserError
 from pipeline.config.run import ModelConfig
 from pipeline.models.attention import ATTENTION_NAME, register_attention
 from pipeline.models.drop_ins import install_drop_ins
-from pipeline.models.families import FAMILIES, num_positions
+from pipeline.models.families import FAMILIES, model_class_name, num_positions
 from pipeline.models.flop_formulas import register_flop_formulas
 from pipeline.models.mup import scale_initial_weights
 from pipeline.models.packed import prepare_packed
@@ -39,6 +39,7 @@ def build_model(
     *,
     vocab_size: int,
     special_ids: Mapping[str, int | None],
+    pair_head: bool = False,
     seed: int | None = None,
     device: str | None = None,
 ) -> PreTrainedModel:
@@ -50,6 +51,7 @@ def build_model(
     Args:
         vocab_size: ids of the tokenizer; the embedding has ``config.vocab_size`` rows where that is set.
         special_ids: ids by the names pad, cls, sep, mask, bos, eos, unk; None where the tokenizer has none.
+        pair_head: the class with a head for sentence pairs.
         device: where the parameters are made, e.g. ``"meta"`` for shapes only. Default: torch's default device.
 
     Raises:
@@ -57,11 +59,11 @@ def build_model(
     """
     import transformers
 
-    hf = hf_config(config, vocab_size=vocab_size, special_ids=special_ids)
+    hf = hf_config(config, vocab_size=vocab_size, special_ids=special_ids, pair_head=pair_head)
     register_attention()
     register_flop_formulas()
     hf._attn_implementation = ATTENTION_NAME
-    model_class = getattr(transformers, FAMILIES[config.family].model_class)
+    model_class = getattr(transformers, model_class_name(config, pair_head))
     with (
         torch.random.fork_rng(devices=[], enabled=seed is not None),
         torch.device(device or torch.get_default_device()),
@@ -77,7 +79,9 @@ def build_model(
     return model.train()
 
 
-def hf_config(config: ModelConfig, *, vocab_size: int, special_ids: Mapping[str, int | None]) -> PreTrainedConfig:
+def hf_config(
+    config: ModelConfig, *, vocab_size: int, special_ids: Mapping[str, int | None], pair_head: bool = False
+) -> PreTrainedConfig:
     """The Hugging Face config, as it is exported: it names no attention function of ours.
 
     Raises:
@@ -109,7 +113,7 @@ def hf_config(config: ModelConfig, *, vocab_size: int, special_ids: Mapping[str,
     keys.update(dict.fromkeys(family.config_names["max_positions"], positions))
     config_class = getattr(transformers, family.config_class)
     _check_extra(config, vars(config_class()))
-    return config_class(**{**keys, **config.extra, "architectures": [family.model_class]})
+    return config_class(**{**keys, **config.extra, "architectures": [model_class_name(config, pair_head)]})
 
 
 def stock_state_dict(model: PreTrainedModel, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

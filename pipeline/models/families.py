@@ -13,6 +13,23 @@ from pipeline.config.run import ModelConfig
 
 
 @dataclass(frozen=True)
+class PairHead:
+    """How a family's class for pretraining with sentence pairs differs from the one without."""
+
+    model_class: str
+    """Class of `transformers`."""
+
+    pooler: str
+    """Module that is given the first token, or from which it takes it."""
+
+    logits: str
+    """What its output calls the logits of the pairs."""
+
+    hidden_of: str | None = None
+    """Module whose output the first token is taken from before the pooler is called; None: the pooler takes it."""
+
+
+@dataclass(frozen=True)
 class Family:
     """One family of stock transformers classes."""
 
@@ -39,6 +56,9 @@ class Family:
 
     forward_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Constant arguments of ``forward``."""
+
+    pair_head: PairHead | None = None
+    """None: there is no class for sentence pairs."""
 
     causal: bool = False
     """A token sees only what stands before it."""
@@ -87,7 +107,8 @@ FAMILIES: Final[Mapping[str, Family]] = {
         output_norm="cls.predictions.transform.LayerNorm",
         config_names=_ENCODER_NAMES,
         token_ids={"pad_token_id": ("pad",)},
-        head_entry="cls",
+        head_entry="cls.predictions",
+        pair_head=PairHead("BertForPreTraining", "bert.pooler", "seq_relationship_logits"),
         type_vocab_size=2,
         embedding_norm=True,
         head_transform=True,
@@ -134,6 +155,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
         config_class="AlbertConfig",
         output_norm="predictions.LayerNorm",
         head_entry="predictions",
+        pair_head=PairHead("AlbertForPreTraining", "albert.pooler", "sop_logits", "albert.encoder"),
         config_names=_ENCODER_NAMES,
         token_ids={"pad_token_id": ("pad",), "bos_token_id": ("bos", "cls"), "eos_token_id": ("eos", "sep")},
         type_vocab_size=2,
@@ -164,6 +186,23 @@ FAMILIES: Final[Mapping[str, Family]] = {
         final_norm=True,
     ),
 }
+
+
+def model_class_name(config: ModelConfig, pair_head: bool) -> str:
+    """Class of `transformers` that is trained and exported.
+
+    Args:
+        pair_head: whether it has a head for sentence pairs.
+
+    Raises:
+        ValueError: the family has no such class.
+    """
+    family = FAMILIES[config.family]
+    if not pair_head:
+        return family.model_class
+    if family.pair_head is None:
+        raise ValueError(f"{config.family} has no class with a head for sentence pairs")
+    return family.pair_head.model_class
 
 
 def num_positions(config: ModelConfig, pad_id: int = 1) -> int:

@@ -15,6 +15,11 @@ In encoders the last of the L blocks counts as follows, since only its keys and 
 
     2 (2 E^2) tokens + 2 (2 E^2 + 2 E F) predictions + 4 E sum(p_i n_i)
 
+A head for sentence pairs reads the first token of every pair, where the last block is then computed as well, so that
+tokens and pairs are both counted there:
+
+    + 2 (E^2 + 2 E) pairs                            dense layer and two logits
+
 Only what the step must compute is counted: no padding, no attention between segments, no head at positions that
 predict nothing, nothing recomputed; embeddings, norms, biases, softmax and dropout are left out. PaLM counts causal
 attention in full; here it is halved, since half of it is never needed.
@@ -33,6 +38,7 @@ def flops_per_step(
     sum_squared_lengths: int,
     predictions: int,
     sum_prediction_lengths: int,
+    pairs: int = 0,
 ) -> float:
     """FLOPs of forward and backward over what the counts describe; all of one rank or all of the run.
 
@@ -41,7 +47,8 @@ def flops_per_step(
         real_tokens: tokens in segments, special tokens included.
         sum_squared_lengths: sum over the segments of their squared length.
         predictions: positions whose logits are needed.
-        sum_prediction_lengths: sum over the predictions of the length of their segment.
+        sum_prediction_lengths: sum over predictions and pairs of the length of their segment.
+        pairs: segments whose two parts are judged.
     """
     family = FAMILIES[config.family]
     width, inner = config.hidden_size, config.intermediate_size
@@ -51,20 +58,22 @@ def flops_per_step(
     blocks = (key_value + others) * whole * real_tokens
     attention = 4 * width * whole * sum_squared_lengths / (2 if family.causal else 1)
     if family.narrow_last_block:
-        blocks += key_value * real_tokens + others * predictions
+        blocks += key_value * real_tokens + others * (predictions + pairs)
         attention += 4 * width * sum_prediction_lengths
     narrow = embedding_size(config)
     head = 2 * (rows * narrow + (width * narrow if family.head_transform else 0)) * predictions
     projection = 0 if family.embedding_size is None else 2 * narrow * width * real_tokens
-    return 3.0 * (projection + blocks + attention + head)
+    pair_head = 2 * (width**2 + 2 * width) * pairs
+    return 3.0 * (projection + blocks + attention + head + pair_head)
 
 
-def num_parameters(config: ModelConfig, vocab_size: int, pad_id: int = 1) -> int:
+def num_parameters(config: ModelConfig, vocab_size: int, pad_id: int = 1, pair_head: bool = False) -> int:
     """Parameters of the stock model, tied ones once.
 
     Args:
         vocab_size: ids of the tokenizer; ``config.vocab_size`` counts instead where it is set.
         pad_id: id of the padding token, on which RoBERTa's number of positions depends.
+        pair_head: whether it has a head for sentence pairs.
     """
     family = FAMILIES[config.family]
     width, inner, narrow = config.hidden_size, config.intermediate_size, embedding_size(config)
@@ -77,4 +86,5 @@ def num_parameters(config: ModelConfig, vocab_size: int, pad_id: int = 1) -> int
     feed_forward = 2 * width * inner + inner + width
     blocks = (1 if family.shared_blocks else config.num_layers) * (attention + feed_forward + 2 * norm)
     head = width * narrow + narrow + 2 * narrow + rows if family.head_transform else 0
+    head += width**2 + width + 2 * width + 2 if pair_head else 0
     return embeddings + projection + blocks + (norm if family.final_norm else 0) + head

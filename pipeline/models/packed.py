@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from typing import Any, Final, cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from pipeline.models.blocks import transformer_blocks
 from pipeline.models.families import FAMILIES, Family
-from pipeline.models.head_loss import HeadLoss
+from pipeline.models.head_loss import IGNORED, HeadLoss
 from pipeline.models.last_block import POSITIONS, narrow_last_block
 
 _SELECT_NAME: Final = "select_rows"
 _LOSS_NAME: Final = "head_loss"
+_PAIRS_NAME: Final = "select_pairs"
 _NARROW_NAME: Final = "last_block_is_narrow"
 
 
@@ -37,6 +40,30 @@ class SelectRows:
         return (hidden.index_select(1, self.positions), *rest)  # 1 P E
 
 
+class SelectPairs:
+    """Has the stock pooler read the first token of every pair, not only that of the row.
+
+    A forward pre-hook of the pooler and, where that is given the first token and nothing else, a forward hook of the
+    module that made it. An object, as :class:`SelectRows`.
+    """
+
+    def __init__(self) -> None:
+        self.indices: Tensor | None = None
+        self._hidden: Tensor | None = None
+
+    def keep(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        """Remember the hidden states that the first tokens are taken from, (1, T, E)."""
+        if self.indices is not None:
+            self._hidden = output[0]
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self.indices is None:
+            return None
+        hidden, self._hidden = (arguments[0] if self._hidden is None else self._hidden), None
+        chosen = hidden.index_select(1, self.indices)  # 1 K E
+        return (chosen.transpose(0, 1) if arguments[0].dim() == 3 else chosen.squeeze(0),)  # K 1 E or K E
+
+
 def prepare_packed(model: nn.Module, narrow: bool = False) -> None:
     """Install what the functions below need on ``model``, once; called without them, the model stays as it was.
 
@@ -52,6 +79,14 @@ def prepare_packed(model: nn.Module, narrow: bool = False) -> None:
     select = SelectRows()
     model.get_submodule(family_of(model).head_entry).register_forward_pre_hook(select)
     setattr(model, _SELECT_NAME, select)
+    if has_pair_head(model):
+        pair_head = family_of(model).pair_head
+        assert pair_head is not None
+        pairs = SelectPairs()
+        model.get_submodule(pair_head.pooler).register_forward_pre_hook(pairs)
+        if pair_head.hidden_of is not None:
+            model.get_submodule(pair_head.hidden_of).register_forward_hook(pairs.keep)
+        setattr(model, _PAIRS_NAME, pairs)
     decoder = cast("Any", model).get_output_embeddings()
     loss = HeadLoss(decoder)
     decoder.forward = loss.forward
@@ -66,7 +101,7 @@ def packed_logits(
     max_seqlen: int,
     prediction_positions: Tensor,
 ) -> Tensor:
-    """Logits of a packed row; each segment is computed as if it were alone.
+    """Logits of the vocabulary over a packed row; each segment is computed as if it were alone.
 
     Args:
         model: from ``build_model``.
@@ -79,7 +114,43 @@ def packed_logits(
     Returns:
         (P, V). No other logits are computed.
     """
-    return _forward(model, input_ids, position_ids, cu_seqlens, max_seqlen, prediction_positions).squeeze(0)  # P V
+    outputs = _forward(model, input_ids, position_ids, cu_seqlens, max_seqlen, prediction_positions)
+    return outputs["prediction_logits" if has_pair_head(model) else "logits"].squeeze(0)  # P V
+
+
+def packed_pair_logits(
+    model: nn.Module,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    prediction_positions: Tensor,
+    pair_slots: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Logits of the vocabulary and of sentence pairs over a packed row.
+
+    Args:
+        model: from ``build_model`` with ``pair_head``.
+        input_ids, position_ids, cu_seqlens, max_seqlen, prediction_positions: as for :func:`packed_logits`.
+        token_type_ids: int64 (1, T).
+        pair_slots: int64 (K,), indices into ``prediction_positions`` of the first tokens of segments, ascending.
+
+    Returns:
+        (P, V) and (K, 2). The first is the sum of the losses instead, while the head has labels.
+    """
+    pairs: SelectPairs = getattr(model, _PAIRS_NAME)
+    pair_head = family_of(model).pair_head
+    assert pair_head is not None
+    # A last block that is computed at the predicted positions only has no other rows.
+    pairs.indices = pair_slots if getattr(model, _NARROW_NAME) else prediction_positions.index_select(0, pair_slots)
+    try:
+        outputs = _forward(
+            model, input_ids, position_ids, cu_seqlens, max_seqlen, prediction_positions, token_type_ids=token_type_ids
+        )
+    finally:
+        pairs.indices = None
+    return outputs.prediction_logits.squeeze(0), outputs[pair_head.logits]
 
 
 def packed_head_loss(
@@ -104,9 +175,44 @@ def packed_head_loss(
     loss: HeadLoss = getattr(model, _LOSS_NAME)
     loss.labels = labels
     try:
-        return _forward(model, input_ids, position_ids, cu_seqlens, max_seqlen, prediction_positions)
+        return _forward(model, input_ids, position_ids, cu_seqlens, max_seqlen, prediction_positions).logits
     finally:
         loss.labels = None
+
+
+def packed_head_and_pair_loss(
+    model: nn.Module,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    prediction_positions: Tensor,
+    labels: Tensor,
+    pair_slots: Tensor,
+    pair_labels: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """:func:`packed_head_loss` and the sum of the cross-entropies of sentence pairs.
+
+    Args:
+        model: from ``build_model`` with ``pair_head``.
+        token_type_ids: int64 (1, T).
+        pair_slots: int64 (K,), indices into ``prediction_positions`` of the first tokens of segments, ascending.
+        pair_labels: int64 (K,), 0 or 1; -100 is not counted.
+
+    Returns:
+        Two scalars, fp32 (fp64 for an fp64 model).
+    """
+    loss: HeadLoss = getattr(model, _LOSS_NAME)
+    loss.labels = labels
+    try:
+        loss_sum, logits = packed_pair_logits(
+            model, input_ids, position_ids, token_type_ids, cu_seqlens, max_seqlen, prediction_positions, pair_slots
+        )
+    finally:
+        loss.labels = None
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    return loss_sum, cross_entropy(logits.to(exact), pair_labels, ignore_index=IGNORED, reduction="sum")
 
 
 def _forward(
@@ -116,8 +222,9 @@ def _forward(
     cu_seqlens: Tensor,
     max_seqlen: int,
     prediction_positions: Tensor,
-) -> Tensor:
-    """What the stock forward calls its logits."""
+    **more: Tensor,
+) -> Any:
+    """The outputs of the stock forward, which calls its logits what the head has returned."""
     family = family_of(model)
     if family.positions_follow_padding:
         position_ids = position_ids + (_config_of(model).pad_token_id + 1)
@@ -136,9 +243,16 @@ def _forward(
             max_length_q=max_seqlen,
             max_length_k=max_seqlen,
             **arguments,
-        ).logits
+            **more,
+        )
     finally:
         select.positions = None
+
+
+def has_pair_head(model: nn.Module) -> bool:
+    """Whether a stock model is of its family's class for sentence pairs."""
+    pair_head = family_of(model).pair_head
+    return pair_head is not None and type(model).__name__ == pair_head.model_class
 
 
 def family_of(model: nn.Module) -> Family:

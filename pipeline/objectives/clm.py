@@ -6,6 +6,7 @@ import numpy as np
 
 from pipeline.data.rows import Rows
 from pipeline.objectives.layout import has_next
+from pipeline.objectives.loss import vocabulary_loss
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.predictions import Predictions
 
@@ -15,6 +16,7 @@ class CausalLanguageModel(Objective):
 
     name = "clm"
     row_kind = "gpt"
+    loss = vocabulary_loss("clm")
 
     def predictions(self, rows: Rows) -> Predictions:
         predicts = has_next(rows)  # R S

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.base.jit import kernel
 from pipeline.data.rows import PER_SEGMENT, Rows
 from pipeline.objectives.batch import Batch
+from pipeline.objectives.pair_layout import add_pairs, find_pairs
 from pipeline.objectives.predictions import KEPT, Predictions
 
 _TIMES_MEAN: Final = 2
@@ -89,28 +90,34 @@ def make_batches(
     if num_rows % total:
         raise ValueError(f"{num_rows} rows cannot be split into {total} equal micro-batches")
     size = num_rows // total
+    most_bounds, usual_bounds = capacity.most_bounds(size), capacity.usual_bounds(size)
+    num_predictions = size * capacity.predictions_per_row
+    pairs = find_pairs(rows, total) if predictions.with_pairs else None
     positions = np.empty((num_rows, length), np.int64)
-    cu_seqlens = np.empty((total, capacity.most_bounds(size)), np.int32)
-    predicting = np.empty((total, size * capacity.predictions_per_row), np.int64)
+    cu_seqlens = np.empty((total, most_bounds), np.int32)
+    predicting = np.empty((total, num_predictions + (most_bounds - 1 if pairs else 0)), np.int64)
     labels = np.empty(predicting.shape, np.int64)
     facts = np.empty((total, len(_FACTS)), np.int64)
     segments = (rows.segment_row, rows.segment_start, rows.segment_length)
     made = (predictions.indices, predictions.labels, predictions.counts)
-    _lay_out(segments, made, positions, cu_seqlens, predicting, labels, facts)
-    _check_capacity(facts, cu_seqlens.shape[1], predicting.shape[1], size * length)
+    firsts = (pairs.firsts, pairs.of_batch) if pairs else (np.empty(0, np.int64), np.zeros(total + 1, np.int64))
+    sizes = (num_predictions, usual_bounds)
+    _lay_out(segments, made, firsts, sizes, positions, cu_seqlens, predicting, labels, facts)
+    _check_capacity(facts, most_bounds, num_predictions, size * length)
     of_steps = facts[:, 0].reshape(-1, num_micro_batches).sum(1).tolist()
-    usual_bounds = capacity.usual_bounds(size)
     batches: list[list[Batch]] = [[] for _ in steps]
     for number, counted in enumerate(facts.tolist()):
         part = slice(number * size, (number + 1) * size)
         at = number // num_micro_batches
+        num_bounds = usual_bounds if counted[4] <= usual_bounds else most_bounds
+        num_places = num_predictions + (num_bounds - 1 if pairs else 0)
         batches[at].append(
             Batch(
                 input_ids=torch.from_numpy(predictions.input_ids[part]),
                 position_ids=torch.from_numpy(positions[part]),
-                cu_seqlens=torch.from_numpy(cu_seqlens[number, : usual_bounds if counted[4] <= usual_bounds else None]),
-                prediction_positions=torch.from_numpy(predicting[number]),
-                labels=torch.from_numpy(labels[number]),
+                cu_seqlens=torch.from_numpy(cu_seqlens[number, :num_bounds]),
+                prediction_positions=torch.from_numpy(predicting[number, :num_places]),
+                labels=torch.from_numpy(labels[number, :num_places]),
                 window_predictions=of_steps[at],
                 num_predictions=counted[0],
                 num_real_tokens=counted[1],
@@ -122,7 +129,7 @@ def make_batches(
                 step=steps[at],
             )
         )
-    return batches
+    return add_pairs(batches, rows, pairs) if pairs else batches
 
 
 def with_digests(batches: Sequence[Batch], row_digests: NDArray[np.uint8]) -> list[Batch]:
@@ -154,15 +161,24 @@ def _check_capacity(facts: NDArray[np.int64], num_bounds: int, num_predictions: 
 def _lay_out(
     segments: tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.integer]],
     made: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    firsts: tuple[NDArray[np.int64], NDArray[np.int64]],
+    sizes: tuple[int, int],
     positions: NDArray[np.int64],
     cu_seqlens: NDArray[np.int32],
     predicting: NDArray[np.int64],
     labels: NDArray[np.int64],
     facts: NDArray[np.int64],
 ) -> None:
-    """Fill the last five, micro-batch after micro-batch; what has no place is counted and left out."""
+    """Fill the last five, micro-batch after micro-batch; what has no place is counted and left out.
+
+    Args:
+        firsts: see :class:`.pair_layout.Pairs`.
+        sizes: places for predictions, without those of pairs; the usual number of bounds.
+    """
     of_row, starts, lengths = segments
     indices, ids, counts = made
+    first_slots, of_batch = firsts
+    most_predictions, usual_bounds = sizes
     num_rows, length = positions.shape
     total = len(facts)
     size = num_rows // total if total else 0
@@ -185,10 +201,22 @@ def _lay_out(
         bounds[min(num_bounds, len(bounds)) :] = size * length
         facts[number, 0], facts[number, 1], facts[number, 2] = num_predictions, num_real, squares
         facts[number, 4] = num_bounds + 1
-        of_batch = slice(prediction, prediction + num_predictions)
-        first_slot = number * size * length
+        if num_predictions > most_predictions or num_bounds >= len(bounds):
+            facts[number, 3] = 0
+            continue
+        places = len(predicting[number])
+        if places > most_predictions and num_bounds + 1 <= usual_bounds:  # pairs
+            places = most_predictions + usual_bounds - 1
+        chosen = slice(prediction, prediction + num_predictions)
         facts[number, 3] = _place_predictions(
-            indices[of_batch], ids[of_batch], first_slot, size * length, bounds, predicting[number], labels[number]
+            indices[chosen],
+            ids[chosen],
+            first_slots[of_batch[number] : of_batch[number + 1]],
+            number * size * length,
+            size * length,
+            bounds,
+            predicting[number, :places],
+            labels[number, :places],
         )
         prediction += num_predictions
 
@@ -212,35 +240,39 @@ def _add_run(
 def _place_predictions(
     indices: NDArray[np.int64],
     ids: NDArray[np.int64],
+    firsts: NDArray[np.int64],
     first_slot: int,
     num_slots: int,
     bounds: NDArray[np.int32],
     predicting: NDArray[np.int64],
     labels: NDArray[np.int64],
 ) -> int:
-    """Positions and labels of a micro-batch in ascending order, filled up with positions that predict nothing.
+    """Positions and labels of a micro-batch in ascending order, with ``firsts`` and as many more as there are places
+    among them, which predict nothing.
 
     Ascending, so that the positions of a segment stand together (see `models/last_block.py`). No position comes twice,
     so the gradient of the selection adds nothing up: no atomics, no order that could vary.
 
     Returns:
-        sum over the predictions of the length of their segment.
+        sum over the predictions and ``firsts`` of the length of their segment.
     """
     capacity = len(predicting)
-    if len(indices) > capacity or capacity > num_slots:
+    if len(indices) + len(firsts) > capacity or capacity > num_slots:
         return 0
     number_at = np.zeros(num_slots, np.int32)  # of the prediction there, counted from 1
     for one in range(len(indices)):
         number_at[indices[one] - first_slot] = one + 1
-    fillers = capacity - len(indices)
+    for one in range(len(firsts)):
+        number_at[firsts[one] - first_slot] = -1
+    fillers = capacity - len(indices) - len(firsts)
     place = position = segment = sum_lengths = 0
     while place < capacity:
         one = number_at[position]
-        if one > 0:
+        if one != 0:
             while segment + 1 < len(bounds) - 1 and bounds[segment + 1] <= position:
                 segment += 1
             sum_lengths += bounds[segment + 1] - bounds[segment]
-            predicting[place], labels[place] = position, ids[one - 1]
+            predicting[place], labels[place] = position, ids[one - 1] if one > 0 else KEPT
             place += 1
         elif fillers > 0:
             predicting[place], labels[place] = position, KEPT

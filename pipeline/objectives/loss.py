@@ -6,11 +6,14 @@ Letters: R rows, S sequence length, P most predictions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
 
 from torch import Tensor, nn
 
 from pipeline.models.packed import packed_head_loss
 from pipeline.objectives.batch import Batch
+from pipeline.objectives.terms import Term
 
 
 def packed_loss_sum(
@@ -46,14 +49,32 @@ def packed_loss_sum(
     )
 
 
-def batch_loss(model: nn.Module, batch: Batch, loss_function: Callable[..., Tensor] = packed_loss_sum) -> Tensor:
-    """:func:`packed_loss_sum`, or what it was compiled to, of a batch that is on the model's device."""
-    return loss_function(
-        model,
-        batch.input_ids,
-        batch.position_ids,
-        batch.cu_seqlens,
-        batch.prediction_positions,
-        batch.labels,
-        batch.max_seqlen,
-    )
+@dataclass(frozen=True)
+class PackedLoss:
+    """What an objective minimises."""
+
+    terms: tuple[Term, ...]
+
+    function: Callable[..., Any]
+    """From (model, tensors, bound of the segment lengths) to the fp32 sum of the term, or a tuple of them."""
+
+    tensors: tuple[str, ...]
+    """Fields of :class:`Batch` that ``function`` takes, in this order."""
+
+    def sums(self, model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+        """The sum of every term over a batch that is on the model's device, fp32 scalars (fp64 for an fp64 model)."""
+        tensors = [getattr(batch, name) for name in self.tensors]
+        return as_terms(self.function(model, *tensors, batch.max_seqlen))
+
+
+def as_terms(sums: Any) -> tuple[Tensor, ...]:
+    """What a ``PackedLoss.function`` has returned, as a tuple."""
+    return sums if isinstance(sums, tuple) else (sums,)
+
+
+VOCABULARY_TENSORS: Final = ("input_ids", "position_ids", "cu_seqlens", "prediction_positions", "labels")
+
+
+def vocabulary_loss(name: str) -> PackedLoss:
+    """The cross-entropy of predicted tokens as the only term."""
+    return PackedLoss((Term(name, "predictions"),), packed_loss_sum, VOCABULARY_TENSORS)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import ClassVar
+
 from pipeline.data.rows import Rows
 from pipeline.objectives.layout import Capacity
+from pipeline.objectives.loss import vocabulary_loss
 from pipeline.objectives.masking import MaskingSettings, corrupt
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.predictions import Predictions
@@ -14,6 +18,10 @@ class MaskedLanguageModel(Objective):
 
     name = "mlm"
     row_kind = "bert"
+    loss = vocabulary_loss("mlm")
+
+    with_pairs: ClassVar[bool] = False
+    """Whether it also learns what the parts of a segment are to each other."""
 
     def __init__(
         self,
@@ -26,4 +34,5 @@ class MaskedLanguageModel(Objective):
         self.needs_words = masking.config.masking != "token"
 
     def predictions(self, rows: Rows) -> Predictions:
-        return corrupt(rows.tokens, rows.row_numbers, rows.word_starts, self.masking)
+        predictions = corrupt(rows.tokens, rows.row_numbers, rows.word_starts, self.masking)
+        return replace(predictions, with_pairs=True) if self.with_pairs else predictions

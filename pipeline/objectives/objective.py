@@ -15,6 +15,7 @@ from pipeline.data.gather import split_rows
 from pipeline.data.rows import Rows
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.layout import Capacity, as_one_segment, make_batches, with_digests
+from pipeline.objectives.loss import PackedLoss
 from pipeline.objectives.predictions import Predictions
 
 RowKind = Literal["bert", "gpt"]
@@ -33,6 +34,9 @@ class Objective(ABC):
     name: ClassVar[str]
     row_kind: ClassVar[RowKind]
     """Which special tokens its rows have."""
+
+    loss: ClassVar[PackedLoss]
+    """What it minimises."""
 
     needs_words: bool = False
     """Whether it reads ``Rows.word_starts``."""

@@ -13,8 +13,11 @@ from pipeline.data.packing import max_segments_per_row
 from pipeline.data.rows import RowFormat
 from pipeline.objectives.clm import CausalLanguageModel
 from pipeline.objectives.layout import Capacity
+from pipeline.objectives.loss import PackedLoss
 from pipeline.objectives.masking import masking_settings, num_predictions
 from pipeline.objectives.mlm import MaskedLanguageModel
+from pipeline.objectives.mlm_nsp import MaskedLanguageModelWithNextSentence
+from pipeline.objectives.mlm_sop import MaskedLanguageModelWithSentenceOrder
 from pipeline.objectives.objective import Objective, RowKind
 
 
@@ -31,14 +34,26 @@ class Vocabulary(Protocol):
     def all_special_ids(self) -> Sequence[int]: ...
 
 
-_ROW_KINDS: Final[Mapping[str, RowKind]] = {
-    objective.name: objective.row_kind for objective in (MaskedLanguageModel, CausalLanguageModel)
+_MASKED: Final[Mapping[str, type[MaskedLanguageModel]]] = {
+    objective.name: objective
+    for objective in (
+        MaskedLanguageModel,
+        MaskedLanguageModelWithNextSentence,
+        MaskedLanguageModelWithSentenceOrder,
+    )
 }
+
+_OBJECTIVES: Final[Mapping[str, type[Objective]]] = {**_MASKED, CausalLanguageModel.name: CausalLanguageModel}
 
 
 def row_kind(name: ObjectiveName) -> RowKind:
     """Kind of row that an objective reads: the planner asks before the objective can be made."""
-    return _ROW_KINDS[name]
+    return _OBJECTIVES[name].row_kind
+
+
+def packed_loss(name: ObjectiveName) -> PackedLoss:
+    """What an objective minimises: the model asks before any row is read."""
+    return _OBJECTIVES[name].loss
 
 
 def make_objective(
@@ -80,8 +95,9 @@ def _mlm(
     mask_id = vocabulary.special_ids.get("mask")
     if mask_id is None:
         raise UserError(
-            "objective.name: mlm needs a mask token and the tokenizer of the corpus has none: build the corpus with a "
-            "tokenizer of style bert or roberta, or train a causal model (objective.name: clm, model.family: gpt2)."
+            f"objective.name: {config.name} needs a mask token and the tokenizer of the corpus has none: build the "
+            "corpus with a tokenizer of style bert or roberta, or train a causal model (objective.name: clm, "
+            "model.family: gpt2)."
         )
     masking = masking_settings(
         config,
@@ -92,7 +108,7 @@ def _mlm(
     )
     most_maskable = row_format.sequence_length - len(row_format.begin_ids) - len(row_format.end_ids)
     most_predictions = num_predictions(most_maskable, config.mask_rate)
-    return partial(MaskedLanguageModel, masking, Capacity(most_predictions, segments_per_row))
+    return partial(_MASKED[config.name], masking, Capacity(most_predictions, segments_per_row))
 
 
 def _clm(
@@ -101,4 +117,7 @@ def _clm(
     return partial(CausalLanguageModel, Capacity(row_format.sequence_length, segments_per_row))
 
 
-_MAKERS: Final[Mapping[str, Callable[..., Callable[..., Objective]]]] = {"mlm": _mlm, "clm": _clm}
+_MAKERS: Final[Mapping[str, Callable[..., Callable[..., Objective]]]] = {
+    **dict.fromkeys(_MASKED, _mlm),
+    "clm": _clm,
+}

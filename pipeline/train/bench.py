@@ -172,7 +172,7 @@ class _Recorder(StepCallback):
         step_seconds, phase_seconds = self.marks.seconds(), module.clock.read()
         counts, before = module.counts, self.counts_before
         total = module.control.sum_integers(*(new - old for new, old in zip(counts, before, strict=True)))
-        tokens, _, predictions, _ = total
+        tokens, predictions = total[0], total[2]
         flops = flops_per_step(self.config.model, self.vocab_size, *total)
         memory = torch.tensor([memory_gb(trainer.strategy.root_device.type)], dtype=torch.float64)
         most = max(float(value) for value in module.control.gather(memory))

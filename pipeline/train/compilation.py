@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from pipeline.base.errors import UserError
 from pipeline.config.run import TrainConfig
 from pipeline.models.blocks import transformer_blocks
-from pipeline.objectives.loss import packed_loss_sum
+from pipeline.objectives.loss import as_terms
 from pipeline.train.module import PretrainModule
 
 _SPARE_GRAPHS = 6  # of torch's own 8: it stops a run that compiles more than it is allowed
@@ -66,10 +67,11 @@ def compile_step(module: PretrainModule) -> None:
     graphs = 2 * 2 * len(module.plan.micro_rows)  # to train and to validate, of usual and of many segments
     dynamo.recompile_limit = max(dynamo.recompile_limit, graphs + _SPARE_GRAPHS)
     if train.strategy != "zero3":
-        module.loss_function = _compiled(packed_loss_sum, train)
+        function = _compiled(module.loss.function, train)
         if train.compile_mode == "reduce-overhead":
-            module.loss_function = _copied(module.loss_function)
+            function = _copied(function)
             module.keeps_gradients = True
+        module.loss = replace(module.loss, function=function)
         return
     from deepspeed.utils import set_z3_leaf_modules
 
@@ -85,10 +87,10 @@ def _compiled(function: Callable[..., Any], train: TrainConfig) -> Callable[...,
     return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
 
 
-def _copied(compiled: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same with the loss in memory of its own: a CUDA graph's is written again by the next micro-batch."""
+def _copied(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """The same with the sums in memory of their own: a CUDA graph's is written again by the next micro-batch."""
 
-    def loss_function(*arguments: Any) -> Tensor:
-        return compiled(*arguments).clone()
+    def loss_function(*arguments: Any) -> tuple[Tensor, ...]:
+        return tuple(term.clone() for term in as_terms(compiled(*arguments)))
 
     return loss_function

@@ -19,7 +19,7 @@ from pipeline.base.keyed import key
 from pipeline.base.ranks import RankFacts
 from pipeline.base.slurm import own_job_id, own_job_restarts
 from pipeline.checkpoints.meta import CheckpointMeta, read_meta
-from pipeline.config.derived import BatchPlan, batch_plan
+from pipeline.config.derived import BatchPlan, batch_plan, has_pair_head
 from pipeline.config.loading import to_plain
 from pipeline.config.run import RunConfig
 from pipeline.models.attention import check_device, use_flash_attention_3
@@ -33,6 +33,7 @@ from pipeline.monitor.peak_flops import number_format, peak_flops
 from pipeline.monitor.progress import read_progress
 from pipeline.monitor.sinks import Sink, make_sinks
 from pipeline.monitor.step_clock import StepClock
+from pipeline.objectives.registry import packed_loss
 from pipeline.optim.groups import unused_patterns
 from pipeline.train.bad_steps import BadSteps
 from pipeline.train.budget import TimeBudget
@@ -116,7 +117,8 @@ def make_module(
     config: RunConfig, streams: Streams, start: Start, plan: BatchPlan, device: torch.device
 ) -> PretrainModule:
     """The model with what a step computes, compiled if the config says so."""
-    module = PretrainModule(make_model(config, streams), config, plan, start.step, start.training_seconds)
+    model, loss = make_model(config, streams), packed_loss(config.objective.name)
+    module = PretrainModule(model, loss, config, plan, start.step, start.training_seconds)
     module.clock = make_clock(device)
     checkpoint_activations(module.model, config.train.activation_checkpointing)
     if config.train.compile:
@@ -134,6 +136,7 @@ def make_model(config: RunConfig, streams: Streams) -> Any:
         config.model,
         vocab_size=streams.manifest.vocab_size,
         special_ids=streams.manifest.special_ids,
+        pair_head=has_pair_head(config),
         seed=key(config.seed, _INIT_STREAM),
     )
     _check_groups(model, config)

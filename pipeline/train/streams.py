@@ -16,7 +16,7 @@ import torch
 from pipeline.base.errors import UserError
 from pipeline.base.logs import get_logger
 from pipeline.base.ranks import RankFacts
-from pipeline.config.derived import BatchPlan, corpora_of
+from pipeline.config.derived import BatchPlan, corpora_of, has_pair_head
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import Stage, Stages, stages_of
 from pipeline.data.corpora import files_at
@@ -97,7 +97,7 @@ class Streams:
     def num_parameters(self) -> int:
         """Parameters of the model, tied ones once."""
         pad = self.manifest.special_ids.get("pad")
-        return num_parameters(self.config.model, self.vocab_size, 1 if pad is None else pad)
+        return num_parameters(self.config.model, self.vocab_size, 1 if pad is None else pad, has_pair_head(self.config))
 
     @cached_property
     def train(self) -> RowStream:

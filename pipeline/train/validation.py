@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,11 +43,11 @@ class Validation(StepCallback):
         with self.monitor.clock.during("validation"):
             batches = self.batches_of(step - 1)
             if batches:
-                self.monitor.add_validation(held_out_loss(trainer, module, batches))
+                self.monitor.add_validation(held_out_metrics(trainer, module, batches))
 
 
-def held_out_loss(trainer: pl.Trainer, module: PretrainModule, batches: Sequence[Batch]) -> float:
-    """Mean loss over the predictions of all ranks' batches, in nats.
+def held_out_metrics(trainer: pl.Trainer, module: PretrainModule, batches: Sequence[Batch]) -> dict[str, float]:
+    """Loss, its terms and perplexity over all ranks' batches, by the names of their metrics.
 
     Raises:
         UserError: the validation rows have nothing to predict.
@@ -56,12 +57,13 @@ def held_out_loss(trainer: pl.Trainer, module: PretrainModule, batches: Sequence
     device = trainer.strategy.root_device
     was_training = module.training
     module.eval()
-    loss_sum, predictions = torch.zeros((), dtype=torch.float64, device=device), 0
+    terms = module.loss.terms
+    sums, counts = torch.zeros(len(terms), dtype=torch.float64, device=device), [0] * len(terms)
     with torch.no_grad(), trainer.precision_plugin.val_step_context():
         for batch in batches:
-            loss_sum += module.loss_sum(batch.to(device)).double()
-            predictions += batch.num_predictions
+            sums += torch.stack(module.loss_sums(batch.to(device))).double()
+            counts = list(map(operator.add, counts, batch.counts(terms)))
     module.train(was_training)
-    total = HeldOutLoss()
-    total.add(float(loss_sum), predictions)  # the one wait for the device
-    return total.result(lambda mine: control.sum_floats(*mine)).loss
+    total = HeldOutLoss(terms)
+    total.add(sums.tolist(), counts)  # the one wait for the device
+    return total.result(lambda mine: control.sum_floats(*mine)).metrics()

@@ -50,7 +50,7 @@ def module_after(tokens: int) -> Any:
     return types.SimpleNamespace(
         counts=BatchCounts(real_tokens=tokens),
         control=types.SimpleNamespace(sum_integers=lambda *values: list(values)),
-        mean_loss=lambda: 2.0,
+        mean_losses=lambda: {"loss": 2.0},
         current_learning_rate=lambda: 0.1,
         is_last_step=False,
         budget=types.SimpleNamespace(seconds=None),
