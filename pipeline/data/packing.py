@@ -54,7 +54,11 @@ PACKINGS: Final = {
         _packing("concatenate", concatenate, closed_form=concatenate.num_rows),
         _packing("one_document", one_document),
         *(
-            replace(_packing(name, pairs, needs_sentences=True), plan=partial(pairs.plan, mode=mode))
+            replace(
+                _packing(name, pairs, needs_sentences=True),
+                count_rows=partial(pairs.count_rows, mode=mode),
+                plan=partial(pairs.plan, mode=mode),
+            )
             for name, mode in pairs.MODES.items()
         ),
     )

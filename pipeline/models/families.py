@@ -156,7 +156,8 @@ FAMILIES: Final[Mapping[str, Family]] = {
         output_norm="predictions.LayerNorm",
         head_entry="predictions",
         pair_head=PairHead("AlbertForPreTraining", "albert.pooler", "sop_logits", "albert.encoder"),
-        config_names=_ENCODER_NAMES,
+        # The stock head for pairs drops 0.1 of its input unless told otherwise; the paper's code drops nothing there.
+        config_names={**_ENCODER_NAMES, "hidden_dropout": ("hidden_dropout_prob", "classifier_dropout_prob")},
         token_ids={"pad_token_id": ("pad",), "bos_token_id": ("bos", "cls"), "eos_token_id": ("eos", "sep")},
         type_vocab_size=2,
         embedding_norm=True,

@@ -18,10 +18,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from torch.nn.functional import cross_entropy
 
+from pipeline.config.derived import has_pair_head
 from pipeline.config.loading import load_run_config
+from pipeline.data.rows import NO_PAIR
 from pipeline.models.build import hf_config
-from pipeline.models.families import FAMILIES
+from pipeline.models.families import FAMILIES, model_class_name
 from pipeline.optim.schedules import learning_rate
 from pipeline.train import saving, setup
 from pipeline.train.module import PretrainModule
@@ -42,6 +45,8 @@ OBJECTIVES = {
     "token": ["--objective.masking", "token"],
     "whole_word": ["--objective.masking", "whole_word"],
     "span": ["--objective.masking", "span"],
+    "mlm+nsp": ["--objective.name", "mlm+nsp", "--data.packing", "pairs_nsp"],
+    "mlm+sop": ["--objective.name", "mlm+sop", "--data.packing", "pairs_sop", "--model.family", "albert"],
     "clm": ["--model.family", "gpt2", "--objective.name", "clm"],
 }
 # strategy, ranks, rows of a micro-batch
@@ -64,19 +69,31 @@ def _plain_training(config_path: str, overrides: list[str]) -> tuple[Steps, list
     streams = open_streams(config)
     assert streams.train.num_rows < STEPS * 7, "no epoch ends within the run"
     facts = {"vocab_size": streams.manifest.vocab_size, "special_ids": streams.manifest.special_ids}
-    model = getattr(transformers, FAMILIES[config.model.family].model_class)(hf_config(config.model, **facts)).double()
+    pairs = has_pair_head(config)
+    model_class = getattr(transformers, model_class_name(config.model, pairs))
+    model = model_class(hf_config(config.model, **facts, pair_head=pairs)).double()
     model.load_state_dict(make_model(config, streams).state_dict())
     gradients, losses, norms = [], [], []
     for step in range(STEPS):
         rows = streams.train.rows(step)
         objective = streams.objective(config.seed, config.data.sequence_length)
         input_ids, labels = (torch.from_numpy(array) for array in objective.labels_of(rows))
-        total = torch.zeros((), dtype=torch.float64)
-        for row, start, length in zip(rows.segment_row, rows.segment_start, rows.segment_length, strict=True):
-            segment = slice(int(start), int(start + length))
-            logits = model(input_ids[row, segment][None]).logits[0]
-            total = total + torch.nn.functional.cross_entropy(logits, labels[row, segment], reduction="sum")
-        loss = total / (labels != -100).sum()
+        totals = [torch.zeros((), dtype=torch.float64)] * 2
+        for number, row in enumerate(rows.segment_row):
+            start, end = (int(rows.segment_start[number] + at) for at in (0, rows.segment_length[number]))
+            own = labels[row, start:end]
+            if pairs:
+                types = (torch.arange(start, end) >= int(rows.second_start[number])).long()[None]
+                outputs = model(input_ids[row, start:end][None], token_type_ids=types)
+                of_pair = outputs[FAMILIES[config.model.family].pair_head.logits]
+                label = torch.tensor([int(rows.pair_label[number])])
+                totals[1] = totals[1] + cross_entropy(of_pair, label, reduction="sum")
+            else:
+                outputs = model(input_ids[row, start:end][None])
+            totals[0] = totals[0] + cross_entropy(outputs[0][0], own, reduction="sum")
+        loss = totals[0] / (labels != -100).sum()
+        if pairs:
+            loss = loss + totals[1] / int((rows.pair_label != NO_PAIR).sum())
         model.zero_grad()
         loss.backward()
         losses.append(loss.item())
