@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from pipeline.config.corpus import CorpusConfig
+from pipeline.config.derived import has_pair_head
 from pipeline.config.loading import load_any_config, load_run_config
 from pipeline.config.run import RunConfig
 from pipeline.config.synthetic import SyntheticConfig
+from pipeline.models.build import build_model
 from pipeline.models.flops import num_parameters
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = sorted(CONFIGS.glob("*.yaml"))
 CORPORA = sorted((CONFIGS / "corpus").glob("*.yaml"))
+
+
+def _presets() -> dict[str, tuple[str, int, int, float]]:
+    """The table of `docs/models.md`: preset -> class, vocabulary, parameters, millions of them in the paper."""
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([\d,]+) \| ([\d,]+) \| ([\d,.]+)", PAGE.read_text(), re.MULTILINE)
+    numbers = {name: [float(text.replace(",", "")) for text in texts] for name, _, *texts in rows}
+    return {name: (kind, int(numbers[name][0]), int(numbers[name][1]), numbers[name][2]) for name, kind, *_ in rows}
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+PRESETS = _presets()
 
 
 @pytest.mark.parametrize("path", [*RUNS, *CORPORA], ids=lambda path: path.stem)
@@ -24,36 +38,22 @@ def test_it_loads(path: Path) -> None:
 
 
 def test_all_presets_are_there() -> None:
-    names = {
-        "bert_base",
-        "bert_large",
-        "bert_large_lamb",
-        "demo",
-        "gpt2_medium",
-        "gpt2_small",
-        "gpt2_xl",
-        "roberta_base",
-    }
-    assert {path.stem for path in RUNS} == names
+    assert {path.stem for path in RUNS} == {*PRESETS, "demo"}
     assert {path.stem for path in CORPORA} == {"demo", "synthetic", "text_files", "wikipedia_bookcorpus"}
 
 
-@pytest.mark.parametrize(
-    ("name", "vocab_size", "parameters"),
-    [
-        # Published: 110M and 340M with pooler (BERT), 125M (RoBERTa), 124M, 355M and 1.5B (GPT-2, as corrected later).
-        ("bert_base", 30522, 109_514_298),
-        ("bert_large", 30522, 335_174_458),
-        ("bert_large_lamb", 30522, 335_174_458),
-        ("roberta_base", 50265, 124_697_433),
-        ("gpt2_small", 50257, 124_439_808),
-        ("gpt2_medium", 50257, 354_823_168),
-        ("gpt2_xl", 50257, 1_557_611_200),
-    ],
-)
-def test_sizes_are_the_published_ones(name: str, vocab_size: int, parameters: int) -> None:
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_it_has_the_parameters_that_the_table_names(name: str) -> None:
+    """By the closed form and by the stock class itself, made without storage; close to what the paper says."""
+    class_name, vocab_size, parameters, published = PRESETS[name]
     config = load_run_config(CONFIGS / f"{name}.yaml")
-    assert num_parameters(config.model, vocab_size) == parameters
+    pairs = has_pair_head(config)
+    assert num_parameters(config.model, vocab_size, pair_head=pairs) == parameters
+    ids = dict.fromkeys(("pad", "cls", "sep", "mask", "bos", "eos", "unk"), 1)
+    model = build_model(config.model, vocab_size=vocab_size, special_ids=ids, pair_head=pairs, device="meta")
+    assert type(model).__name__ == class_name
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert parameters / 1e6 == pytest.approx(published, rel=0.06)
 
 
 def test_runs_of_different_presets_do_not_share_a_directory() -> None:

@@ -137,7 +137,7 @@ def _compare_once(
         pair_head = FAMILIES[model.config.model_type].pair_head if has_pair_head(model) else None
         request = {
             "directory": str(directory.resolve()),
-            "auto_class": auto_class(model),
+            "auto_class": "AutoModelForPreTraining" if pair_head else auto_class(model),
             "outputs": ["logits"] if pair_head is None else ["prediction_logits", pair_head.logits],
             "dtype": dtype,
             "input_ids": str(ids_path),
@@ -169,9 +169,7 @@ def _compare_once(
 
 
 def auto_class(model: PreTrainedModel) -> str:
-    """The transformers class that a user loads such a model with."""
-    if has_pair_head(model):
-        return "AutoModelForPreTraining"
+    """The transformers class that a user loads such a model with; it leaves a head for sentence pairs out."""
     return "AutoModelForCausalLM" if FAMILIES[model.config.model_type].causal else "AutoModelForMaskedLM"
 
 

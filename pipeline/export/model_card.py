@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.config.derived import has_pair_head
 from pipeline.config.optimization import OptimizerConfig, ScheduleConfig, betas_of, epsilon_of, momentum_of
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import stages_of
 
 _FAMILY_NAMES = {"bert": "BERT", "roberta": "RoBERTa", "distilbert": "DistilBERT", "albert": "ALBERT", "gpt2": "GPT-2"}
+
+_LEARNED = {
+    "mlm": "predicting masked tokens",
+    "mlm+nsp": "predicting masked tokens and next sentences",
+    "mlm+sop": "predicting masked tokens and the order of sentences",
+    "clm": "predicting the next token",
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ def model_card(config: RunConfig, run: RunFacts, model: ModelFacts) -> str:
         _front_matter(config.model.family, causal),
         f"# {run.run_name}",
         f"A {family} model (`{model.class_name}`, {model.num_parameters:,} parameters) trained from scratch by "
-        f"{'predicting the next token' if causal else 'predicting masked tokens'} on text of its authors' choice.",
+        f"{_LEARNED[config.objective.name]} on text of its authors' choice.",
         "## How to load it",
         _usage(model, causal),
         "## Training",
@@ -178,7 +186,8 @@ def _limits(config: RunConfig, causal: bool, step: int) -> list[str]:
     else:
         lines.append("It is an encoder: tune it for a task (classification, tagging, retrieval) before use.")
         untrained = "a pooler and token type 1 are" if config.model.family == "bert" else "a pooler is"
-        lines.append(f"It was trained without a sentence-pair objective: {untrained} untrained.")
+        if not has_pair_head(config):
+            lines.append(f"It was trained without a sentence-pair objective: {untrained} untrained.")
     return lines
 
 
