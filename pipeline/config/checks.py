@@ -30,6 +30,7 @@ _OBJECTIVES_OF_FAMILY: Final[Mapping[Family, tuple[ObjectiveName, ...]]] = {
     "roberta": ("mlm",),
     "distilbert": ("mlm",),
     "albert": ("mlm", "mlm+sop", "mlm+nsp"),
+    "modernbert": ("mlm",),
     "gpt2": ("clm",),
 }
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from pipeline.config.bad_steps import BadStepsConfig
 from pipeline.config.optimization import OptimizerConfig, ScheduleConfig
 
-Family = Literal["bert", "roberta", "distilbert", "albert", "gpt2"]
+Family = Literal["bert", "roberta", "distilbert", "albert", "modernbert", "gpt2"]
 ObjectiveName = Literal["mlm", "mlm+nsp", "mlm+sop", "clm"]
 Masking = Literal["token", "whole_word", "span"]
 Packing = Literal["best_fit", "concatenate", "one_document", "pairs", "pairs_nsp", "pairs_sop"]
@@ -127,7 +127,9 @@ class ModelConfig:
 
     family: Family = "bert"
     """`bert` (BertForMaskedLM), `roberta` (RobertaForMaskedLM), `distilbert` (DistilBertForMaskedLM), `albert`
-    (AlbertForMaskedLM; `extra: {embedding_size: 128}` is the width of its embeddings) or `gpt2` (GPT2LMHeadModel)."""
+    (AlbertForMaskedLM; `extra: {embedding_size: 128}` is the width of its embeddings), `modernbert`
+    (ModernBertForMaskedLM; `extra: {local_attention: 128}` are the tokens that two layers of three see) or `gpt2`
+    (GPT2LMHeadModel). With a pair objective `bert` and `albert` are BertForPreTraining and AlbertForPreTraining."""
 
     hidden_size: int = 768
     """Width of the model; a multiple of `num_heads`."""
@@ -142,7 +144,7 @@ class ModelConfig:
     """Width of the feed-forward layer."""
 
     max_positions: int = 512
-    """Learned positions: the longest sequence the exported model can take."""
+    """Positions (learned ones, but in modernbert): the longest sequence the exported model can take."""
 
     vocab_size: int | None = None
     """Rows of the embedding. Default: as many as the corpus tokenizer has ids. More is allowed, fewer is an error."""

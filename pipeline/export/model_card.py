@@ -10,7 +10,14 @@ from pipeline.config.optimization import OptimizerConfig, ScheduleConfig, betas_
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import stages_of
 
-_FAMILY_NAMES = {"bert": "BERT", "roberta": "RoBERTa", "distilbert": "DistilBERT", "albert": "ALBERT", "gpt2": "GPT-2"}
+_FAMILY_NAMES = {
+    "bert": "BERT",
+    "roberta": "RoBERTa",
+    "distilbert": "DistilBERT",
+    "albert": "ALBERT",
+    "modernbert": "ModernBERT",
+    "gpt2": "GPT-2",
+}
 
 _LEARNED = {
     "mlm": "predicting masked tokens",

@@ -50,6 +50,7 @@ def packed_attention(
     cu_seq_lens_q: Tensor | None = None,
     cu_seq_lens_k: Tensor | None = None,
     max_length_q: int | None = None,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention inside the segments of one packed row: flash attention on CUDA in bf16 and fp16, else the exact one.
@@ -64,6 +65,7 @@ def packed_attention(
         cu_seq_lens_q: int32 (K + 1,), starts of the segments' queries and the end of the last's.
         cu_seq_lens_k: the same of the keys; where causal, the same numbers.
         max_length_q: bound of the segment lengths, a constant of the run.
+        sliding_window: a token sees those nearer to it than this, as transformers means it; None: all.
 
     Returns:
         (1, Q, H, D), and None for the attention weights.
@@ -83,16 +85,17 @@ def packed_attention(
             "no attention_mask: call the model through pipeline.models.packed.packed_logits"
         )
     causal = bool(module.is_causal if is_causal is None else is_causal)
+    window = -1 if sliding_window is None else sliding_window - 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))  # Q H D, T H D twice
     if _flash_takes(q) and dropout == 0:
-        window = (-1, 0) if causal else (-1, -1)
+        sides = (window, 0) if causal else (window, window)
         lengths = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_q)
-        output = _flash_attention(q, k, v, *lengths, scale=scale, window_size=window)
+        output = _flash_attention(q, k, v, *lengths, scale=scale, window_size=sides)
     else:
         # Drawn from torch's default generator, so whoever seeds that seeds the dropout.
         seed = torch.randint(2**62, (1,), dtype=torch.int64) if dropout > 0 else None
-        output = segment_attention(q, k, v, cu_seq_lens_q, cu_seq_lens_k, seed, dropout, causal, scale)
+        output = segment_attention(q, k, v, cu_seq_lens_q, cu_seq_lens_k, seed, dropout, causal, scale, window)
     return output.unsqueeze(0), None
 
 

@@ -84,6 +84,19 @@ class Family:
     shared_blocks: bool = False
     """All blocks are one, computed once for every layer (ALBERT)."""
 
+    biases: bool = True
+    """Of linear layers (but the head's last) and norms."""
+
+    gated: bool = False
+    """The feed-forward layer multiplies two projections (Shazeer 2020, "GLU variants improve transformer")."""
+
+    position_table: bool = True
+    """Learned positions; else rotary ones, which have no parameters."""
+
+    local_attention: str | None = None
+    """Key of the config for the tokens that the attention of most layers spans, to both sides together; every
+    :data:`GLOBAL_EVERY`-th layer, from the first, sees all (ModernBERT)."""
+
     narrow_last_block: bool = False
     """The last block can be computed at the predicted positions only (`last_block.py`): its modules are BERT's."""
 
@@ -165,6 +178,32 @@ FAMILIES: Final[Mapping[str, Family]] = {
         shared_blocks=True,
         head_transform=True,
     ),
+    # Warner et al. 2024 (https://arxiv.org/abs/2412.13663).
+    "modernbert": Family(
+        model_class="ModernBertForMaskedLM",
+        config_class="ModernBertConfig",
+        output_norm="head.norm",
+        head_entry="head",
+        config_names={
+            **_ENCODER_NAMES,
+            "hidden_dropout": ("embedding_dropout", "mlp_dropout"),
+            "attention_dropout": ("attention_dropout",),
+        },
+        token_ids={
+            "pad_token_id": ("pad",),
+            "bos_token_id": ("bos", "cls"),
+            "eos_token_id": ("eos", "sep"),
+            "cls_token_id": ("cls",),
+            "sep_token_id": ("sep",),
+        },
+        embedding_norm=True,
+        final_norm=True,
+        head_transform=True,
+        biases=False,
+        gated=True,
+        position_table=False,
+        local_attention="local_attention",
+    ),
     # Radford et al. 2019. No pad_token_id: the stock forward would look for it in the ids, a wait for the GPU.
     "gpt2": Family(
         model_class="GPT2LMHeadModel",
@@ -208,7 +247,29 @@ def model_class_name(config: ModelConfig, pair_head: bool) -> str:
 
 def num_positions(config: ModelConfig, pad_id: int = 1) -> int:
     """Rows of the position embedding so that ``max_positions`` of them can be used."""
+    if not FAMILIES[config.family].position_table:
+        return config.max_positions
     return config.max_positions + (pad_id + 1 if FAMILIES[config.family].positions_follow_padding else 0)
+
+
+GLOBAL_EVERY: Final = 3
+"""Layers from one that sees all to the next (ModernBERT)."""
+
+_LOCAL_ATTENTION: Final = 128
+"""The class's default."""
+
+
+def attention_window(config: ModelConfig) -> int | None:
+    """How far a token sees to either side in the local layers; None where there are none."""
+    key = FAMILIES[config.family].local_attention
+    return None if key is None else int(config.extra.get(key, _LOCAL_ATTENTION)) // 2
+
+
+def num_local_layers(config: ModelConfig) -> int:
+    """Layers in which a token sees no farther than :func:`attention_window`."""
+    if FAMILIES[config.family].local_attention is None:
+        return 0
+    return config.num_layers - -(-config.num_layers // GLOBAL_EVERY)
 
 
 ALBERT_EMBEDDING_SIZE: Final = 128

@@ -20,6 +20,9 @@ tokens and pairs are both counted there:
 
     + 2 (E^2 + 2 E) pairs                            dense layer and two logits
 
+In ModernBERT F counts three times (a gate, its other factor, and the projection back), and a local layer has, for
+sum(n_i^2), the pairs of tokens that are no farther apart than its window.
+
 Only what the step must compute is counted: no padding, no attention between segments, no head at positions that
 predict nothing, nothing recomputed; embeddings, norms, biases, softmax and dropout are left out. PaLM counts causal
 attention in full; here it is halved, since half of it is never needed.
@@ -28,7 +31,7 @@ attention in full; here it is halved, since half of it is never needed.
 from __future__ import annotations
 
 from pipeline.config.run import ModelConfig
-from pipeline.models.families import FAMILIES, embedding_size, num_positions
+from pipeline.models.families import FAMILIES, embedding_size, num_local_layers, num_positions
 
 
 def flops_per_step(
@@ -39,6 +42,7 @@ def flops_per_step(
     predictions: int,
     sum_prediction_lengths: int,
     pairs: int = 0,
+    token_pairs_in_window: int = 0,
 ) -> float:
     """FLOPs of forward and backward over what the counts describe; all of one rank or all of the run.
 
@@ -49,14 +53,17 @@ def flops_per_step(
         predictions: positions whose logits are needed.
         sum_prediction_lengths: sum over predictions and pairs of the length of their segment.
         pairs: segments whose two parts are judged.
+        token_pairs_in_window: pairs of tokens that see one another in a local layer.
     """
     family = FAMILIES[config.family]
     width, inner = config.hidden_size, config.intermediate_size
     rows = config.vocab_size or vocab_size
-    key_value, others = 2 * (2 * width**2), 2 * (2 * width**2 + 2 * width * inner)
+    key_value, others = 2 * (2 * width**2), 2 * (2 * width**2 + (3 if family.gated else 2) * width * inner)
     whole = config.num_layers - 1 if family.narrow_last_block else config.num_layers
     blocks = (key_value + others) * whole * real_tokens
-    attention = 4 * width * whole * sum_squared_lengths / (2 if family.causal else 1)
+    local = num_local_layers(config)
+    seen = (whole - local) * sum_squared_lengths + local * token_pairs_in_window
+    attention = 4 * width * seen / (2 if family.causal else 1)
     if family.narrow_last_block:
         blocks += key_value * real_tokens + others * (predictions + pairs)
         attention += 4 * width * sum_prediction_lengths
@@ -79,12 +86,21 @@ def num_parameters(config: ModelConfig, vocab_size: int, pad_id: int = 1, pair_h
     width, inner, narrow = config.hidden_size, config.intermediate_size, embedding_size(config)
     rows = config.vocab_size or vocab_size
     types = config.extra.get("type_vocab_size", family.type_vocab_size)
-    norm = 2 * width
-    embeddings = (rows + num_positions(config, pad_id) + types) * narrow + (2 * narrow if family.embedding_norm else 0)
-    projection = 0 if family.embedding_size is None else narrow * width + width
-    attention = 4 * (width**2 + width)
-    feed_forward = 2 * width * inner + inner + width
-    blocks = (1 if family.shared_blocks else config.num_layers) * (attention + feed_forward + 2 * norm)
-    head = width * narrow + narrow + 2 * narrow + rows if family.head_transform else 0
-    head += width**2 + width + 2 * width + 2 if pair_head else 0
-    return embeddings + projection + blocks + (norm if family.final_norm else 0) + head
+    positions = num_positions(config, pad_id) if family.position_table else 0
+
+    def linear(inputs: int, outputs: int) -> int:
+        return inputs * outputs + (outputs if family.biases else 0)
+
+    def norm(size: int) -> int:
+        return 2 * size if family.biases else size
+
+    embeddings = (rows + positions + types) * narrow + (norm(narrow) if family.embedding_norm else 0)
+    projection = 0 if family.embedding_size is None else linear(narrow, width)
+    feed_forward = linear(width, 2 * inner if family.gated else inner) + linear(inner, width)
+    block = 4 * linear(width, width) + feed_forward + 2 * norm(width)
+    blocks = (1 if family.shared_blocks else config.num_layers) * block
+    if family.local_attention is not None:
+        blocks -= norm(width)  # ModernBERT's first block follows the norm of the embeddings and has none of its own
+    head = linear(width, narrow) + norm(narrow) + rows if family.head_transform else 0
+    head += linear(width, width) + linear(width, 2) if pair_head else 0
+    return embeddings + projection + blocks + (norm(width) if family.final_norm else 0) + head

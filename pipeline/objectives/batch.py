@@ -66,6 +66,9 @@ class Batch:
     step: int
     """Optimizer step that the batch belongs to; -1 where there is none (validation)."""
 
+    token_pairs_in_window: int = 0
+    """Pairs of tokens of this micro-batch that see one another in local layers (attention FLOPs)."""
+
     token_type_ids: Tensor | None = None
     """Pairs: 0 up to the end of a segment's first part, 1 in its second, 0 in padding, (R, S)."""
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.base.jit import kernel
+from pipeline.base.window import pairs_in_window
 from pipeline.data.rows import PER_SEGMENT, Rows
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.pair_layout import add_pairs, find_pairs
@@ -34,6 +35,9 @@ class Capacity:
 
     mean_segments_per_row: float | None = None
     """What rows of the corpus hold on average, if it is known."""
+
+    window: int = -1
+    """How far a token sees to either side in local layers; -1: there are none."""
 
     def most_bounds(self, num_rows: int) -> int:
         """Entries of ``cu_seqlens`` that no micro-batch of R rows exceeds."""
@@ -101,7 +105,7 @@ def make_batches(
     segments = (rows.segment_row, rows.segment_start, rows.segment_length)
     made = (predictions.indices, predictions.labels, predictions.counts)
     firsts = (pairs.firsts, pairs.of_batch) if pairs else (np.empty(0, np.int64), np.zeros(total + 1, np.int64))
-    sizes = (num_predictions, usual_bounds)
+    sizes = (num_predictions, usual_bounds, capacity.window)
     _lay_out(segments, made, firsts, sizes, positions, cu_seqlens, predicting, labels, facts)
     _check_capacity(facts, most_bounds, num_predictions, size * length)
     of_steps = facts[:, 0].reshape(-1, num_micro_batches).sum(1).tolist()
@@ -123,6 +127,7 @@ def make_batches(
                 num_real_tokens=counted[1],
                 sum_squared_lengths=counted[2],
                 sum_prediction_lengths=counted[3],
+                token_pairs_in_window=counted[5],
                 row_numbers=torch.from_numpy(rows.row_numbers[part]),
                 first_slot_key=int(rows.row_numbers[part.start]),
                 max_seqlen=length,
@@ -138,7 +143,14 @@ def with_digests(batches: Sequence[Batch], row_digests: NDArray[np.uint8]) -> li
     return [replace(batch, row_digests=torch.from_numpy(part)) for batch, part in zip(batches, parts, strict=True)]
 
 
-_FACTS: Final = ("predictions", "real tokens", "sum of squared lengths", "sum of lengths over predictions", "bounds")
+_FACTS: Final = (
+    "predictions",
+    "real tokens",
+    "sum of squared lengths",
+    "sum of lengths over predictions",
+    "bounds",
+    "pairs of tokens in the window",
+)
 """What is counted of a micro-batch."""
 
 
@@ -150,7 +162,7 @@ def _check_capacity(facts: NDArray[np.int64], num_bounds: int, num_predictions: 
     """
     if len(facts) == 0:
         return
-    predictions, *_, bounds = facts.max(0).tolist()
+    predictions, _, _, _, bounds, _ = facts.max(0).tolist()
     if bounds > num_bounds:
         raise ValueError(f"a micro-batch needs {bounds} places where the capacity is {num_bounds}")
     if predictions > num_predictions or num_predictions > num_slots:
@@ -162,7 +174,7 @@ def _lay_out(
     segments: tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.integer]],
     made: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
     firsts: tuple[NDArray[np.int64], NDArray[np.int64]],
-    sizes: tuple[int, int],
+    sizes: tuple[int, int, int],
     positions: NDArray[np.int64],
     cu_seqlens: NDArray[np.int32],
     predicting: NDArray[np.int64],
@@ -173,18 +185,18 @@ def _lay_out(
 
     Args:
         firsts: see :class:`.pair_layout.Pairs`.
-        sizes: places for predictions, without those of pairs; the usual number of bounds.
+        sizes: places for predictions, without those of pairs; the usual number of bounds; the window.
     """
     of_row, starts, lengths = segments
     indices, ids, counts = made
     first_slots, of_batch = firsts
-    most_predictions, usual_bounds = sizes
+    most_predictions, usual_bounds, window = sizes
     num_rows, length = positions.shape
     total = len(facts)
     size = num_rows // total if total else 0
     segment = prediction = 0
     for number in range(total):
-        num_bounds = num_predictions = num_real = squares = 0
+        num_bounds = num_predictions = num_real = squares = near = 0
         bounds = cu_seqlens[number]
         for row in range(number * size, (number + 1) * size):
             begin, at = (row - number * size) * length, 0
@@ -195,12 +207,13 @@ def _lay_out(
                 at = start + own
                 num_real += own
                 squares += own * own
+                near += pairs_in_window(own, window) if window >= 0 else 0
                 segment += 1
             num_bounds = _add_run(bounds, num_bounds, positions[row], begin, at, length)
             num_predictions += counts[row]
         bounds[min(num_bounds, len(bounds)) :] = size * length
         facts[number, 0], facts[number, 1], facts[number, 2] = num_predictions, num_real, squares
-        facts[number, 4] = num_bounds + 1
+        facts[number, 4], facts[number, 5] = num_bounds + 1, near
         if num_predictions > most_predictions or num_bounds >= len(bounds):
             facts[number, 3] = 0
             continue

@@ -65,6 +65,7 @@ def make_objective(
     packing: Packing,
     cross_document_attention: bool = False,
     documents_per_token: float | None = None,
+    window: int | None = None,
 ) -> Objective:
     """The objective named in the config.
 
@@ -73,6 +74,7 @@ def make_objective(
         packing: it bounds the segments of a row, and with them the length of ``cu_seqlens``.
         cross_document_attention: see :class:`pipeline.objectives.objective.Objective`.
         documents_per_token: of the corpus, if it is known: how many segments a row has on average follows from it.
+        window: how far a token sees in local layers of the model, if it has such.
 
     Raises:
         UserError: the tokenizer has no mask token where one is needed.
@@ -85,7 +87,9 @@ def make_objective(
     # The padded tail of a row is a segment too.
     make = _MAKERS[config.name](config, vocabulary, row_format, seed, segments + 1)
     objective = make(cross_document_attention=cross_document_attention)
-    objective.capacity = replace(objective.capacity, mean_segments_per_row=mean)
+    objective.capacity = replace(
+        objective.capacity, mean_segments_per_row=mean, window=-1 if window is None else window
+    )
     return objective
 
 

@@ -45,6 +45,7 @@ class BatchCounts(NamedTuple):
     predictions: int = 0
     sum_prediction_lengths: int = 0
     pairs: int = 0
+    token_pairs_in_window: int = 0
 
     def plus(self, batch: Batch) -> BatchCounts:
         return BatchCounts(
@@ -53,6 +54,7 @@ class BatchCounts(NamedTuple):
             self.predictions + batch.num_predictions,
             self.sum_prediction_lengths + batch.sum_prediction_lengths,
             self.pairs + batch.num_pairs,
+            self.token_pairs_in_window + batch.token_pairs_in_window,
         )
 
 

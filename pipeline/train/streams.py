@@ -27,6 +27,7 @@ from pipeline.data.row_format import row_format
 from pipeline.data.rows import Rows
 from pipeline.data.source import Source
 from pipeline.data.stream import RowStream, StreamSettings
+from pipeline.models.families import attention_window
 from pipeline.models.flops import num_parameters
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.objective import Objective
@@ -141,6 +142,7 @@ class Streams:
                 packing=self.config.data.packing,
                 cross_document_attention=self.config.data.cross_document_attention,
                 documents_per_token=self._documents_per_token,
+                window=attention_window(self.config.model),
             )
         return self._objectives[name]
 

@@ -24,6 +24,7 @@ PUBLISHED_VOCABULARIES: Final = {
     "roberta": 50_265,
     "distilbert": 30_522,
     "albert": 30_000,
+    "modernbert": 50_368,
     "gpt2": 50_257,
 }
 """Ids of the published tokenizers: the default where `model.vocab_size` is not set."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.config.optimization import OptimizerConfig, OptimizerName
 from pipeline.config.run import Family, ModelConfig
 from pipeline.models.build import build_model
+from pipeline.models.families import FAMILIES as TABLE
 from pipeline.models.mup import mup_scales
 from pipeline.models.packed import packed_logits
 from pipeline.optim.build import make_optimizer
@@ -33,7 +34,7 @@ WATCHED = {
 PROPORTIONED = [family for family in FAMILIES if family != "albert"]
 """A config that asks for it in the last one is refused."""
 
-LAST_NORMS = ("cls.predictions.transform.LayerNorm", "lm_head.layer_norm", "vocab_layer_norm", "transformer.ln_f")
+LAST_NORMS = tuple(TABLE[family].output_norm for family in PROPORTIONED)
 
 
 def model_of_width(family: Family, width: int, base: int | None) -> tuple[Any, ModelConfig]:

