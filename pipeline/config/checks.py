@@ -11,6 +11,7 @@ from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
 from pipeline.config.optimization_checks import optimization_problems
 from pipeline.config.ranges import at_least, at_most, not_negative, positive, share
 from pipeline.config.run import PAIR_OBJECTIVES, Family, ObjectiveName, RunConfig, TrainConfig
+from pipeline.config.start import start_problems
 
 MAX_SHARD_DOCUMENTS = 2**24
 MAX_SHARD_TOKENS = 2**31
@@ -54,6 +55,7 @@ def run_problems(config: RunConfig) -> list[str]:
         *data_problems(config),
         *_model_problems(config),
         *_objective_problems(config),
+        *start_problems(config.start, config.model.remap_vocabulary),
         *optimization_problems(config),
         *_train_problems(config),
         *_bookkeeping_problems(config),

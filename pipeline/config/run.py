@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 from pipeline.config.bad_steps import BadStepsConfig
 from pipeline.config.optimization import OptimizerConfig, ScheduleConfig
+from pipeline.config.start import StartConfig
 
 Family = Literal["bert", "roberta", "distilbert", "albert", "modernbert", "gpt2"]
 ObjectiveName = Literal["mlm", "mlm+nsp", "mlm+sop", "clm"]
@@ -148,6 +149,9 @@ class ModelConfig:
 
     vocab_size: int | None = None
     """Rows of the embedding. Default: as many as the corpus tokenizer has ids. More is allowed, fewer is an error."""
+
+    remap_vocabulary: str | None = None
+    """With `start`: `random`, every id takes the row of another of the source; or a JSON list of rows, -1 their mean."""
 
     hidden_dropout: float = 0.1
     """Dropout after embeddings, attention output and feed-forward output."""
@@ -373,6 +377,9 @@ class RunConfig:
 
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """Training objective."""
+
+    start: StartConfig = field(default_factory=StartConfig)
+    """First weights."""
 
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer."""

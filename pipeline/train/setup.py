@@ -44,6 +44,7 @@ from pipeline.train.identity import check_identity
 from pipeline.train.module import PretrainModule
 from pipeline.train.process import quiet_lightning, set_threads
 from pipeline.train.run_directory import enter_run_directory
+from pipeline.train.start_weights import load_start
 from pipeline.train.step_loop import use_step_loop
 from pipeline.train.step_timing import make_clock
 from pipeline.train.strategies import make_strategy, resolve_device
@@ -118,6 +119,8 @@ def make_module(
 ) -> PretrainModule:
     """The model with what a step computes, compiled if the config says so."""
     model, loss = make_model(config, streams), packed_loss(config.objective.name)
+    if start.directory is None:
+        load_start(model, config, streams)
     module = PretrainModule(model, loss, config, plan, start.step, start.training_seconds)
     module.clock = make_clock(device)
     checkpoint_activations(module.model, config.train.activation_checkpointing)
