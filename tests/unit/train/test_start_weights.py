@@ -100,9 +100,7 @@ def test_more_ids_take_the_mean(trained: Path, tmp_path: Path) -> None:
     folder = other_tokenizer(trained, tmp_path, shorten)
     with pytest.raises(UserError, match=r"5 tokens differ; .*set start\.extend_vocabulary"):
         started(trained, tmp_path, "--start.from_pretrained", str(folder))
-    model, _ = started(
-        trained, tmp_path, "--start.from_pretrained", str(folder), "--start.extend_vocabulary", "true"
-    )
+    model, _ = started(trained, tmp_path, "--start.from_pretrained", str(folder), "--start.extend_vocabulary", "true")
     old, new = weights_of(trained / "run", 3)[EMBEDDING], stock_state_dict(model)[EMBEDDING]
     assert torch.equal(new[:55], old[:55])
     assert torch.equal(new[55:], new[55].expand(5, -1))

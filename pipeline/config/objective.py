@@ -1,0 +1,38 @@
+"""The config of what is learned: the section `objective` of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ObjectiveName = Literal["mlm", "mlm+nsp", "mlm+sop", "clm"]
+Masking = Literal["token", "whole_word", "span"]
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the model learns to predict."""
+
+    name: ObjectiveName = "mlm"
+    """`mlm`: masked tokens (every family but gpt2). `mlm+nsp`, `mlm+sop`: masked tokens and sentence pairs, whether the
+    second part is the true next (BERT), whether the parts stand in their order (ALBERT); for bert and albert, with
+    `data.packing` `pairs_nsp` and `pairs_sop`. `clm`: the next token (gpt2)."""
+
+    mask_rate: float = 0.15
+    """mlm: share of the maskable tokens of a row that is predicted; the count is exact, round(rate x maskable)."""
+
+    mask_token_share: float = 0.8
+    """mlm: share of the predicted tokens replaced by the mask token (BERT)."""
+
+    random_token_share: float = 0.1
+    """mlm: share of the predicted tokens replaced by a random token; the rest stay as they are."""
+
+    masking: Masking = "token"
+    """mlm: what is chosen at a time: `token`, `whole_word` (BERT's whole word masking) or `span` of words (SpanBERT).
+    The last two need a corpus built with `shards.words`."""
+
+    span_geometric_p: float = 0.2
+    """span: the p of the geometric distribution of a span's length in words; smaller makes longer spans."""
+
+    span_max_words: int = 10
+    """span: most words of a span."""
