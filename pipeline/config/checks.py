@@ -31,6 +31,7 @@ _OBJECTIVES_OF_FAMILY: Final[Mapping[Family, tuple[ObjectiveName, ...]]] = {
     "roberta": ("mlm",),
     "distilbert": ("mlm",),
     "albert": ("mlm", "mlm+sop", "mlm+nsp"),
+    "electra": ("rtd", "mlm"),
     "modernbert": ("mlm",),
     "gpt2": ("clm",),
 }
@@ -56,6 +57,7 @@ def run_problems(config: RunConfig) -> list[str]:
         *_model_problems(config),
         *_objective_problems(config),
         *start_problems(config.start, config.model.remap_vocabulary),
+        *_generator_problems(config),
         *optimization_problems(config),
         *_train_problems(config),
         *_bookkeeping_problems(config),
@@ -124,6 +126,22 @@ def _pair_problems(config: RunConfig) -> Iterator[str]:
         )
     if packing is not None and config.model.extra.get("type_vocab_size") in (0, 1):
         yield f"model.extra.type_vocab_size: `{objective}` tells the parts of a pair by 2 token types; set 2 or more."
+
+
+def _generator_problems(config: RunConfig) -> Iterator[str]:
+    model = config.model
+    if config.objective.name != "rtd":
+        return
+    yield from positive(model__generator_size=model.generator_size)
+    yield from positive(objective__discriminator_weight=config.objective.discriminator_weight)
+    width, heads = round(model.generator_size * model.hidden_size), round(model.generator_size * model.num_heads)
+    if model.generator_size > 0 and width % max(1, heads):
+        yield (
+            f"model.generator_size: {model.generator_size} makes a generator of width {width} with {heads} heads, "
+            "which do not divide it; ELECTRA has 0.25 and 0.333."
+        )
+    if config.start.from_pretrained is not None or config.start.from_run is not None:
+        yield "start: two models are trained by `rtd`, and a source has one; leave `start` out."
 
 
 def _objective_problems(config: RunConfig) -> Iterator[str]:

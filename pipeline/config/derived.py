@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.base.errors import UserError
+from pipeline.config.objective import Head
 from pipeline.config.run import PAIR_OBJECTIVES, MixtureSourceConfig, RunConfig
 from pipeline.config.stages import Stage, stages_of
 
@@ -57,9 +58,9 @@ def batch_plan(config: RunConfig, world_size: int) -> BatchPlan:
     return BatchPlan(world_size, accumulation, {stage: -(-share // accumulation) for stage, share in shares.items()})
 
 
-def has_pair_head(config: RunConfig) -> bool:
-    """Whether the model has a head for sentence pairs."""
-    return config.objective.name in PAIR_OBJECTIVES
+def head_of(config: RunConfig) -> Head:
+    """The head of the model that is trained."""
+    return "pairs" if config.objective.name in PAIR_OBJECTIVES else "tokens"
 
 
 def corpora_of(config: RunConfig) -> list[MixtureSourceConfig]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Family = Literal["bert", "roberta", "distilbert", "albert", "modernbert", "gpt2"]
+Family = Literal["bert", "roberta", "distilbert", "albert", "electra", "modernbert", "gpt2"]
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,8 @@ class ModelConfig:
 
     family: Family = "bert"
     """`bert` (BertForMaskedLM), `roberta` (RobertaForMaskedLM), `distilbert` (DistilBertForMaskedLM), `albert`
-    (AlbertForMaskedLM; `extra: {embedding_size: 128}` is the width of its embeddings), `modernbert`
+    (AlbertForMaskedLM; `extra: {embedding_size: 128}` is the width of its embeddings), `electra`
+    (ElectraForPreTraining, or with objective `mlm` ElectraForMaskedLM; embeddings as `albert`), `modernbert`
     (ModernBertForMaskedLM; `extra: {local_attention: 128}` are the tokens that two layers of three see) or `gpt2`
     (GPT2LMHeadModel). With a pair objective `bert` and `albert` are BertForPreTraining and AlbertForPreTraining."""
 
@@ -37,7 +38,10 @@ class ModelConfig:
     """Rows of the embedding. Default: as many as the corpus tokenizer has ids. More is allowed, fewer is an error."""
 
     remap_vocabulary: str | None = None
-    """With `start`: `random`, every id takes the row of another of the source; or a JSON list of rows, -1 their mean."""
+    """With `start`: `random`, every id takes another row of the source; or a JSON list of rows, -1 for their mean."""
+
+    generator_size: float = 0.25
+    """rtd: width, heads and feed-forward layer of the generator, as a share of the discriminator's."""
 
     hidden_dropout: float = 0.1
     """Dropout after embeddings, attention output and feed-forward output."""

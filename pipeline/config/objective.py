@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-ObjectiveName = Literal["mlm", "mlm+nsp", "mlm+sop", "clm"]
+ObjectiveName = Literal["mlm", "mlm+nsp", "mlm+sop", "rtd", "clm"]
 Masking = Literal["token", "whole_word", "span"]
+Head = Literal["tokens", "pairs", "discriminator"]
+"""What a stock class has on its body: a head for tokens, one for tokens and one for sentence pairs, or one that tells
+replaced tokens."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,8 @@ class ObjectiveConfig:
     name: ObjectiveName = "mlm"
     """`mlm`: masked tokens (every family but gpt2). `mlm+nsp`, `mlm+sop`: masked tokens and sentence pairs, whether the
     second part is the true next (BERT), whether the parts stand in their order (ALBERT); for bert and albert, with
-    `data.packing` `pairs_nsp` and `pairs_sop`. `clm`: the next token (gpt2)."""
+    `data.packing` `pairs_nsp` and `pairs_sop`. `rtd`: which tokens a small masked language model, trained beside, has
+    replaced (electra). `clm`: the next token (gpt2)."""
 
     mask_rate: float = 0.15
     """mlm: share of the maskable tokens of a row that is predicted; the count is exact, round(rate x maskable)."""
@@ -30,6 +34,9 @@ class ObjectiveConfig:
     masking: Masking = "token"
     """mlm: what is chosen at a time: `token`, `whole_word` (BERT's whole word masking) or `span` of words (SpanBERT).
     The last two need a corpus built with `shards.words`."""
+
+    discriminator_weight: float = 50.0
+    """rtd: weight of the discriminator's loss beside the generator's."""
 
     span_geometric_p: float = 0.2
     """span: the p of the geometric distribution of a span's length in words; smaller makes longer spans."""

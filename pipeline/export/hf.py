@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import directory_made_whole
-from pipeline.config.derived import has_pair_head
+from pipeline.config.derived import head_of
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import stages_of
 from pipeline.export.checkpoint_weights import load_strictly
@@ -73,7 +73,7 @@ def export_model(
             config.model,
             vocab_size=manifest.vocab_size,
             special_ids=manifest.special_ids,
-            pair_head=has_pair_head(config),
+            head=head_of(config),
         )
         .float()
         .eval()
@@ -108,10 +108,10 @@ def save_stock(weights: Mapping[str, Tensor], config: RunConfig, manifest: Manif
         config.model,
         vocab_size=manifest.vocab_size,
         special_ids=manifest.special_ids,
-        pair_head=has_pair_head(config),
+        head=head_of(config),
     )
     with torch.device("meta"):
-        model = getattr(transformers, model_class_name(config.model, has_pair_head(config)))(hf)
+        model = getattr(transformers, model_class_name(config.model, head_of(config)))(hf)
     model.load_state_dict(dict(weights), strict=False, assign=True)
     model.tie_weights()
     assert not [name for name, tensor in model.state_dict().items() if tensor.is_meta]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.config.derived import has_pair_head
+from pipeline.config.derived import head_of
 from pipeline.config.optimization import OptimizerConfig, ScheduleConfig, betas_of, epsilon_of, momentum_of
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import stages_of
@@ -193,7 +193,7 @@ def _limits(config: RunConfig, causal: bool, step: int) -> list[str]:
     else:
         lines.append("It is an encoder: tune it for a task (classification, tagging, retrieval) before use.")
         untrained = "a pooler and token type 1 are" if config.model.family == "bert" else "a pooler is"
-        if not has_pair_head(config):
+        if head_of(config) != "pairs":
             lines.append(f"It was trained without a sentence-pair objective: {untrained} untrained.")
     return lines
 

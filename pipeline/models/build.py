@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.base.errors import UserError
-from pipeline.config.run import ModelConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.objective import Head
 from pipeline.models.attention import ATTENTION_NAME, register_attention
 from pipeline.models.drop_ins import install_drop_ins
 from pipeline.models.families import FAMILIES, model_class_name, num_positions
@@ -39,7 +40,7 @@ def build_model(
     *,
     vocab_size: int,
     special_ids: Mapping[str, int | None],
-    pair_head: bool = False,
+    head: Head = "tokens",
     seed: int | None = None,
     device: str | None = None,
 ) -> PreTrainedModel:
@@ -51,7 +52,7 @@ def build_model(
     Args:
         vocab_size: ids of the tokenizer; the embedding has ``config.vocab_size`` rows where that is set.
         special_ids: ids by the names pad, cls, sep, mask, bos, eos, unk; None where the tokenizer has none.
-        pair_head: the class with a head for sentence pairs.
+        head: of the class.
         device: where the parameters are made, e.g. ``"meta"`` for shapes only. Default: torch's default device.
 
     Raises:
@@ -59,11 +60,11 @@ def build_model(
     """
     import transformers
 
-    hf = hf_config(config, vocab_size=vocab_size, special_ids=special_ids, pair_head=pair_head)
+    hf = hf_config(config, vocab_size=vocab_size, special_ids=special_ids, head=head)
     register_attention()
     register_flop_formulas()
     hf._attn_implementation = ATTENTION_NAME
-    model_class = getattr(transformers, model_class_name(config, pair_head))
+    model_class = getattr(transformers, model_class_name(config, head))
     with (
         torch.random.fork_rng(devices=[], enabled=seed is not None),
         torch.device(device or torch.get_default_device()),
@@ -75,12 +76,12 @@ def build_model(
         scale_initial_weights(model, config)
     if config.drop_ins:
         install_drop_ins(model)
-    prepare_packed(model, narrow=config.drop_ins)
+    prepare_packed(model, narrow=config.drop_ins and head != "discriminator")
     return model.train()
 
 
 def hf_config(
-    config: ModelConfig, *, vocab_size: int, special_ids: Mapping[str, int | None], pair_head: bool = False
+    config: ModelConfig, *, vocab_size: int, special_ids: Mapping[str, int | None], head: Head = "tokens"
 ) -> PreTrainedConfig:
     """The Hugging Face config, as it is exported: it names no attention function of ours.
 
@@ -113,7 +114,7 @@ def hf_config(
     keys.update(dict.fromkeys(family.config_names["max_positions"], positions))
     config_class = getattr(transformers, family.config_class)
     _check_extra(config, vars(config_class()))
-    return config_class(**{**keys, **config.extra, "architectures": [model_class_name(config, pair_head)]})
+    return config_class(**{**keys, **config.extra, "architectures": [model_class_name(config, head)]})
 
 
 def stock_state_dict(model: PreTrainedModel, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

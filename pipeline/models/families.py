@@ -6,10 +6,11 @@ A new family is a new entry of :data:`FAMILIES`; builder, packed forward, FLOP a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from pipeline.config.run import ModelConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.objective import Head
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ class Family:
 
     pair_head: PairHead | None = None
     """None: there is no class for sentence pairs."""
+
+    discriminator_class: str | None = None
+    """Class that tells replaced tokens (ELECTRA)."""
 
     causal: bool = False
     """A token sees only what stands before it."""
@@ -178,6 +182,21 @@ FAMILIES: Final[Mapping[str, Family]] = {
         shared_blocks=True,
         head_transform=True,
     ),
+    # Clark et al. 2020 (https://arxiv.org/abs/2003.10555); the class with a head for tokens is the generator's.
+    "electra": Family(
+        model_class="ElectraForMaskedLM",
+        config_class="ElectraConfig",
+        output_norm="generator_predictions.LayerNorm",
+        head_entry="generator_predictions",
+        discriminator_class="ElectraForPreTraining",
+        config_names=_ENCODER_NAMES,
+        token_ids={"pad_token_id": ("pad",)},
+        type_vocab_size=2,
+        embedding_norm=True,
+        embedding_size="embedding_size",
+        head_transform=True,
+        narrow_last_block=True,
+    ),
     # Warner et al. 2024 (https://arxiv.org/abs/2412.13663).
     "modernbert": Family(
         model_class="ModernBertForMaskedLM",
@@ -228,21 +247,26 @@ FAMILIES: Final[Mapping[str, Family]] = {
 }
 
 
-def model_class_name(config: ModelConfig, pair_head: bool) -> str:
+def model_class_name(config: ModelConfig, head: Head) -> str:
     """Class of `transformers` that is trained and exported.
 
-    Args:
-        pair_head: whether it has a head for sentence pairs.
-
     Raises:
-        ValueError: the family has no such class.
+        ValueError: the family has no class with such a head.
     """
     family = FAMILIES[config.family]
-    if not pair_head:
-        return family.model_class
-    if family.pair_head is None:
-        raise ValueError(f"{config.family} has no class with a head for sentence pairs")
-    return family.pair_head.model_class
+    of_pairs = None if family.pair_head is None else family.pair_head.model_class
+    name = {"tokens": family.model_class, "pairs": of_pairs, "discriminator": family.discriminator_class}[head]
+    if name is None:
+        raise ValueError(f"{config.family} has no class with a head for {HEADS[head]}")
+    return name
+
+
+HEADS: Final[Mapping[Head, str]] = {
+    "tokens": "tokens",
+    "pairs": "sentence pairs",
+    "discriminator": "replaced tokens",
+}
+"""What they judge."""
 
 
 def num_positions(config: ModelConfig, pad_id: int = 1) -> int:
@@ -272,11 +296,29 @@ def num_local_layers(config: ModelConfig) -> int:
     return config.num_layers - -(-config.num_layers // GLOBAL_EVERY)
 
 
-ALBERT_EMBEDDING_SIZE: Final = 128
-"""The class's default, and that of every published ALBERT."""
+FACTORISED_EMBEDDING_SIZE: Final = 128
+"""The default of ALBERT's and ELECTRA's classes."""
 
 
 def embedding_size(config: ModelConfig) -> int:
     """Width of the embeddings."""
     key = FAMILIES[config.family].embedding_size
-    return config.hidden_size if key is None else int(config.extra.get(key, ALBERT_EMBEDDING_SIZE))
+    return config.hidden_size if key is None else int(config.extra.get(key, FACTORISED_EMBEDDING_SIZE))
+
+
+def projects_embeddings(config: ModelConfig) -> bool:
+    """Whether a layer brings the embeddings to the width of the model: ALBERT's always does, ELECTRA's where needed."""
+    family = FAMILIES[config.family]
+    if family.embedding_size is None:
+        return False
+    return family.shared_blocks or embedding_size(config) != config.hidden_size
+
+
+def generator_config(config: ModelConfig) -> ModelConfig:
+    """The generator beside a discriminator of this shape: narrower, with the embeddings of the discriminator."""
+    share = config.generator_size
+    heads, inner = (max(1, round(share * size)) for size in (config.num_heads, config.intermediate_size))
+    extra = {**config.extra, "embedding_size": embedding_size(config)}
+    return replace(
+        config, hidden_size=round(share * config.hidden_size), num_heads=heads, intermediate_size=inner, extra=extra
+    )

@@ -30,8 +30,9 @@ attention in full; here it is halved, since half of it is never needed.
 
 from __future__ import annotations
 
-from pipeline.config.run import ModelConfig
-from pipeline.models.families import FAMILIES, embedding_size, num_local_layers, num_positions
+from pipeline.config.model import ModelConfig
+from pipeline.config.objective import Head
+from pipeline.models.families import FAMILIES, embedding_size, num_local_layers, num_positions, projects_embeddings
 
 
 def flops_per_step(
@@ -43,6 +44,8 @@ def flops_per_step(
     sum_prediction_lengths: int,
     pairs: int = 0,
     token_pairs_in_window: int = 0,
+    *,
+    head: Head = "tokens",
 ) -> float:
     """FLOPs of forward and backward over what the counts describe; all of one rank or all of the run.
 
@@ -53,34 +56,38 @@ def flops_per_step(
         predictions: positions whose logits are needed.
         sum_prediction_lengths: sum over predictions and pairs of the length of their segment.
         pairs: segments whose two parts are judged.
+        head: of the class; a discriminator judges every token and predicts none.
         token_pairs_in_window: pairs of tokens that see one another in a local layer.
     """
     family = FAMILIES[config.family]
     width, inner = config.hidden_size, config.intermediate_size
     rows = config.vocab_size or vocab_size
     key_value, others = 2 * (2 * width**2), 2 * (2 * width**2 + (3 if family.gated else 2) * width * inner)
-    whole = config.num_layers - 1 if family.narrow_last_block else config.num_layers
+    is_narrow = family.narrow_last_block and head != "discriminator"
+    whole = config.num_layers - 1 if is_narrow else config.num_layers
     blocks = (key_value + others) * whole * real_tokens
     local = num_local_layers(config)
     seen = (whole - local) * sum_squared_lengths + local * token_pairs_in_window
     attention = 4 * width * seen / (2 if family.causal else 1)
-    if family.narrow_last_block:
+    if is_narrow:
         blocks += key_value * real_tokens + others * (predictions + pairs)
         attention += 4 * width * sum_prediction_lengths
     narrow = embedding_size(config)
-    head = 2 * (rows * narrow + (width * narrow if family.head_transform else 0)) * predictions
-    projection = 0 if family.embedding_size is None else 2 * narrow * width * real_tokens
-    pair_head = 2 * (width**2 + 2 * width) * pairs
-    return 3.0 * (projection + blocks + attention + head + pair_head)
+    of_tokens = 2 * (rows * narrow + (width * narrow if family.head_transform else 0)) * predictions
+    projection = 2 * narrow * width * real_tokens if projects_embeddings(config) else 0
+    of_pairs = 2 * (width**2 + 2 * width) * pairs
+    if head == "discriminator":
+        of_tokens = 2 * (width**2 + width) * real_tokens
+    return 3.0 * (projection + blocks + attention + of_tokens + of_pairs)
 
 
-def num_parameters(config: ModelConfig, vocab_size: int, pad_id: int = 1, pair_head: bool = False) -> int:
+def num_parameters(config: ModelConfig, vocab_size: int, pad_id: int = 1, head: Head = "tokens") -> int:
     """Parameters of the stock model, tied ones once.
 
     Args:
         vocab_size: ids of the tokenizer; ``config.vocab_size`` counts instead where it is set.
         pad_id: id of the padding token, on which RoBERTa's number of positions depends.
-        pair_head: whether it has a head for sentence pairs.
+        head: of the class.
     """
     family = FAMILIES[config.family]
     width, inner, narrow = config.hidden_size, config.intermediate_size, embedding_size(config)
@@ -95,12 +102,16 @@ def num_parameters(config: ModelConfig, vocab_size: int, pad_id: int = 1, pair_h
         return 2 * size if family.biases else size
 
     embeddings = (rows + positions + types) * narrow + (norm(narrow) if family.embedding_norm else 0)
-    projection = 0 if family.embedding_size is None else linear(narrow, width)
+    projection = linear(narrow, width) if projects_embeddings(config) else 0
     feed_forward = linear(width, 2 * inner if family.gated else inner) + linear(inner, width)
     block = 4 * linear(width, width) + feed_forward + 2 * norm(width)
     blocks = (1 if family.shared_blocks else config.num_layers) * block
     if family.local_attention is not None:
         blocks -= norm(width)  # ModernBERT's first block follows the norm of the embeddings and has none of its own
-    head = linear(width, narrow) + norm(narrow) + rows if family.head_transform else 0
-    head += linear(width, width) + linear(width, 2) if pair_head else 0
-    return embeddings + projection + blocks + (norm(width) if family.final_norm else 0) + head
+    of_tokens = linear(width, narrow) + norm(narrow) + rows if family.head_transform else 0
+    heads = {
+        "tokens": of_tokens,
+        "pairs": of_tokens + linear(width, width) + linear(width, 2),
+        "discriminator": linear(width, width) + linear(width, 1),
+    }
+    return embeddings + projection + blocks + (norm(width) if family.final_norm else 0) + heads[head]

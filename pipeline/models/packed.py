@@ -76,9 +76,12 @@ def prepare_packed(model: nn.Module, narrow: bool = False) -> None:
     if narrow:
         narrow_last_block(transformer_blocks(model)[-1])
     setattr(model, _NARROW_NAME, narrow)
+    decoder = cast("Any", model).get_output_embeddings()
     select = SelectRows()
-    model.get_submodule(family_of(model).head_entry).register_forward_pre_hook(select)
     setattr(model, _SELECT_NAME, select)
+    if decoder is None:  # a discriminator, which judges every token
+        return
+    model.get_submodule(family_of(model).head_entry).register_forward_pre_hook(select)
     if has_pair_head(model):
         pair_head = family_of(model).pair_head
         assert pair_head is not None
@@ -87,7 +90,6 @@ def prepare_packed(model: nn.Module, narrow: bool = False) -> None:
         if pair_head.hidden_of is not None:
             model.get_submodule(pair_head.hidden_of).register_forward_hook(pairs.keep)
         setattr(model, _PAIRS_NAME, pairs)
-    decoder = cast("Any", model).get_output_embeddings()
     loss = HeadLoss(decoder)
     decoder.forward = loss.forward
     setattr(model, _LOSS_NAME, loss)
@@ -131,7 +133,7 @@ def packed_pair_logits(
     """Logits of the vocabulary and of sentence pairs over a packed row.
 
     Args:
-        model: from ``build_model`` with ``pair_head``.
+        model: from ``build_model`` with a head for pairs.
         input_ids, position_ids, cu_seqlens, max_seqlen, prediction_positions: as for :func:`packed_logits`.
         token_type_ids: int64 (1, T).
         pair_slots: int64 (K,), indices into ``prediction_positions`` of the first tokens of segments, ascending.
@@ -195,7 +197,7 @@ def packed_head_and_pair_loss(
     """:func:`packed_head_loss` and the sum of the cross-entropies of sentence pairs.
 
     Args:
-        model: from ``build_model`` with ``pair_head``.
+        model: from ``build_model`` with a head for pairs.
         token_type_ids: int64 (1, T).
         pair_slots: int64 (K,), indices into ``prediction_positions`` of the first tokens of segments, ascending.
         pair_labels: int64 (K,), 0 or 1; -100 is not counted.
@@ -215,13 +217,20 @@ def packed_head_and_pair_loss(
     return loss_sum, cross_entropy(logits.to(exact), pair_labels, ignore_index=IGNORED, reduction="sum")
 
 
+def packed_outputs(
+    model: nn.Module, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
+) -> Any:
+    """The outputs of the stock forward at every token of a packed row; arguments as of :func:`packed_logits`."""
+    return _forward(model, input_ids, position_ids, cu_seqlens, max_seqlen, None)
+
+
 def _forward(
     model: nn.Module,
     input_ids: Tensor,
     position_ids: Tensor,
     cu_seqlens: Tensor,
     max_seqlen: int,
-    prediction_positions: Tensor,
+    prediction_positions: Tensor | None,
     **more: Tensor,
 ) -> Any:
     """The outputs of the stock forward, which calls its logits what the head has returned."""
@@ -230,7 +239,7 @@ def _forward(
         position_ids = position_ids + (_config_of(model).pad_token_id + 1)
     select: SelectRows = getattr(model, _SELECT_NAME)
     arguments = dict(family.forward_arguments)
-    if getattr(model, _NARROW_NAME):
+    if getattr(model, _NARROW_NAME) and prediction_positions is not None:
         arguments[POSITIONS] = prediction_positions
     else:
         select.positions = prediction_positions

@@ -79,6 +79,15 @@ class Batch:
     pair_labels: Tensor | None = None
     """Pairs: whether the second part follows the first, 0, or not, 1, (K,); -100 is not counted."""
 
+    uniforms: Tensor | None = None
+    """Replaced-token detection: fp32 (P,), in [0, 1), a number for every prediction, by its row and place."""
+
+    is_real: Tensor | None = None
+    """Replaced-token detection: bool (R, S), false in padding."""
+
+    window_real_tokens: int = 0
+    """Tokens of this rank in the whole optimizer step that are no padding."""
+
     window_pairs: int = 0
     """Pairs of this rank in the whole optimizer step."""
 
@@ -128,4 +137,6 @@ _ON_DEVICE: Final = (
     "token_type_ids",
     "pair_slots",
     "pair_labels",
+    "uniforms",
+    "is_real",
 )

@@ -108,7 +108,7 @@ def make_batches(
     sizes = (num_predictions, usual_bounds, capacity.window)
     _lay_out(segments, made, firsts, sizes, positions, cu_seqlens, predicting, labels, facts)
     _check_capacity(facts, most_bounds, num_predictions, size * length)
-    of_steps = facts[:, 0].reshape(-1, num_micro_batches).sum(1).tolist()
+    of_steps, real_of_steps = (facts[:, fact].reshape(-1, num_micro_batches).sum(1).tolist() for fact in (0, 1))
     batches: list[list[Batch]] = [[] for _ in steps]
     for number, counted in enumerate(facts.tolist()):
         part = slice(number * size, (number + 1) * size)
@@ -123,6 +123,7 @@ def make_batches(
                 prediction_positions=torch.from_numpy(predicting[number, :num_places]),
                 labels=torch.from_numpy(labels[number, :num_places]),
                 window_predictions=of_steps[at],
+                window_real_tokens=real_of_steps[at],
                 num_predictions=counted[0],
                 num_real_tokens=counted[1],
                 sum_squared_lengths=counted[2],

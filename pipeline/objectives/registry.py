@@ -19,6 +19,7 @@ from pipeline.objectives.mlm import MaskedLanguageModel
 from pipeline.objectives.mlm_nsp import MaskedLanguageModelWithNextSentence
 from pipeline.objectives.mlm_sop import MaskedLanguageModelWithSentenceOrder
 from pipeline.objectives.objective import Objective, RowKind
+from pipeline.objectives.rtd import ReplacedTokenDetection
 
 
 class Vocabulary(Protocol):
@@ -40,6 +41,7 @@ _MASKED: Final[Mapping[str, type[MaskedLanguageModel]]] = {
         MaskedLanguageModel,
         MaskedLanguageModelWithNextSentence,
         MaskedLanguageModelWithSentenceOrder,
+        ReplacedTokenDetection,
     )
 }
 
@@ -51,9 +53,12 @@ def row_kind(name: ObjectiveName) -> RowKind:
     return _OBJECTIVES[name].row_kind
 
 
-def packed_loss(name: ObjectiveName) -> PackedLoss:
+def packed_loss(config: ObjectiveConfig) -> PackedLoss:
     """What an objective minimises: the model asks before any row is read."""
-    return _OBJECTIVES[name].loss
+    loss = _OBJECTIVES[config.name].loss
+    weights = {"rtd": config.discriminator_weight}
+    terms = tuple(replace(term, weight=weights.get(term.name, term.weight)) for term in loss.terms)
+    return replace(loss, terms=terms)
 
 
 def make_objective(

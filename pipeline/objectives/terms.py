@@ -18,7 +18,7 @@ class Term:
     """As in the metric ``loss_NAME``."""
 
     counts: str
-    """What its mean is over: ``predictions`` or ``pairs``, as in ``Batch.num_*`` and ``Batch.window_*``."""
+    """What its mean is over: ``predictions``, ``pairs`` or ``real_tokens``, as in ``Batch.num_*`` and ``window_*``."""
 
     weight: float = 1.0
 

@@ -19,12 +19,13 @@ from pipeline.base.keyed import key
 from pipeline.base.ranks import RankFacts
 from pipeline.base.slurm import own_job_id, own_job_restarts
 from pipeline.checkpoints.meta import CheckpointMeta, read_meta
-from pipeline.config.derived import BatchPlan, batch_plan, has_pair_head
+from pipeline.config.derived import BatchPlan, batch_plan, head_of
 from pipeline.config.loading import to_plain
 from pipeline.config.run import RunConfig
 from pipeline.models.attention import check_device, use_flash_attention_3
 from pipeline.models.blocks import checkpoint_activations
 from pipeline.models.build import build_model
+from pipeline.models.electra import build_replaced_token_model, replaced_token_flops
 from pipeline.models.flops import flops_per_step
 from pipeline.monitor.callback import MonitorCallback, StepCallback, StepCallbacks
 from pipeline.monitor.events import append_event
@@ -118,7 +119,7 @@ def make_module(
     config: RunConfig, streams: Streams, start: Start, plan: BatchPlan, device: torch.device
 ) -> PretrainModule:
     """The model with what a step computes, compiled if the config says so."""
-    model, loss = make_model(config, streams), packed_loss(config.objective.name)
+    model, loss = make_model(config, streams), packed_loss(config.objective)
     if start.directory is None:
         load_start(model, config, streams)
     module = PretrainModule(model, loss, config, plan, start.step, start.training_seconds)
@@ -135,11 +136,11 @@ def make_model(config: RunConfig, streams: Streams) -> Any:
     Raises:
         UserError: see ``build_model``; a group of ``optimizer.groups`` has no parameter.
     """
-    model = build_model(
+    build = build_replaced_token_model if config.objective.name == "rtd" else partial(build_model, head=head_of(config))
+    model = build(
         config.model,
         vocab_size=streams.manifest.vocab_size,
         special_ids=streams.manifest.special_ids,
-        pair_head=has_pair_head(config),
         seed=key(config.seed, _INIT_STREAM),
     )
     _check_groups(model, config)
@@ -223,10 +224,15 @@ def make_monitor(
         sinks,
         total_steps=config.train.steps,
         peak_flops_per_device=device_peak_flops(config, device),
-        flops=partial(flops_per_step, config.model, streams.vocab_size),
+        flops=partial(step_flops(config), config.model, streams.vocab_size),
         clock=clock,
         tokens_before=start.tokens,
     )
+
+
+def step_flops(config: RunConfig) -> Callable[..., float]:
+    """From (model config, vocabulary, counts) to the FLOPs of what is trained."""
+    return replaced_token_flops if config.objective.name == "rtd" else flops_per_step
 
 
 def make_bad_steps(config: RunConfig, streams: Streams, start: Start, monitor: MonitorCallback) -> BadSteps:

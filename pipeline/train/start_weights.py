@@ -20,7 +20,7 @@ from pipeline.base.logs import get_logger
 from pipeline.checkpoints.meta import checkpoint_directory, list_checkpoints
 from pipeline.checkpoints.reading import read_weights
 from pipeline.checkpoints.verifying import newest_intact
-from pipeline.config.derived import corpora_of, has_pair_head
+from pipeline.config.derived import corpora_of, head_of
 from pipeline.config.loading import load_run_config
 from pipeline.config.run import RunConfig
 from pipeline.data.corpora import files_at
@@ -98,7 +98,7 @@ def _read_run(directory: Path, step: int | None) -> tuple[Source, Vocabulary | N
         theirs.model,
         vocab_size=manifest.vocab_size,
         special_ids=manifest.special_ids,
-        pair_head=has_pair_head(theirs),
+        head=head_of(theirs),
     )
     checkpoint = checkpoint_directory(directory, step)
     return Source(checkpoint, read_weights(checkpoint), hf.to_dict()), vocabulary

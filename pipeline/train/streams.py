@@ -16,7 +16,7 @@ import torch
 from pipeline.base.errors import UserError
 from pipeline.base.logs import get_logger
 from pipeline.base.ranks import RankFacts
-from pipeline.config.derived import BatchPlan, corpora_of, has_pair_head
+from pipeline.config.derived import BatchPlan, corpora_of, head_of
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import Stage, Stages, stages_of
 from pipeline.data.corpora import files_at
@@ -27,6 +27,7 @@ from pipeline.data.row_format import row_format
 from pipeline.data.rows import Rows
 from pipeline.data.source import Source
 from pipeline.data.stream import RowStream, StreamSettings
+from pipeline.models.electra import num_replaced_token_parameters
 from pipeline.models.families import attention_window
 from pipeline.models.flops import num_parameters
 from pipeline.objectives.batch import Batch
@@ -98,7 +99,10 @@ class Streams:
     def num_parameters(self) -> int:
         """Parameters of the model, tied ones once."""
         pad = self.manifest.special_ids.get("pad")
-        return num_parameters(self.config.model, self.vocab_size, 1 if pad is None else pad, has_pair_head(self.config))
+        model, pad_id = self.config.model, 1 if pad is None else pad
+        if self.config.objective.name == "rtd":
+            return num_replaced_token_parameters(model, self.vocab_size, pad_id)
+        return num_parameters(model, self.vocab_size, pad_id, head_of(self.config))
 
     @cached_property
     def train(self) -> RowStream:

@@ -24,6 +24,7 @@ PUBLISHED_VOCABULARIES: Final = {
     "roberta": 50_265,
     "distilbert": 30_522,
     "albert": 30_000,
+    "electra": 30_522,
     "modernbert": 50_368,
     "gpt2": 50_257,
 }

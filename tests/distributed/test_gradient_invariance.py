@@ -20,7 +20,7 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy
 
-from pipeline.config.derived import has_pair_head
+from pipeline.config.derived import head_of
 from pipeline.config.loading import load_run_config
 from pipeline.data.rows import NO_PAIR
 from pipeline.models.build import hf_config
@@ -69,9 +69,10 @@ def _plain_training(config_path: str, overrides: list[str]) -> tuple[Steps, list
     streams = open_streams(config)
     assert streams.train.num_rows < STEPS * 7, "no epoch ends within the run"
     facts = {"vocab_size": streams.manifest.vocab_size, "special_ids": streams.manifest.special_ids}
-    pairs = has_pair_head(config)
-    model_class = getattr(transformers, model_class_name(config.model, pairs))
-    model = model_class(hf_config(config.model, **facts, pair_head=pairs)).double()
+    head = head_of(config)
+    pairs = head == "pairs"
+    model_class = getattr(transformers, model_class_name(config.model, head))
+    model = model_class(hf_config(config.model, **facts, head=head)).double()
     model.load_state_dict(make_model(config, streams).state_dict())
     gradients, losses, norms = [], [], []
     for step in range(STEPS):

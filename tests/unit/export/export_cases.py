@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.base.files import sha256_of_file
 from pipeline.checkpoints.meta import CheckpointMeta
 from pipeline.checkpoints.pieces import Piece, rank_file_name
-from pipeline.config.derived import has_pair_head
+from pipeline.config.derived import head_of
 from pipeline.config.loading import to_yaml
 from pipeline.config.run import (
     PAIR_OBJECTIVES,
@@ -118,7 +118,7 @@ def save_step(config: RunConfig, manifest: Manifest, step: int, fingerprint: str
         config.model,
         vocab_size=manifest.vocab_size,
         special_ids=manifest.special_ids,
-        pair_head=has_pair_head(config),
+        head=head_of(config),
         seed=step,
     )
     directory = Path(config.run_directory) / "checkpoints" / f"step-{step:08d}"

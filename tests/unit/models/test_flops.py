@@ -150,7 +150,7 @@ def test_pairs_in_a_window(window: int) -> None:
 def test_flops_of_a_head_for_pairs(family: Family) -> None:
     """All segments are pairs, whose first tokens stand among the predicted ones."""
     config = tiny_config(family)
-    model = build_model(config, vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS, pair_head=True)
+    model = build_model(config, vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS, head="pairs")
     case = PackedCase(PACKED_ROWS)
     starts = torch.tensor([segment.start for segment in case.segments])
     positions = torch.unique(torch.cat([case.predicted, starts]))  # ascending

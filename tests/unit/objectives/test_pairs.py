@@ -122,10 +122,10 @@ def models(family: Family, drop_ins: bool, corpus: Corpus) -> tuple[Any, Any]:
     facts: dict[str, Any] = {
         "vocab_size": corpus.manifest.vocab_size,
         "special_ids": corpus.manifest.special_ids,
-        "pair_head": True,
+        "head": "pairs",
     }
     ours = build_model(config, **facts, seed=0).double()
-    stock = getattr(transformers, model_class_name(config, True))(hf_config(config, **facts)).double()
+    stock = getattr(transformers, model_class_name(config, "pairs"))(hf_config(config, **facts)).double()
     stock.load_state_dict(ours.state_dict())
     return ours, stock.train()
 
@@ -165,7 +165,7 @@ def test_equals_the_loss_of_the_stock_class(
     arguments = {**padded(rows, labels, input_ids), label: torch.from_numpy(rows.pair_label).long()}
     expected = stock(**arguments).loss
     expected.backward()
-    loss = packed_loss(name)
+    loss = packed_loss(ObjectiveConfig(name=name))
     total = torch.zeros((), dtype=torch.float64)
     for batch in objective.prepare(rows, 2):
         for term, term_sum, count in zip(
@@ -186,7 +186,7 @@ def test_without_a_pair_there_is_no_loss_of_pairs(corpus: Corpus) -> None:
     rows.pair_label[:] = NO_PAIR
     (batch,) = objective.prepare(rows, 1)
     ours, _ = models("bert", True, corpus)
-    tokens, pairs = packed_loss("mlm+nsp").sums(ours, batch)
+    tokens, pairs = packed_loss(ObjectiveConfig(name="mlm+nsp")).sums(ours, batch)
     assert (batch.num_pairs, float(pairs.detach())) == (0, 0.0)
     (tokens + pairs).backward()
     assert not ours.cls.seq_relationship.weight.grad.any()
@@ -194,7 +194,7 @@ def test_without_a_pair_there_is_no_loss_of_pairs(corpus: Corpus) -> None:
 
 def test_a_family_without_a_head_for_pairs_says_so() -> None:
     with pytest.raises(ValueError, match="roberta has no class with a head for sentence pairs"):
-        model_class_name(ModelConfig(family="roberta"), pair_head=True)
+        model_class_name(ModelConfig(family="roberta"), head="pairs")
     assert FAMILIES["roberta"].pair_head is None
 
 
@@ -203,7 +203,7 @@ def test_the_step_compiles_into_one_graph(corpus: Corpus) -> None:
     for family, name in (("bert", "mlm+nsp"), ("albert", "mlm+sop")):
         rows, objective = rows_and_objective(corpus, name)  # type: ignore[arg-type]
         ours, _ = models(family, True, corpus)  # type: ignore[arg-type]
-        loss = packed_loss(name)  # type: ignore[arg-type]
+        loss = packed_loss(ObjectiveConfig(name=name))  # type: ignore[arg-type]
         compiled = torch.compile(loss.function, fullgraph=True, dynamic=False, backend="aot_eager")
         for batch in objective.prepare(rows, 3):
             tensors = [getattr(batch, tensor) for tensor in loss.tensors]

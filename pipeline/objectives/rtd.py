@@ -1,0 +1,113 @@
+"""Replaced-token detection (Clark et al. 2020, "ELECTRA", section 2).
+
+A generator predicts masked tokens; at every predicted position its token, drawn from its distribution, takes the place
+of the mask, and a discriminator says of every token whether it was replaced. A token that the generator got right
+counts as not replaced.
+
+Letters: R rows, S sequence length, P places for predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from pipeline.base.keyed import hashes, key
+from pipeline.data.rows import Rows
+from pipeline.models.electra import discriminator_logits, generator_logits, replaced_tokens
+from pipeline.models.head_loss import IGNORED
+from pipeline.objectives.batch import Batch
+from pipeline.objectives.loss import VOCABULARY_TENSORS, PackedLoss
+from pipeline.objectives.mlm import MaskedLanguageModel
+from pipeline.objectives.terms import Term
+
+_DRAW: Final = int.from_bytes(b"DRAW", "big")
+
+
+def packed_rtd_loss_sums(
+    model: Any,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    cu_seqlens: Tensor,
+    prediction_positions: Tensor,
+    labels: Tensor,
+    uniforms: Tensor,
+    is_real: Tensor,
+    max_seqlen: int,
+) -> tuple[Tensor, Tensor]:
+    """Sums of the generator's cross-entropies and of the discriminator's, each in fp32 (fp64 for an fp64 model).
+
+    Args:
+        model: from ``build_replaced_token_model``.
+        input_ids, position_ids: int64 (R, S).
+        cu_seqlens: int32, over the R * S flattened tokens.
+        prediction_positions: int64 (P,), into the flattened tokens.
+        labels: int64 (P,); -100 is not counted.
+        uniforms: fp32 (P,), in [0, 1): they draw the generator's tokens.
+        is_real: bool (R, S), false in padding.
+        max_seqlen: bound of the segment lengths, a constant of the run.
+    """
+    ids, positions = input_ids.view(1, -1), position_ids.view(1, -1)
+    logits = generator_logits(model, ids, positions, cu_seqlens, max_seqlen, prediction_positions)  # P V
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    generator_loss = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    predicted = labels != IGNORED  # P
+    original = torch.where(predicted, labels, ids[0].index_select(0, prediction_positions))
+    drawn = torch.where(predicted, replaced_tokens(logits.detach(), uniforms), original)
+    true_ids = ids[0].index_copy(0, prediction_positions, original)  # R*S
+    seen = ids[0].index_copy(0, prediction_positions, drawn)
+    scores = discriminator_logits(model, seen[None], positions, cu_seqlens, max_seqlen)  # R*S
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    was_replaced, weight = (mask.to(scores.dtype) for mask in (seen != true_ids, is_real.flatten()))
+    return generator_loss, binary_cross_entropy_with_logits(scores, was_replaced, weight, reduction="sum")
+
+
+class ReplacedTokenDetection(MaskedLanguageModel):
+    """Tokens are masked as in masked language modelling; what the generator makes of them is judged."""
+
+    name = "rtd"
+    loss = PackedLoss(
+        (Term("mlm", "predictions"), Term("rtd", "real_tokens", weight=50.0)),
+        packed_rtd_loss_sums,
+        (*VOCABULARY_TENSORS, "uniforms", "is_real"),
+    )
+
+    def prepare_steps(
+        self, rows: Rows, num_micro_batches: int, steps: Sequence[int], digested: Collection[int] = ()
+    ) -> list[list[Batch]]:
+        batches = super().prepare_steps(rows, num_micro_batches, steps, digested)
+        is_real = real_slots(rows)
+        draw_key, first = key(self.masking.seed, _DRAW), 0
+        completed: list[list[Batch]] = []
+        for of_step in batches:
+            completed.append([])
+            for batch in of_step:
+                uniforms = uniforms_of(batch, draw_key)
+                real = torch.from_numpy(is_real[first : first + len(batch.row_numbers)])
+                completed[-1].append(replace(batch, uniforms=torch.from_numpy(uniforms), is_real=real))
+                first += len(batch.row_numbers)
+        return completed
+
+
+def uniforms_of(batch: Batch, draw_key: int) -> NDArray[np.float32]:
+    """A number in [0, 1) for every prediction, by run-wide row number and place in the row, fp32 (P,)."""
+    row, place = np.divmod(batch.prediction_positions.numpy(), batch.input_ids.shape[1])
+    names = (batch.row_numbers.numpy()[row] << 16) + place
+    return ((hashes(draw_key, names) >> np.uint64(40)).astype(np.float64) / 2**24).astype(np.float32)
+
+
+def real_slots(rows: Rows) -> NDArray[np.bool_]:
+    """True where a row has a token, (R, S)."""
+    num_rows, length = rows.tokens.shape
+    changes = np.zeros(num_rows * length + 1, np.int8)
+    first = rows.segment_row.astype(np.int64) * length + rows.segment_start
+    np.add.at(changes, first, 1)
+    np.add.at(changes, first + rows.segment_length, -1)
+    return changes[:-1].cumsum(dtype=np.int8).astype(np.bool_).reshape(num_rows, length)
