@@ -22,7 +22,7 @@ from pipeline.config.stages import stages_of
 from pipeline.data.stream import open_stream
 from pipeline.export.fresh_process import FreshProcessError, run_fresh
 from pipeline.models.families import FAMILIES
-from pipeline.models.packed import has_pair_head, packed_logits, packed_pair_logits
+from pipeline.models.packed import has_pair_head, packed_logits, packed_outputs, packed_pair_logits
 from pipeline.shards.files import CorpusFiles
 from pipeline.shards.manifest import Manifest
 
@@ -81,13 +81,17 @@ def gate_segments(files: CorpusFiles, manifest: Manifest, config: RunConfig, ste
 
 def trained_logits(model: PreTrainedModel, segments: Sequence[NDArray[np.int64]]) -> list[NDArray[np.floating]]:
     """Logits of the training model over all segments packed into one row, (T, V), in the model's dtype; where it has a
-    head for sentence pairs also its logits, (K, 2), the second half of every segment being the second part."""
+    head for sentence pairs also its logits, (K, 2), the second half of every segment being the second part; of a
+    discriminator (T,)."""
     lengths = [len(segment) for segment in segments]
     input_ids = torch.from_numpy(np.concatenate(segments))[None]  # 1 T
     position_ids = torch.cat([torch.arange(length) for length in lengths])[None]  # 1 T
     cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)  # K+1
     everywhere = torch.arange(sum(lengths))
     with torch.no_grad():
+        if model.get_output_embeddings() is None:  # a discriminator, which has one logit for every token
+            outputs = packed_outputs(model, input_ids, position_ids, cu_seqlens, max(lengths))
+            return [outputs.logits.squeeze(0).numpy()]
         if not has_pair_head(model):
             logits = packed_logits(model, input_ids, position_ids, cu_seqlens, max(lengths), everywhere)
             return [logits.numpy()]
@@ -170,6 +174,8 @@ def _compare_once(
 
 def auto_class(model: PreTrainedModel) -> str:
     """The transformers class that a user loads such a model with; it leaves a head for sentence pairs out."""
+    if model.get_output_embeddings() is None:
+        return "AutoModelForPreTraining"
     return "AutoModelForCausalLM" if FAMILIES[model.config.model_type].causal else "AutoModelForMaskedLM"
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from pipeline.base.errors import UserError
 from pipeline.base.files import directory_made_whole
 from pipeline.config.derived import head_of
+from pipeline.config.model import ModelConfig
+from pipeline.config.objective import Head
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import stages_of
 from pipeline.export.checkpoint_weights import load_strictly
@@ -22,7 +24,8 @@ from pipeline.export.gate import GateResult, auto_class, compare, gate_segments
 from pipeline.export.model_card import ModelFacts, RunFacts, model_card
 from pipeline.export.tokenizer_files import copy_tokenizer
 from pipeline.models.build import build_model, hf_config
-from pipeline.models.families import model_class_name
+from pipeline.models.electra import PARTS, part_of
+from pipeline.models.families import generator_config, model_class_name
 from pipeline.shards.files import CorpusFiles
 from pipeline.shards.manifest import Manifest
 
@@ -56,6 +59,7 @@ def export_model(
     output: Path,
     facts: RunFacts,
     checkpoint: Path,
+    part: str | None = None,
 ) -> ExportReport:
     """Write ``output`` from weights: model, tokenizer, model card; compare, and only then give it its name.
 
@@ -63,24 +67,19 @@ def export_model(
         files: of the run's corpus.
         weights: fp32 tensors under the names that ``save_pretrained`` writes, tied ones once.
         checkpoint: where they come from, for messages.
+        part: of a run that trains two models; default: the one it is trained for.
 
     Raises:
-        UserError: ``output`` exists, the weights do not fit, or the gate refuses.
+        UserError: ``output`` exists, there is no such part, the weights do not fit, or the gate refuses.
     """
     check_output(output)
-    trained = (
-        build_model(
-            config.model,
-            vocab_size=manifest.vocab_size,
-            special_ids=manifest.special_ids,
-            head=head_of(config),
-        )
-        .float()
-        .eval()
-    )
-    load_strictly(trained, weights, checkpoint)
+    shape, head = exported_model(config, part)
+    if config.objective.name == "rtd":
+        weights = part_of(weights, part or PARTS[0])
+    trained = build_model(shape, vocab_size=manifest.vocab_size, special_ids=manifest.special_ids, head=head)
+    load_strictly(trained.float().eval(), weights, checkpoint)
     with directory_made_whole(output) as directory:
-        save_stock(weights, config, manifest, directory)
+        save_stock(weights, shape, head, manifest, directory)
         copy_tokenizer(files, directory, max_length=stages_of(config).longest_row(facts.step))
         result = compare(trained, directory, gate_segments(files, manifest, config, facts.step), manifest)
         card = model_card(config, facts, _model_facts(trained, result))
@@ -96,7 +95,26 @@ def export_model(
     )
 
 
-def save_stock(weights: Mapping[str, Tensor], config: RunConfig, manifest: Manifest, directory: Path) -> None:
+def exported_model(config: RunConfig, part: str | None) -> tuple[ModelConfig, Head]:
+    """Shape and head of the stock model that an export is.
+
+    Raises:
+        UserError: the run does not train such a part.
+    """
+    if config.objective.name != "rtd":
+        if part is not None:
+            raise UserError(
+                f"export: --part {part}: a run of objective `{config.objective.name}` trains one model; leave it out."
+            )
+        return config.model, head_of(config)
+    if part == "generator":
+        return generator_config(config.model), "tokens"
+    return config.model, "discriminator"
+
+
+def save_stock(
+    weights: Mapping[str, Tensor], shape: ModelConfig, head: Head, manifest: Manifest, directory: Path
+) -> None:
     """``save_pretrained`` of the stock class with these weights.
 
     The class is made without storage and takes the given tensors: a weight that is not given cannot be written with an
@@ -104,14 +122,9 @@ def save_stock(weights: Mapping[str, Tensor], config: RunConfig, manifest: Manif
     """
     import transformers
 
-    hf = hf_config(
-        config.model,
-        vocab_size=manifest.vocab_size,
-        special_ids=manifest.special_ids,
-        head=head_of(config),
-    )
+    hf = hf_config(shape, vocab_size=manifest.vocab_size, special_ids=manifest.special_ids, head=head)
     with torch.device("meta"):
-        model = getattr(transformers, model_class_name(config.model, head_of(config)))(hf)
+        model = getattr(transformers, model_class_name(shape, head))(hf)
     model.load_state_dict(dict(weights), strict=False, assign=True)
     model.tie_weights()
     assert not [name for name, tensor in model.state_dict().items() if tensor.is_meta]

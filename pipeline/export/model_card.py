@@ -15,14 +15,17 @@ _FAMILY_NAMES = {
     "roberta": "RoBERTa",
     "distilbert": "DistilBERT",
     "albert": "ALBERT",
+    "electra": "ELECTRA",
     "modernbert": "ModernBERT",
     "gpt2": "GPT-2",
 }
 
+_DISCRIMINATES = "AutoModelForPreTraining"
 _LEARNED = {
     "mlm": "predicting masked tokens",
     "mlm+nsp": "predicting masked tokens and next sentences",
     "mlm+sop": "predicting masked tokens and the order of sentences",
+    "rtd": "telling tokens that a small model had replaced",
     "clm": "predicting the next token",
 }
 
@@ -62,7 +65,7 @@ def model_card(config: RunConfig, run: RunFacts, model: ModelFacts) -> str:
     causal = config.objective.name == "clm"
     family = _FAMILY_NAMES.get(config.model.family, config.model.family)
     sections = [
-        _front_matter(config.model.family, causal),
+        _front_matter(config.model.family, _task(model, causal)),
         f"# {run.run_name}",
         f"A {family} model (`{model.class_name}`, {model.num_parameters:,} parameters) trained from scratch by "
         f"{_LEARNED[config.objective.name]} on text of its authors' choice.",
@@ -81,9 +84,15 @@ def model_card(config: RunConfig, run: RunFacts, model: ModelFacts) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(family: str, causal: bool) -> str:
-    task = "text-generation" if causal else "fill-mask"
-    return f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- {family}\n- trained-from-scratch\n---"
+def _task(model: ModelFacts, causal: bool) -> str | None:
+    if model.auto_class == _DISCRIMINATES:
+        return None
+    return "text-generation" if causal else "fill-mask"
+
+
+def _front_matter(family: str, task: str | None) -> str:
+    tag = f"pipeline_tag: {task}\n" if task else ""
+    return f"---\nlibrary_name: transformers\n{tag}tags:\n- {family}\n- trained-from-scratch\n---"
 
 
 def _usage(model: ModelFacts, causal: bool) -> str:
@@ -93,6 +102,11 @@ def _usage(model: ModelFacts, causal: bool) -> str:
         f'model = {model.auto_class}.from_pretrained("PATH")\n'
         'tokenizer = AutoTokenizer.from_pretrained("PATH")\n'
     )
+    if model.auto_class == _DISCRIMINATES:
+        return load.replace(", pipeline\n", "\n") + (
+            'tokens = tokenizer("The whale sleeps here.", return_tensors="pt")\n'
+            "print(model(**tokens).logits > 0)  # which of them were replaced\n```"
+        )
     if causal:
         return load + (
             'generate = pipeline("text-generation", model=model, tokenizer=tokenizer)\n'

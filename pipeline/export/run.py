@@ -21,7 +21,12 @@ from pipeline.shards.manifest import Manifest, check_tokenizer, read_manifest
 
 
 def export_run(
-    run_directory: Path, output: Path, step: int | None = None, *, corpus: str | Path | None = None
+    run_directory: Path,
+    output: Path,
+    step: int | None = None,
+    *,
+    corpus: str | Path | None = None,
+    part: str | None = None,
 ) -> ExportReport:
     """Export a checkpoint of a run; nothing is published unless it passes the gate.
 
@@ -29,6 +34,7 @@ def export_run(
         output: a new (or empty) directory.
         step: default: the newest checkpoint.
         corpus: where the run's corpus is now; default: ``data.corpus`` of the run's config.
+        part: ``discriminator`` (default) or ``generator`` of a run of replaced-token detection.
 
     Raises:
         UserError: no such run, checkpoint or step; ``output`` exists; the checkpoint is damaged or does not fit the
@@ -52,7 +58,7 @@ def export_run(
     _check_corpus(files, manifest, meta, checkpoint)
     weights = read_finite_weights(checkpoint)
     facts = run_facts(run_directory, step, meta, manifest)
-    report = export_model(weights, config, files, manifest, output, facts, checkpoint)
+    report = export_model(weights, config, files, manifest, output, facts, checkpoint, part)
     try:
         append_event(
             run_directory,
