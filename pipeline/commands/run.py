@@ -42,7 +42,7 @@ def add_run_commands(commands: Any) -> None:
     export.add_argument(
         "--part",
         choices=("discriminator", "generator"),
-        help="objective rtd: which of the two (default: discriminator)",
+        help="objective rtd: which one (default: discriminator)",
     )
     add_json(export)
     status = add_command(commands, "status", show_status, "say whether a run goes on, and how far it is")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pipeline.config.derived import head_of
 from pipeline.config.optimization import OptimizerConfig, ScheduleConfig, betas_of, epsilon_of, momentum_of
@@ -64,10 +65,12 @@ def model_card(config: RunConfig, run: RunFacts, model: ModelFacts) -> str:
     """Markdown with YAML front matter. It states no licence: that is for the author of the model to choose."""
     causal = config.objective.name == "clm"
     family = _FAMILY_NAMES.get(config.model.family, config.model.family)
+    source = config.start.from_pretrained or config.start.from_run
+    origin = "from scratch" if source is None else f"further from the weights of `{Path(source).name}`"
     sections = [
-        _front_matter(config.model.family, _task(model, causal)),
+        _front_matter(config.model.family, _task(model, causal), source is None),
         f"# {run.run_name}",
-        f"A {family} model (`{model.class_name}`, {model.num_parameters:,} parameters) trained from scratch by "
+        f"A {family} model (`{model.class_name}`, {model.num_parameters:,} parameters) trained {origin} by "
         f"{_LEARNED[config.objective.name]} on text of its authors' choice.",
         "## How to load it",
         _usage(model, causal),
@@ -90,9 +93,10 @@ def _task(model: ModelFacts, causal: bool) -> str | None:
     return "text-generation" if causal else "fill-mask"
 
 
-def _front_matter(family: str, task: str | None) -> str:
+def _front_matter(family: str, task: str | None, from_scratch: bool) -> str:
+    origin = "- trained-from-scratch\n" if from_scratch else ""
     tag = f"pipeline_tag: {task}\n" if task else ""
-    return f"---\nlibrary_name: transformers\n{tag}tags:\n- {family}\n- trained-from-scratch\n---"
+    return f"---\nlibrary_name: transformers\n{tag}tags:\n- {family}\n{origin}---"
 
 
 def _usage(model: ModelFacts, causal: bool) -> str:
