@@ -124,10 +124,13 @@ def test_real_slots_are_those_of_segments(corpus: Corpus) -> None:
 def test_no_mask_reaches_the_discriminator(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what it sees differs from the text at predicted positions only."""
     seen: list[Tensor] = []
-    original = rtd.discriminator_logits
-    monkeypatch.setattr(
-        rtd, "discriminator_logits", lambda model, ids, *more: seen.append(ids) or original(model, ids, *more)
-    )
+    judge = rtd.discriminator_logits
+
+    def watched(model: Any, ids: Tensor, *more: Any) -> Tensor:
+        seen.append(ids)
+        return judge(model, ids, *more)
+
+    monkeypatch.setattr(rtd, "discriminator_logits", watched)
     rows, objective = rows_and_objective(corpus)
     (batch,) = objective.prepare(rows, 1)
     packed_loss(CONFIG).sums(model_of(corpus), batch)
