@@ -10,7 +10,7 @@ from pipeline.config.corpus import MAX_INTEGERS, CorpusConfig, ShardConfig, Toke
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
 from pipeline.config.optimization_checks import optimization_problems
 from pipeline.config.ranges import at_least, at_most, not_negative, positive, share
-from pipeline.config.run import PAIR_OBJECTIVES, Family, ObjectiveName, RunConfig, TrainConfig
+from pipeline.config.run import PAIR_OBJECTIVES, Family, ObjectiveConfig, ObjectiveName, RunConfig, TrainConfig
 from pipeline.config.start import start_problems
 
 MAX_SHARD_DOCUMENTS = 2**24
@@ -27,13 +27,13 @@ _LEAST_SPIKE_WINDOW = 16
 """The median deviation of fewer numbers says little."""
 
 _OBJECTIVES_OF_FAMILY: Final[Mapping[Family, tuple[ObjectiveName, ...]]] = {
-    "bert": ("mlm", "mlm+nsp", "mlm+sop"),
-    "roberta": ("mlm",),
-    "distilbert": ("mlm",),
-    "albert": ("mlm", "mlm+sop", "mlm+nsp"),
+    "bert": ("mlm", "mlm+nsp", "mlm+sop", "distil"),
+    "roberta": ("mlm", "distil"),
+    "distilbert": ("distil", "mlm"),
+    "albert": ("mlm", "mlm+sop", "mlm+nsp", "distil"),
     "electra": ("rtd", "mlm"),
-    "modernbert": ("mlm",),
-    "gpt2": ("clm",),
+    "modernbert": ("mlm", "distil"),
+    "gpt2": ("clm", "distil"),
 }
 
 _TYPED_IN_HUGGING_FACE = {
@@ -58,6 +58,7 @@ def run_problems(config: RunConfig) -> list[str]:
         *_objective_problems(config),
         *start_problems(config.start, config.model.remap_vocabulary),
         *_generator_problems(config),
+        *_teacher_problems(config.objective),
         *optimization_problems(config),
         *_train_problems(config),
         *_bookkeeping_problems(config),
@@ -126,6 +127,20 @@ def _pair_problems(config: RunConfig) -> Iterator[str]:
         )
     if packing is not None and config.model.extra.get("type_vocab_size") in (0, 1):
         yield f"model.extra.type_vocab_size: `{objective}` tells the parts of a pair by 2 token types; set 2 or more."
+
+
+def _teacher_problems(objective: ObjectiveConfig) -> Iterator[str]:
+    if objective.name != "distil":
+        if objective.teacher is not None:
+            yield f"objective.teacher: `{objective.name}` has none; set objective.name to `distil`, or leave it out."
+        return
+    if not objective.teacher:
+        yield "objective.teacher: required by `distil`; the folder of a Hugging Face model."
+    yield from positive(objective__temperature=objective.temperature)
+    weights = {name: getattr(objective, f"{name}_weight") for name in ("soft", "hard", "cosine")}
+    yield from not_negative(**{f"objective__{name}_weight": weight for name, weight in weights.items()})
+    if not any(weight > 0 for weight in weights.values()):
+        yield "objective.soft_weight: one of the weights of `distil` must be above 0."
 
 
 def _generator_problems(config: RunConfig) -> Iterator[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.base.errors import UserError
-from pipeline.config.objective import Head
+from pipeline.config.objective import Head, ObjectiveConfig
 from pipeline.config.run import PAIR_OBJECTIVES, MixtureSourceConfig, RunConfig
 from pipeline.config.stages import Stage, stages_of
 
@@ -61,6 +61,13 @@ def batch_plan(config: RunConfig, world_size: int) -> BatchPlan:
 def head_of(config: RunConfig) -> Head:
     """The head of the model that is trained."""
     return "pairs" if config.objective.name in PAIR_OBJECTIVES else "tokens"
+
+
+def row_objective(config: RunConfig) -> ObjectiveConfig:
+    """The objective that rows are prepared for: distillation takes those of its hard loss."""
+    if config.objective.name != "distil":
+        return config.objective
+    return replace(config.objective, name="clm" if config.model.family == "gpt2" else "mlm")
 
 
 def corpora_of(config: RunConfig) -> list[MixtureSourceConfig]:

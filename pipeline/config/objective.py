@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-ObjectiveName = Literal["mlm", "mlm+nsp", "mlm+sop", "rtd", "clm"]
+ObjectiveName = Literal["mlm", "mlm+nsp", "mlm+sop", "rtd", "distil", "clm"]
 Masking = Literal["token", "whole_word", "span"]
 Head = Literal["tokens", "pairs", "discriminator"]
 """What a stock class has on its body: a head for tokens, one for tokens and one for sentence pairs, or one that tells
@@ -20,7 +20,7 @@ class ObjectiveConfig:
     """`mlm`: masked tokens (every family but gpt2). `mlm+nsp`, `mlm+sop`: masked tokens and sentence pairs, whether the
     second part is the true next (BERT), whether the parts stand in their order (ALBERT); for bert and albert, with
     `data.packing` `pairs_nsp` and `pairs_sop`. `rtd`: which tokens a small masked language model, trained beside, has
-    replaced (electra). `clm`: the next token (gpt2)."""
+    replaced (electra). `clm`: the next token (gpt2). `distil`: mlm, or clm for gpt2, with a teacher."""
 
     mask_rate: float = 0.15
     """mlm: share of the maskable tokens of a row that is predicted; the count is exact, round(rate x maskable)."""
@@ -37,6 +37,21 @@ class ObjectiveConfig:
 
     discriminator_weight: float = 50.0
     """rtd: weight of the discriminator's loss beside the generator's."""
+
+    teacher: str | None = None
+    """distil: folder of a Hugging Face model with the corpus's tokenizer."""
+
+    temperature: float = 2.0
+    """distil: divides the logits of both before they are compared."""
+
+    soft_weight: float = 5.0
+    """distil: weight of the divergence from the teacher's distribution (DistilBERT: 5)."""
+
+    hard_weight: float = 2.0
+    """distil: weight of the cross-entropy of the true tokens."""
+
+    cosine_weight: float = 1.0
+    """distil: weight of one minus the cosine between the last hidden states; 0 where the widths differ."""
 
     span_geometric_p: float = 0.2
     """span: the p of the geometric distribution of a span's length in words; smaller makes longer spans."""

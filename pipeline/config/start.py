@@ -28,6 +28,9 @@ class StartConfig:
     stack: int = 1
     """Blocks of the source, this many times on top of one another, make the blocks of this model (Gong et al. 2019)."""
 
+    every_block: int = 1
+    """Every so-manieth block of the source, from the first, makes one of this model (DistilBERT: 2)."""
+
     longer_positions: LongerPositions = "refuse"
     """Where this model has more learned positions than the source: `tile` repeats, `interpolate` stretches them."""
 
@@ -46,10 +49,12 @@ def start_problems(start: StartConfig, remap_vocabulary: str | None) -> Iterator
     if start.step is not None and start.from_run is None:
         yield "start.step: says which checkpoint of `start.from_run`; set that, or leave it out."
     yield from at_least(0, start__step=start.step)
-    yield from at_least(1, start__stack=start.stack)
+    yield from at_least(1, start__stack=start.stack, start__every_block=start.every_block)
+    if start.stack > 1 and start.every_block > 1:
+        yield "start.every_block: it and `start.stack` undo each other; leave one out."
     if not given:
-        for name, default in (("stack", 1), ("longer_positions", "refuse"), ("extend_vocabulary", False)):
-            if getattr(start, name) != default:
+        for name in ("stack", "every_block", "longer_positions", "extend_vocabulary"):
+            if getattr(start, name) != getattr(StartConfig, name):
                 yield f"start.{name}: changes weights of another model; set `start.from_pretrained`, or leave it out."
         if remap_vocabulary is not None:
             yield "model.remap_vocabulary: says which row of other weights an id takes; set `start.from_pretrained`."

@@ -10,6 +10,7 @@ from pipeline.config.derived import head_of
 from pipeline.config.optimization import OptimizerConfig, ScheduleConfig, betas_of, epsilon_of, momentum_of
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import stages_of
+from pipeline.models.families import FAMILIES
 
 _FAMILY_NAMES = {
     "bert": "BERT",
@@ -28,6 +29,7 @@ _LEARNED = {
     "mlm+sop": "predicting masked tokens and the order of sentences",
     "rtd": "telling tokens that a small model had replaced",
     "clm": "predicting the next token",
+    "distil": "predicting tokens as another model does",
 }
 
 
@@ -63,7 +65,7 @@ class ModelFacts:
 
 def model_card(config: RunConfig, run: RunFacts, model: ModelFacts) -> str:
     """Markdown with YAML front matter. It states no licence: that is for the author of the model to choose."""
-    causal = config.objective.name == "clm"
+    causal = FAMILIES[config.model.family].causal
     family = _FAMILY_NAMES.get(config.model.family, config.model.family)
     source = config.start.from_pretrained or config.start.from_run
     origin = "from scratch" if source is None else f"further from the weights of `{Path(source).name}`"
@@ -124,7 +126,7 @@ def _usage(model: ModelFacts, causal: bool) -> str:
 
 def _training_rows(config: RunConfig, run: RunFacts) -> list[tuple[str, str]]:
     objective = "causal language modelling"
-    if config.objective.name == "mlm":
+    if not FAMILIES[config.model.family].causal:
         unit = {"token": "", "whole_word": " in whole words", "span": " in spans of words"}[config.objective.masking]
         kept = 1 - config.objective.mask_token_share - config.objective.random_token_share
         objective = (

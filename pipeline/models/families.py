@@ -269,6 +269,27 @@ HEADS: Final[Mapping[Head, str]] = {
 """What they judge."""
 
 
+_EXTRA_KEYS: Final = ("embedding_size", "type_vocab_size", "local_attention")
+
+
+def model_config_of(hf: Mapping[str, Any]) -> ModelConfig:
+    """Our fields of a Hugging Face config, for counting; its class's defaults where it names nothing.
+
+    Raises:
+        KeyError: the family is not in the table.
+    """
+    family = FAMILIES[hf["model_type"]]
+    found = {
+        name: hf[keys[0]]
+        for name, keys in family.config_names.items()
+        if hf.get(keys[0]) is not None and name in ("hidden_size", "num_layers", "num_heads", "max_positions")
+    }
+    inner = hf.get(family.config_names["intermediate_size"][0])
+    found["intermediate_size"] = 4 * found.get("hidden_size", ModelConfig.hidden_size) if inner is None else inner
+    extra = {key: hf[key] for key in _EXTRA_KEYS if key in hf}
+    return ModelConfig(family=hf["model_type"], vocab_size=hf.get("vocab_size"), extra=extra, **found)
+
+
 def num_positions(config: ModelConfig, pad_id: int = 1) -> int:
     """Rows of the position embedding so that ``max_positions`` of them can be used."""
     if not FAMILIES[config.family].position_table:

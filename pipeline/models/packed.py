@@ -31,13 +31,19 @@ class SelectRows:
 
     def __init__(self) -> None:
         self.positions: Tensor | None = None
+        self.keeps_hidden = False
+        self.hidden: Tensor | None = None
+        """What the head was given last, (1, P, E), if asked for."""
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self.positions is None:
-            return None
         hidden, *rest = arguments
-        # Backward this adds whole rows; `hidden[:, positions]`, GPT-2's `logits_to_keep` too, would sort them on CUDA.
-        return (hidden.index_select(1, self.positions), *rest)  # 1 P E
+        if self.positions is not None:
+            # Backward this adds whole rows; `hidden[:, positions]`, GPT-2's `logits_to_keep` too, would sort them on
+            # CUDA.
+            hidden = hidden.index_select(1, self.positions)  # 1 P E
+        if self.keeps_hidden:
+            self.hidden = hidden
+        return None if self.positions is None else (hidden, *rest)
 
 
 class SelectPairs:
@@ -118,6 +124,25 @@ def packed_logits(
     """
     outputs = _forward(model, input_ids, position_ids, cu_seqlens, max_seqlen, prediction_positions)
     return outputs["prediction_logits" if has_pair_head(model) else "logits"].squeeze(0)  # P V
+
+
+def packed_logits_and_hidden(
+    model: nn.Module,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    prediction_positions: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """:func:`packed_logits` (P, V), and the hidden states that they are made of (P, E)."""
+    select: SelectRows = getattr(model, _SELECT_NAME)
+    select.keeps_hidden = True
+    try:
+        logits = packed_logits(model, input_ids, position_ids, cu_seqlens, max_seqlen, prediction_positions)
+        assert select.hidden is not None
+        return logits, select.hidden.squeeze(0)
+    finally:
+        select.keeps_hidden, select.hidden = False, None
 
 
 def packed_pair_logits(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -37,6 +37,40 @@ _TELLING_KEYS: Final = (
     "layer_norm_epsilon", "norm_eps", "local_attention", "layer_types", "rope_parameters", "sinusoidal_pos_embds",
     "num_hidden_groups", "inner_group_num", "scale_attn_by_inverse_layer_idx",
 )  # fmt: skip
+
+# DistilBERT is BERT without token types and pooler (Sanh et al. 2019, section 3). What stands before the last dot.
+_OF_BERT: Final = {
+    "bert.embeddings.word_embeddings": "distilbert.embeddings.word_embeddings",
+    "bert.embeddings.position_embeddings": "distilbert.embeddings.position_embeddings",
+    "bert.embeddings.LayerNorm": "distilbert.embeddings.LayerNorm",
+    "cls.predictions.transform.dense": "vocab_transform",
+    "cls.predictions.transform.LayerNorm": "vocab_layer_norm",
+    "cls.predictions": "vocab_projector",
+}
+_OF_BERTS_BLOCK: Final = {
+    "attention.self.query": "attention.q_lin",
+    "attention.self.key": "attention.k_lin",
+    "attention.self.value": "attention.v_lin",
+    "attention.output.dense": "attention.out_lin",
+    "attention.output.LayerNorm": "sa_layer_norm",
+    "intermediate.dense": "ffn.lin1",
+    "output.dense": "ffn.lin2",
+    "output.LayerNorm": "output_layer_norm",
+}
+_BERTS_BLOCK: Final = re.compile(r"bert\.encoder\.layer\.(\d+)\.(.*)")
+
+
+def distilbert_name(name: str) -> str | None:
+    """DistilBERT's name of a parameter of BERT; None: it has no such."""
+    module, _, last = name.rpartition(".")
+    if match := _BERTS_BLOCK.fullmatch(module):
+        told = _OF_BERTS_BLOCK.get(match[2])
+        return None if told is None else f"distilbert.transformer.layer.{match[1]}.{told}.{last}"
+    told = _OF_BERT.get(module)
+    return None if told is None else f"{told}.{last}"
+
+
+_TRANSLATIONS: Final[Mapping[tuple[str, str], Callable[[str], str | None]]] = {("bert", "distilbert"): distilbert_name}
 
 
 @dataclass(frozen=True)
@@ -116,9 +150,9 @@ def fit_weights(
     """
     _check_config(source, model)
     expected = {name: tuple(tensor.shape) for name, tensor in stock_state_dict(model).items()}
-    given = _by_names_of(model, source.weights, expected)
-    if start.stack > 1:
-        given = _stacked(given, model, start.stack, source.location)
+    given = _by_names_of(model, translated(source, model), expected)
+    if start.stack > 1 or start.every_block > 1:
+        given = _restacked(given, model, start, source.location)
     vocabulary = _vocabulary_names(model)
     problems, weights = [], {}
     for name, shape in expected.items():
@@ -146,9 +180,29 @@ def fit_weights(
     return Fitted(weights, fresh, sorted(given.keys() - expected.keys()))
 
 
+def translated(source: Source, model: PreTrainedModel) -> Mapping[str, Tensor]:
+    """The weights by the names of the model's family, where that is another that they can be told in."""
+    pair = (str(source.config.get("model_type")), str(model.config.model_type))
+    if pair not in _TRANSLATIONS:
+        return source.weights
+    prefix = f"{pair[0]}."
+    bare = not any(name.startswith(prefix) for name in source.weights)
+    found = {}
+    for name, tensor in source.weights.items():
+        told = _TRANSLATIONS[pair](f"{prefix}{name}" if bare else name)
+        if told is not None:
+            found[told] = tensor
+    return found
+
+
 def _check_config(source: Source, model: PreTrainedModel) -> None:
     """Refuse a model of another kind, whose weights might fit by their shapes."""
     there, here = source.config.get("model_type"), model.config.model_type
+    if (there, here) in _TRANSLATIONS:
+        heads = source.config.get("num_attention_heads"), model.config.num_attention_heads
+        if heads[0] != heads[1]:
+            raise UserError(f"start: {source.location} has {heads[0]} heads, this model {heads[1]} (model.num_heads).")
+        return
     if there is not None and there != here:
         raise UserError(
             f"start: {source.location} is a model of type {there!r}, this run's is {here!r} (model.family). Weights of "
@@ -191,8 +245,10 @@ def _by_names_of(
     return named
 
 
-def _stacked(weights: Mapping[str, Tensor], model: nn.Module, times: int, location: Path) -> dict[str, Tensor]:
-    """Block i of L from block ``i mod (L / times)`` of the source."""
+def _restacked(
+    weights: Mapping[str, Tensor], model: nn.Module, start: StartConfig, location: Path
+) -> dict[str, Tensor]:
+    """Blocks of the source one after another again and again, or every so-manieth of them."""
     blocks = transformer_blocks(model)
     path = next(name for name, module in model.named_modules() if module is blocks[0]).rpartition(".")[0]
     pattern = re.compile(re.escape(path) + r"\.(\d+)\.(.*)")
@@ -204,15 +260,17 @@ def _stacked(weights: Mapping[str, Tensor], model: nn.Module, times: int, locati
             of_blocks.setdefault(int(match[1]), {})[match[2]] = tensor
         else:
             others[name] = tensor
-    if len(of_blocks) * times != len(blocks):
+    chosen = [*range(0, len(of_blocks), start.every_block)] * start.stack
+    if len(chosen) != len(blocks):
+        key = "start.stack" if start.stack > 1 else "start.every_block"
         raise UserError(
-            f"start.stack: {times} times the {len(of_blocks)} blocks of {location} are not the {len(blocks)} of this "
-            f"model (model.num_layers); set that to {len(of_blocks) * times}."
+            f"{key}: of the {len(of_blocks)} blocks of {location} it makes {len(chosen)}, and this model has "
+            f"{len(blocks)} (model.num_layers); set that to {len(chosen)}."
         )
     return others | {
         f"{path}.{number}.{name}": tensor
-        for number in range(len(blocks))
-        for name, tensor in of_blocks[number % len(of_blocks)].items()
+        for number, block in enumerate(chosen)
+        for name, tensor in of_blocks[block].items()
     }
 
 

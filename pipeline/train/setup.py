@@ -50,6 +50,7 @@ from pipeline.train.step_loop import use_step_loop
 from pipeline.train.step_timing import make_clock
 from pipeline.train.strategies import make_strategy, resolve_device
 from pipeline.train.streams import Streams
+from pipeline.train.teachers import taught_loss, teacher_shape
 
 _INIT_STREAM = 0x1417  # keeps the key of the initial weights apart from the others
 _PACKAGES = ("torch", "transformers", "lightning", "deepspeed", "numpy")
@@ -119,7 +120,9 @@ def make_module(
     config: RunConfig, streams: Streams, start: Start, plan: BatchPlan, device: torch.device
 ) -> PretrainModule:
     """The model with what a step computes, compiled if the config says so."""
-    model, loss = make_model(config, streams), packed_loss(config.objective)
+    taught = config.objective.name == "distil"
+    loss = taught_loss(config, streams, device) if taught else packed_loss(config.objective)
+    model = make_model(config, streams)
     if start.directory is None:
         load_start(model, config, streams)
     module = PretrainModule(model, loss, config, plan, start.step, start.training_seconds)
@@ -232,7 +235,16 @@ def make_monitor(
 
 def step_flops(config: RunConfig) -> Callable[..., float]:
     """From (model config, vocabulary, counts) to the FLOPs of what is trained."""
-    return replaced_token_flops if config.objective.name == "rtd" else flops_per_step
+    if config.objective.name == "rtd":
+        return replaced_token_flops
+    if config.objective.name != "distil":
+        return flops_per_step
+    teacher = teacher_shape(config)
+
+    def with_teacher(*arguments: Any) -> float:  # whose forward pass is a third
+        return flops_per_step(*arguments) + flops_per_step(teacher, *arguments[1:]) / 3
+
+    return with_teacher
 
 
 def make_bad_steps(config: RunConfig, streams: Streams, start: Start, monitor: MonitorCallback) -> BadSteps:

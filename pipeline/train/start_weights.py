@@ -147,10 +147,23 @@ def _rows_of(
             source.location if theirs is None else "the corpus",
         )
         return None
-    differing = [token for token, number in theirs.items() if ours.get(token) != number]
+    differing = any(ours.get(token) != number for token, number in theirs.items())
     if config.start.extend_vocabulary and not differing:
         first_new = max(theirs.values()) + 1
         return torch.cat([torch.arange(first_new), torch.full((vocab_size - first_new,), MEAN)])
+    difference = tokenizer_difference(theirs, ours)
+    if difference is None:
+        return None
+    raise UserError(
+        f"start: the tokenizer of {source.location} is not that of the corpus: {difference}. Build the corpus with "
+        + f"that tokenizer (tokenizer.path), {'' if differing else 'set start.extend_vocabulary, '}"
+        + "or say by model.remap_vocabulary which id takes which row."
+    )
+
+
+def tokenizer_difference(theirs: Vocabulary, ours: Vocabulary) -> str | None:
+    """What distinguishes two tokenizers by their ids; None: nothing."""
+    differing = [token for token, number in theirs.items() if ours.get(token) != number]
     added = [token for token, number in ours.items() if theirs.get(token) != number]
     if not differing and not added:
         return None
@@ -159,12 +172,7 @@ def _rows_of(
         for token in (differing or added)[:_MOST_TOKENS]
     )
     count = len({*differing, *added})
-    raise UserError(
-        f"start: the tokenizer of {source.location} ({len(theirs):,} tokens) is not that of the corpus "
-        f"({len(ours):,}): {count:,} tokens differ; {shown}. Build the corpus with that tokenizer (tokenizer.path), "
-        + ("set start.extend_vocabulary, " if not differing else "")
-        + "or say by model.remap_vocabulary which id takes which row."
-    )
+    return f"{len(theirs):,} tokens there, {len(ours):,} here, of which {count:,} differ; {shown}"
 
 
 def random_rows(

@@ -16,7 +16,7 @@ import torch
 from pipeline.base.errors import UserError
 from pipeline.base.logs import get_logger
 from pipeline.base.ranks import RankFacts
-from pipeline.config.derived import BatchPlan, corpora_of, head_of
+from pipeline.config.derived import BatchPlan, corpora_of, head_of, row_objective
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import Stage, Stages, stages_of
 from pipeline.data.corpora import files_at
@@ -124,7 +124,7 @@ class Streams:
         data = self.config.data
         settings = StreamSettings(
             packing=data.packing,
-            kind=row_kind(self.config.objective.name),
+            kind=row_kind(row_objective(self.config).name),
             stages=stages,
             seed=seed,
             open_shards=data.open_shards,
@@ -138,10 +138,11 @@ class Streams:
         """The objective under a seed of its own, for rows of one length."""
         name = (seed, sequence_length)
         if name not in self._objectives:
+            objective = row_objective(self.config)
             self._objectives[name] = make_objective(
-                self.config.objective,
+                objective,
                 self.manifest,
-                row_format(self.manifest, row_kind(self.config.objective.name), sequence_length),
+                row_format(self.manifest, row_kind(objective.name), sequence_length),
                 seed,
                 packing=self.config.data.packing,
                 cross_document_attention=self.config.data.cross_document_attention,

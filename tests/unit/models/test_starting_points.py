@@ -16,8 +16,9 @@ from pipeline.base.errors import UserError
 from pipeline.config.run import Family
 from pipeline.config.start import StartConfig
 from pipeline.models.build import build_model, hf_config, stock_state_dict
+from pipeline.models.packed import packed_logits
 from pipeline.models.starting_points import MEAN, Fitted, fit_weights, read_pretrained
-from tests.unit.models.packing_cases import FAMILIES, SPECIAL_IDS, VOCAB_SIZE, tiny_config
+from tests.unit.models.packing_cases import FAMILIES, SPECIAL_IDS, VOCAB_SIZE, PackedCase, tiny_config
 
 START = StartConfig(from_pretrained="there")
 
@@ -140,8 +141,26 @@ def test_stacking_repeats_the_blocks(family: Family, tmp_path: Path) -> None:
 
 def test_stacking_must_come_out_even(tmp_path: Path) -> None:
     read = read_pretrained(saved(model_of("bert", seed=1), tmp_path))
-    with pytest.raises(UserError, match=r"2 times the 2 blocks .* are not the 3 of this model .*set that to 4"):
+    with pytest.raises(UserError, match=r"start\.stack: of the 2 blocks of .* it makes 4, and this model has 3 .*set that to 4"):
         fit_weights(read, model_of("bert", num_layers=3), StartConfig(from_pretrained="there", stack=2))
+
+
+def test_every_second_block_of_bert_makes_a_distilbert(tmp_path: Path) -> None:
+    """With the layers' own modules: the student computes what the teacher does, one block left out."""
+    teacher = model_of("bert", seed=1, num_layers=3)
+    student = model_of("distilbert")
+    start = StartConfig(from_pretrained="there", every_block=2)
+    fitted = fit_weights(read_pretrained(saved(teacher, tmp_path)), student, start)
+    assert fitted.fresh == []
+    load(student, fitted)
+    with torch.no_grad():
+        teacher.bert.embeddings.token_type_embeddings.weight.zero_()
+    del teacher.bert.encoder.layer[1]
+    case = PackedCase([[20, 12], [7, 9]])
+    arguments = (case.input_ids, case.position_ids, case.cu_seqlens, 32, case.predicted)
+    with torch.no_grad():
+        expected, found = packed_logits(teacher, *arguments), packed_logits(student, *arguments)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])

@@ -85,7 +85,7 @@ def test_another_tokenizer_is_refused_with_the_difference(trained: Path, tmp_pat
         vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
 
     folder = other_tokenizer(trained, tmp_path, swap)
-    wanted = r"2 tokens differ; 'a' is 6 there, 5 here, 'b' is 5 there, 6 here\. Build the corpus with that tokenizer"
+    wanted = r"of which 2 differ; 'a' is 6 there, 5 here, 'b' is 5 there, 6 here\. Build the corpus with that tokenizer"
     with pytest.raises(UserError, match=wanted):
         started(trained, tmp_path, "--start.from_pretrained", str(folder))
 
@@ -98,7 +98,7 @@ def test_more_ids_take_the_mean(trained: Path, tmp_path: Path) -> None:
             del vocabulary[token]
 
     folder = other_tokenizer(trained, tmp_path, shorten)
-    with pytest.raises(UserError, match=r"5 tokens differ; .*set start\.extend_vocabulary"):
+    with pytest.raises(UserError, match=r"of which 5 differ; .*set start\.extend_vocabulary"):
         started(trained, tmp_path, "--start.from_pretrained", str(folder))
     model, _ = started(trained, tmp_path, "--start.from_pretrained", str(folder), "--start.extend_vocabulary", "true")
     old, new = weights_of(trained / "run", 3)[EMBEDDING], stock_state_dict(model)[EMBEDDING]
