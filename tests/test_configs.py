@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.corpus import CorpusConfig
-from pipeline.config.derived import head_of
 from pipeline.config.loading import load_any_config, load_run_config
 from pipeline.config.run import RunConfig
 from pipeline.config.synthetic import SyntheticConfig
+from pipeline.export.hf import exported_model
 from pipeline.models.build import build_model
 from pipeline.models.flops import num_parameters
 
@@ -47,10 +47,10 @@ def test_it_has_the_parameters_that_the_table_names(name: str) -> None:
     """By the closed form and by the stock class itself, made without storage; close to what the paper says."""
     class_name, vocab_size, parameters, published = PRESETS[name]
     config = load_run_config(CONFIGS / f"{name}.yaml")
-    head = head_of(config)
-    assert num_parameters(config.model, vocab_size, head=head) == parameters
+    shape, head = exported_model(config, None)
+    assert num_parameters(shape, vocab_size, head=head) == parameters
     ids = dict.fromkeys(("pad", "cls", "sep", "mask", "bos", "eos", "unk"), 1)
-    model = build_model(config.model, vocab_size=vocab_size, special_ids=ids, head=head, device="meta")
+    model = build_model(shape, vocab_size=vocab_size, special_ids=ids, head=head, device="meta")
     assert type(model).__name__ == class_name
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     assert parameters / 1e6 == pytest.approx(published, rel=0.06)

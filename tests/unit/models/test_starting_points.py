@@ -141,7 +141,8 @@ def test_stacking_repeats_the_blocks(family: Family, tmp_path: Path) -> None:
 
 def test_stacking_must_come_out_even(tmp_path: Path) -> None:
     read = read_pretrained(saved(model_of("bert", seed=1), tmp_path))
-    with pytest.raises(UserError, match=r"start\.stack: of the 2 blocks of .* it makes 4, and this model has 3 .*set that to 4"):
+    wanted = r"start\.stack: of the 2 blocks of .* it makes 4, and this model has 3 .*set that to 4"
+    with pytest.raises(UserError, match=wanted):
         fit_weights(read, model_of("bert", num_layers=3), StartConfig(from_pretrained="there", stack=2))
 
 
