@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import numpy as np
 
-from pipeline.data.rows import Rows
-from pipeline.objectives.layout import has_next
+from pipeline.config.objective import ObjectiveConfig
+from pipeline.data.rows import RowFormat, Rows
+from pipeline.objectives.layout import Capacity, has_next
 from pipeline.objectives.loss import vocabulary_loss
-from pipeline.objectives.objective import Objective
+from pipeline.objectives.objective import Objective, Vocabulary
 from pipeline.objectives.predictions import Predictions
 
 
@@ -17,6 +20,12 @@ class CausalLanguageModel(Objective):
     name = "clm"
     row_kind = "gpt"
     loss = vocabulary_loss("clm")
+
+    @classmethod
+    def of(
+        cls, config: ObjectiveConfig, vocabulary: Vocabulary, row_format: RowFormat, seed: int, segments_per_row: int
+    ) -> Self:
+        return cls(Capacity(row_format.sequence_length, segments_per_row))
 
     def predictions(self, rows: Rows) -> Predictions:
         predicts = has_next(rows)  # R S

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pipeline.data.rows import Rows
+from pipeline.base.errors import UserError
+from pipeline.config.objective import ObjectiveConfig
+from pipeline.data.rows import RowFormat, Rows
 from pipeline.objectives.layout import Capacity
 from pipeline.objectives.loss import vocabulary_loss
-from pipeline.objectives.masking import MaskingSettings, corrupt
-from pipeline.objectives.objective import Objective
+from pipeline.objectives.masking import MaskingSettings, corrupt, masking_settings, num_predictions
+from pipeline.objectives.objective import Objective, Vocabulary
 from pipeline.objectives.predictions import Predictions
 
 
@@ -32,6 +34,27 @@ class MaskedLanguageModel(Objective):
         super().__init__(capacity, cross_document_attention)
         self.masking = masking
         self.needs_words = masking.config.masking != "token"
+
+    @classmethod
+    def of(
+        cls, config: ObjectiveConfig, vocabulary: Vocabulary, row_format: RowFormat, seed: int, segments_per_row: int
+    ) -> Self:
+        mask_id = vocabulary.special_ids.get("mask")
+        if mask_id is None:
+            raise UserError(
+                f"objective.name: {cls.name} needs a mask token and the tokenizer of the corpus has none: build the "
+                "corpus with a tokenizer of style bert or roberta, or train a causal model (objective.name: clm, "
+                "model.family: gpt2)."
+            )
+        masking = masking_settings(
+            config,
+            seed=seed,
+            mask_id=mask_id,
+            vocab_size=vocabulary.vocab_size,
+            special_ids={*vocabulary.all_special_ids, row_format.pad_id},
+        )
+        most_maskable = row_format.sequence_length - len(row_format.begin_ids) - len(row_format.end_ids)
+        return cls(masking, Capacity(num_predictions(most_maskable, config.mask_rate), segments_per_row))
 
     def predictions(self, rows: Rows) -> Predictions:
         predictions = corrupt(rows.tokens, rows.row_numbers, rows.word_starts, self.masking)

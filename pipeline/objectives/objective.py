@@ -4,21 +4,35 @@ made from them."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config.objective import ObjectiveConfig
 from pipeline.data.digest import row_digests
 from pipeline.data.gather import split_rows
-from pipeline.data.rows import Rows
+from pipeline.data.rows import RowFormat, Rows
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.layout import Capacity, as_one_segment, make_batches, with_digests
 from pipeline.objectives.loss import PackedLoss
 from pipeline.objectives.predictions import Predictions
 
 RowKind = Literal["bert", "gpt"]
+
+
+class Vocabulary(Protocol):
+    """What objectives read of a corpus manifest."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def special_ids(self) -> Mapping[str, int | None]: ...
+
+    @property
+    def all_special_ids(self) -> Sequence[int]: ...
 
 
 class Objective(ABC):
@@ -44,6 +58,21 @@ class Objective(ABC):
     def __init__(self, capacity: Capacity, cross_document_attention: bool = False) -> None:
         self.capacity = capacity
         self.cross_document_attention = cross_document_attention
+
+    @classmethod
+    @abstractmethod
+    def of(
+        cls, config: ObjectiveConfig, vocabulary: Vocabulary, row_format: RowFormat, seed: int, segments_per_row: int
+    ) -> Self:
+        """The objective that a config describes.
+
+        Args:
+            vocabulary: the manifest of the corpus.
+            segments_per_row: most segments of a row, its padded tail included.
+
+        Raises:
+            UserError: the tokenizer has not what it needs.
+        """
 
     @abstractmethod
     def predictions(self, rows: Rows) -> Predictions:
