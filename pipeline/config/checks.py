@@ -33,6 +33,7 @@ _OBJECTIVES_OF_FAMILY: Final[Mapping[Family, tuple[ObjectiveName, ...]]] = {
     "albert": ("mlm", "mlm+sop", "mlm+nsp", "distil"),
     "electra": ("rtd", "mlm"),
     "modernbert": ("mlm", "distil"),
+    "bart": ("denoise",),
     "gpt2": ("clm", "distil"),
 }
 
@@ -59,6 +60,7 @@ def run_problems(config: RunConfig) -> list[str]:
         *start_problems(config.start, config.model.remap_vocabulary),
         *_generator_problems(config),
         *_teacher_problems(config.objective),
+        *_noise_problems(config),
         *optimization_problems(config),
         *_train_problems(config),
         *_bookkeeping_problems(config),
@@ -127,6 +129,24 @@ def _pair_problems(config: RunConfig) -> Iterator[str]:
         )
     if packing is not None and config.model.extra.get("type_vocab_size") in (0, 1):
         yield f"model.extra.type_vocab_size: `{objective}` tells the parts of a pair by 2 token types; set 2 or more."
+
+
+def _noise_problems(config: RunConfig) -> Iterator[str]:
+    objective, data = config.objective, config.data
+    if objective.name != "denoise":
+        return
+    names = ("infilling_rate", "permute_sentences", "deletion_rate", "token_mask_rate", "rotation")
+    rates = {name: getattr(objective, name) for name in names}
+    yield from share(**{f"objective__{name}": rate for name, rate in rates.items()})
+    yield from positive(objective__infilling_mean=objective.infilling_mean)
+    if objective.infilling_mean > 10:
+        yield f"objective.infilling_mean: {objective.infilling_mean} is above 10; spans have 3 tokens in the paper."
+    if not any(rate > 0 for rate in rates.values()):
+        yield "objective.infilling_rate: without any noise the text is copied; set one of the rates above 0."
+    if data.packing.startswith("pairs"):
+        yield f"data.packing: `denoise` reads whole segments, and `{data.packing}` makes pairs; use `best_fit`."
+    if data.cross_document_attention:
+        yield "data.cross_document_attention: every segment is denoised by itself; leave it out."
 
 
 def _teacher_problems(objective: ObjectiveConfig) -> Iterator[str]:

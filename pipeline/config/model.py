@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Family = Literal["bert", "roberta", "distilbert", "albert", "electra", "modernbert", "gpt2"]
+Family = Literal["bert", "roberta", "distilbert", "albert", "electra", "modernbert", "bart", "gpt2"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class ModelConfig:
     """`bert` (BertForMaskedLM), `roberta` (RobertaForMaskedLM), `distilbert` (DistilBertForMaskedLM), `albert`
     (AlbertForMaskedLM; `extra: {embedding_size: 128}` is the width of its embeddings), `electra`
     (ElectraForPreTraining, or with objective `mlm` ElectraForMaskedLM; embeddings as `albert`), `modernbert`
-    (ModernBertForMaskedLM; `extra: {local_attention: 128}` are the tokens that two layers of three see) or `gpt2`
+    (ModernBertForMaskedLM; `extra: {local_attention: 128}` are the tokens that two layers of three see), `bart`
+    (BartForConditionalGeneration; layers, heads and feed-forward layers of either side) or `gpt2`
     (GPT2LMHeadModel). With a pair objective `bert` and `albert` are BertForPreTraining and AlbertForPreTraining."""
 
     hidden_size: int = 768

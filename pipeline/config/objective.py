@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-ObjectiveName = Literal["mlm", "mlm+nsp", "mlm+sop", "rtd", "distil", "clm"]
+ObjectiveName = Literal["mlm", "mlm+nsp", "mlm+sop", "rtd", "distil", "denoise", "clm"]
 Masking = Literal["token", "whole_word", "span"]
 Head = Literal["tokens", "pairs", "discriminator"]
 """What a stock class has on its body: a head for tokens, one for tokens and one for sentence pairs, or one that tells
@@ -20,7 +20,8 @@ class ObjectiveConfig:
     """`mlm`: masked tokens (every family but gpt2). `mlm+nsp`, `mlm+sop`: masked tokens and sentence pairs, whether the
     second part is the true next (BERT), whether the parts stand in their order (ALBERT); for bert and albert, with
     `data.packing` `pairs_nsp` and `pairs_sop`. `rtd`: which tokens a small masked language model, trained beside, has
-    replaced (electra). `clm`: the next token (gpt2). `distil`: mlm, or clm for gpt2, with a teacher."""
+    replaced (electra). `clm`: the next token (gpt2). `distil`: mlm, or clm for gpt2, with a teacher.
+    `denoise`: the clean text of a noisy one (bart)."""
 
     mask_rate: float = 0.15
     """mlm: share of the maskable tokens of a row that is predicted; the count is exact, round(rate x maskable)."""
@@ -37,6 +38,24 @@ class ObjectiveConfig:
 
     discriminator_weight: float = 50.0
     """rtd: weight of the discriminator's loss beside the generator's."""
+
+    infilling_rate: float = 0.3
+    """denoise: share of the tokens in spans that become one mask token each; spans of none are inserted."""
+
+    infilling_mean: float = 3.0
+    """denoise: mean of the Poisson distribution of a span's length."""
+
+    permute_sentences: float = 1.0
+    """denoise: share of the segments whose sentences are shuffled. Needs a corpus built with `shards.sentences`."""
+
+    deletion_rate: float = 0.0
+    """denoise: share of the tokens that are left out."""
+
+    token_mask_rate: float = 0.0
+    """denoise: share of the tokens that become mask tokens, one by one."""
+
+    rotation: float = 0.0
+    """denoise: share of the segments that are rotated to begin at a random token."""
 
     teacher: str | None = None
     """distil: folder of a Hugging Face model with the corpus's tokenizer."""

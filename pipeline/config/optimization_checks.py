@@ -84,10 +84,9 @@ def _mup_problems(config: RunConfig) -> Iterator[str]:
     if base is None:
         return
     yield from at_least(1, model__mup_base_width=base)
-    if model.family in ("albert", "electra"):
+    if model.family in ("albert", "electra", "bart"):
         yield (
-            f"model.mup_base_width: muP is not worked out for `{model.family}`, whose vocabulary weights keep the "
-            "width of its embeddings; leave it out, or use another family."
+            f"model.mup_base_width: muP is not worked out for `{model.family}`; leave it out, or use another family."
         )
     if not OPTIMIZERS[config.optimizer.name].mup:
         yield (

@@ -46,6 +46,7 @@ def gather_rows(
     first_document: NDArray[np.int64],
     row_format: RowFormat,
     words: Sequence[WordBits] | None = None,
+    sentences: Sequence[NDArray[np.int64]] | None = None,
 ) -> Rows:
     """Build rows.
 
@@ -60,6 +61,7 @@ def gather_rows(
         row_numbers, epoch, shard, source: of every row, (R,).
         first_document: documents of the split before the shard of every row, (R,).
         words: of the C shards; given, ``Rows.word_starts`` is filled.
+        sentences: items of the C shards at which sentences begin, ascending; given, ``Rows.sentence_starts`` is filled.
 
     Raises:
         ValueError: pieces that outgrow their row or their shard, or shards of different token types: a bug.
@@ -78,6 +80,9 @@ def gather_rows(
     word_starts = None
     if words is not None:
         word_starts = _word_starts(pieces, counts, words, map_of_row, first_slots, segments, tokens.shape)
+    sentence_starts = None
+    if sentences is not None:
+        sentence_starts = _sentence_starts(pieces, counts, sentences, map_of_row, first_slots, tokens.shape)
     names = _OF_SEGMENT + (_OF_PAIR if row_format.middle_ids else ())
     return Rows(
         tokens=tokens,
@@ -86,6 +91,7 @@ def gather_rows(
         shard=shard.astype(np.int32),
         source=source.astype(np.int32),
         word_starts=word_starts,
+        sentence_starts=sentence_starts,
         **{name: np.ascontiguousarray(segments[name]) for name in names},
     )
 
@@ -204,6 +210,29 @@ def _add_second(segment: Any, first_token: int, first_document: int, piece: Any)
     segment.second_start = first_token
     segment.second_document = document
     segment.second_offset = offset
+
+
+def _sentence_starts(
+    pieces: NDArray[np.void],
+    counts: NDArray[np.int64],
+    sentences: Sequence[NDArray[np.int64]],
+    map_of_row: NDArray[np.int64],
+    first_slots: NDArray[np.int64],
+    shape: tuple[int, ...],
+) -> NDArray[np.bool_]:
+    """Where tokens begin sentences, (R, S)."""
+    flat = np.zeros(shape[0] * shape[1], np.bool_)
+    shard_of_piece = np.repeat(map_of_row, counts)  # (P,)
+    for shard, starts in enumerate(sentences):
+        own = np.flatnonzero(shard_of_piece == shard)
+        item = pieces["item"][own].astype(np.int64)
+        first, last = (np.searchsorted(starts, end) for end in (item, item + pieces["length"][own]))
+        count = last - first
+        # Sentences of all these pieces, one after another.
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(count)])
+        number = np.arange(before[-1]) - np.repeat(before[:-1] - first, count)
+        flat[starts[number] + np.repeat(first_slots[own] - item, count)] = True
+    return flat.reshape(shape)
 
 
 def _word_starts(

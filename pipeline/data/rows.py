@@ -79,6 +79,9 @@ class Rows:
     """Where a token begins a word, every special token and every first token of a segment (of a pair: of either part)
     included, (R, S); only for objectives that ask for it."""
 
+    sentence_starts: NDArray[np.bool_] | None = None
+    """Where a token of text begins a sentence, (R, S); only for objectives that ask for it."""
+
     second_start: NDArray[np.int32] | None = None
     """Pairs only: slot in its row where the segment's second part begins, (K,); the segment's end where it has none."""
 
@@ -96,7 +99,7 @@ class Rows:
 NO_PAIR: Final = -100
 """Label of a segment of one part: the index that cross-entropy ignores."""
 
-PER_ROW: Final = ("tokens", "row_numbers", "epoch", "shard", "source", "word_starts")
+PER_ROW: Final = ("tokens", "row_numbers", "epoch", "shard", "source", "word_starts", "sentence_starts")
 """Fields of :class:`Rows` with an entry a row."""
 
 PER_SEGMENT: Final = (

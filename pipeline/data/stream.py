@@ -67,6 +67,7 @@ class RowStream:
         sources: at least one; all with the same tokenizer.
         split: ``"train"`` or ``"validation"``.
         words: fill ``Rows.word_starts``.
+        sentences: fill ``Rows.sentence_starts``.
         exclusions: documents to leave out.
 
     Raises:
@@ -80,6 +81,7 @@ class RowStream:
         settings: StreamSettings,
         *,
         words: bool = False,
+        sentences: bool = False,
         exclusions: Exclusions | None = None,
     ) -> None:
         smallest = min(stage.global_batch_size for stage in settings.stages.all)
@@ -93,10 +95,13 @@ class RowStream:
         self.stages = settings.stages
         self.split = split
         self.words = words
+        self.sentences = sentences
         self.packing = find_packing(settings.packing)
         self.sources = [OpenSource(source, number, split, _SPARE_SHARDS) for number, source in enumerate(sources)]
         if words:
             _check_words(self.sources)
+        if sentences:
+            _check_sentences(self.sources)
         self._first_documents = np.cumsum([0, *(int(source.table.documents.sum()) for source in self.sources)])
         self._exclusions = exclusions or Exclusions({})
         self._open()
@@ -261,6 +266,7 @@ class RowStream:
             first_document=first_document[shard_of_row],
             row_format=phase.row_format,
             words=shards if self.words else None,
+            sentences=[shard.sentence_items for shard in shards] if self.sentences else None,
         )
 
     def _without_excluded(self, planned: Planned) -> Planned:
@@ -348,6 +354,15 @@ def _check_words(sources: Sequence[OpenSource]) -> None:
             )
 
 
+def _check_sentences(sources: Sequence[OpenSource]) -> None:
+    for source in sources:
+        if not source.manifest.has_sentences:
+            raise UserError(
+                f"objective.permute_sentences: the corpus {source.files.location} does not say where sentences begin. "
+                "Build it from text with `shards.sentences: true`, or set it to 0."
+            )
+
+
 def open_stream(
     location: str | Path | CorpusFiles,
     split: str = "train",
@@ -359,6 +374,7 @@ def open_stream(
     open_shards: int = 256,
     seed: int = 0,
     words: bool = False,
+    sentences: bool = False,
 ) -> RowStream:
     """The stream of one corpus with one shape of batch.
 
@@ -368,4 +384,4 @@ def open_stream(
     files = location if isinstance(location, CorpusFiles) else corpus_files(location)
     stages = Stages.single(global_batch_size, sequence_length)
     settings = StreamSettings(packing, kind, stages, seed, open_shards)
-    return RowStream([Source(files, read_manifest(files))], split, settings, words=words)
+    return RowStream([Source(files, read_manifest(files))], split, settings, words=words, sentences=sentences)

@@ -19,6 +19,7 @@ _FAMILY_NAMES = {
     "albert": "ALBERT",
     "electra": "ELECTRA",
     "modernbert": "ModernBERT",
+    "bart": "BART",
     "gpt2": "GPT-2",
 }
 
@@ -29,6 +30,7 @@ _LEARNED = {
     "mlm+sop": "predicting masked tokens and the order of sentences",
     "rtd": "telling tokens that a small model had replaced",
     "clm": "predicting the next token",
+    "denoise": "restoring noisy text",
     "distil": "predicting tokens as another model does",
 }
 

@@ -49,6 +49,7 @@ def packed_attention(
     is_causal: bool | None = None,
     cu_seq_lens_q: Tensor | None = None,
     cu_seq_lens_k: Tensor | None = None,
+    decoder_cu_seq_lens: Tensor | None = None,
     max_length_q: int | None = None,
     sliding_window: int | None = None,
     **_: Any,
@@ -64,6 +65,8 @@ def packed_attention(
         attention_mask: must be None.
         cu_seq_lens_q: int32 (K + 1,), starts of the segments' queries and the end of the last's.
         cu_seq_lens_k: the same of the keys; where causal, the same numbers.
+        decoder_cu_seq_lens: segments of the decoder, where the model has one; those above are then the encoder's, and the
+            module says which of the two its queries and its keys are.
         max_length_q: bound of the segment lengths, a constant of the run.
         sliding_window: a token sees those nearer to it than this, as transformers means it; None: all.
 
@@ -85,6 +88,9 @@ def packed_attention(
             "no attention_mask: call the model through pipeline.models.packed.packed_logits"
         )
     causal = bool(module.is_causal if is_causal is None else is_causal)
+    if decoder_cu_seq_lens is not None and getattr(module, "is_decoder", False):
+        cu_seq_lens_q = decoder_cu_seq_lens
+        cu_seq_lens_k = decoder_cu_seq_lens if causal else cu_seq_lens_k
     window = -1 if sliding_window is None else sliding_window - 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))  # Q H D, T H D twice

@@ -55,6 +55,12 @@ class Family:
     token_ids: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Special-token keys of the config, each from the first special token that the tokenizer has."""
 
+    position_hooks: tuple[str, ...] = ()
+    """Position tables that take no positions from the model's arguments, the encoder's first."""
+
+    has_decoder: bool = False
+    """An encoder, and a decoder of as many layers that reads it."""
+
     forward_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Constant arguments of ``forward``."""
 
@@ -222,6 +228,34 @@ FAMILIES: Final[Mapping[str, Family]] = {
         gated=True,
         position_table=False,
         local_attention="local_attention",
+    ),
+    # Lewis et al. 2020; a generated text ends with the tokenizer's end.
+    "bart": Family(
+        model_class="BartForConditionalGeneration",
+        config_class="BartConfig",
+        output_norm="model.decoder.layers.-1.final_layer_norm",
+        head_entry="lm_head",
+        config_names={
+            "hidden_size": ("d_model",),
+            "num_layers": ("encoder_layers", "decoder_layers"),
+            "num_heads": ("encoder_attention_heads", "decoder_attention_heads"),
+            "intermediate_size": ("encoder_ffn_dim", "decoder_ffn_dim"),
+            "hidden_dropout": ("dropout",),
+            "attention_dropout": ("attention_dropout",),
+            "initializer_range": ("init_std",),
+            "max_positions": ("max_position_embeddings",),
+        },
+        token_ids={
+            "pad_token_id": ("pad",),
+            "bos_token_id": ("bos", "cls"),
+            "eos_token_id": ("eos", "sep"),
+            "decoder_start_token_id": ("eos", "sep"),
+            "forced_eos_token_id": ("eos", "sep"),
+        },
+        forward_arguments={"use_cache": False},
+        embedding_norm=True,
+        position_hooks=("model.encoder.embed_positions", "model.decoder.embed_positions"),
+        has_decoder=True,
     ),
     # Radford et al. 2019. No pad_token_id: the stock forward would look for it in the ids, a wait for the GPU.
     "gpt2": Family(

@@ -62,6 +62,8 @@ def flops_per_step(
     family = FAMILIES[config.family]
     width, inner = config.hidden_size, config.intermediate_size
     rows = config.vocab_size or vocab_size
+    if family.has_decoder:
+        raise ValueError(f"{config.family} has a decoder: see seq2seq_flops_per_step")
     key_value, others = 2 * (2 * width**2), 2 * (2 * width**2 + (3 if family.gated else 2) * width * inner)
     is_narrow = family.narrow_last_block and head != "discriminator"
     whole = config.num_layers - 1 if is_narrow else config.num_layers
@@ -108,6 +110,10 @@ def num_parameters(config: ModelConfig, vocab_size: int, pad_id: int = 1, head: 
     blocks = (1 if family.shared_blocks else config.num_layers) * block
     if family.local_attention is not None:
         blocks -= norm(width)  # ModernBERT's first block follows the norm of the embeddings and has none of its own
+    if family.has_decoder:
+        # Tables of positions, which begin at 2, and norms of the embeddings on both sides; the decoder's layers attend twice.
+        embeddings += (config.max_positions + 4) * width + norm(width)
+        blocks += config.num_layers * (8 * linear(width, width) + feed_forward + 3 * norm(width))
     of_tokens = linear(width, narrow) + norm(narrow) + rows if family.head_transform else 0
     heads = {
         "tokens": of_tokens,
@@ -115,3 +121,33 @@ def num_parameters(config: ModelConfig, vocab_size: int, pad_id: int = 1, head: 
         "discriminator": linear(width, width) + linear(width, 1),
     }
     return embeddings + projection + blocks + (norm(width) if family.final_norm else 0) + heads[head]
+
+
+def seq2seq_flops_per_step(
+    config: ModelConfig,
+    vocab_size: int,
+    decoder_tokens: int,
+    sum_squared_lengths: int,
+    predictions: int,
+    encoder_tokens: int,
+    sum_squared_encoder_lengths: int,
+    sum_cross_products: int,
+) -> float:
+    """FLOPs of forward and backward of an encoder and a decoder of L layers each, by the formula above:
+
+        encoder = 2 (4 E^2 + 2 E F) L tokens + 4 E L sum(m_i^2)
+        decoder = 2 (6 E^2 + 2 E F) L tokens + 4 E L sum(n_i^2) / 2      its own attention, and the queries of the other
+                + 2 (2 E^2) L encoder tokens + 4 E L sum(m_i n_i)         keys and values of the encoder
+                + 2 V E predictions
+
+    Args:
+        sum_squared_lengths: of the decoder's segments n_i.
+        sum_squared_encoder_lengths: of the encoder's segments m_i.
+        sum_cross_products: of the products of both.
+    """
+    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_layers
+    rows = config.vocab_size or vocab_size
+    encoder = 2 * (4 * width**2 + 2 * width * inner) * encoder_tokens + 4 * width * sum_squared_encoder_lengths
+    decoder = 2 * (6 * width**2 + 2 * width * inner) * decoder_tokens + 4 * width * sum_squared_lengths / 2
+    across = 2 * (2 * width**2) * encoder_tokens + 4 * width * sum_cross_products
+    return 3.0 * (layers * (encoder + decoder + across) + 2 * rows * width * predictions)

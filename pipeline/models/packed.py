@@ -18,6 +18,7 @@ from pipeline.models.last_block import POSITIONS, narrow_last_block
 
 _SELECT_NAME: Final = "select_rows"
 _LOSS_NAME: Final = "head_loss"
+_TABLES_NAME: Final = "position_tables"
 _PAIRS_NAME: Final = "select_pairs"
 _NARROW_NAME: Final = "last_block_is_narrow"
 
@@ -44,6 +45,21 @@ class SelectRows:
         if self.keeps_hidden:
             self.hidden = hidden
         return None if self.positions is None else (hidden, *rest)
+
+
+class SetPositions:
+    """Gives a position table that takes none from its model the positions of a packed row.
+
+    A forward pre-hook, with keywords, of BART's `embed_positions`, which the model calls for a row of one text.
+    """
+
+    def __init__(self) -> None:
+        self.positions: Tensor | None = None
+
+    def __call__(
+        self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        return None if self.positions is None else (arguments, {**keywords, "position_ids": self.positions})
 
 
 class SelectPairs:
@@ -88,6 +104,11 @@ def prepare_packed(model: nn.Module, narrow: bool = False) -> None:
     if decoder is None:  # a discriminator, which judges every token
         return
     model.get_submodule(family_of(model).head_entry).register_forward_pre_hook(select)
+    tables = {}
+    for path in family_of(model).position_hooks:
+        tables[path] = SetPositions()
+        model.get_submodule(path).register_forward_pre_hook(tables[path], with_kwargs=True)
+    setattr(model, _TABLES_NAME, tables)
     if has_pair_head(model):
         pair_head = family_of(model).pair_head
         assert pair_head is not None
@@ -143,6 +164,88 @@ def packed_logits_and_hidden(
         return logits, select.hidden.squeeze(0)
     finally:
         select.keeps_hidden, select.hidden = False, None
+
+
+def packed_seq2seq_logits(
+    model: nn.Module,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    cu_seqlens: Tensor,
+    decoder_input_ids: Tensor,
+    decoder_position_ids: Tensor,
+    decoder_cu_seqlens: Tensor,
+    max_seqlen: int,
+    prediction_positions: Tensor,
+) -> Tensor:
+    """Logits of a decoder over a packed row; each segment is computed with the encoder's of its number, as if alone.
+
+    Args:
+        model: from ``build_model``, with encoder and decoder.
+        input_ids, decoder_input_ids: int64 (1, T).
+        position_ids, decoder_position_ids: int64 (T,), from 0 in every segment.
+        cu_seqlens, decoder_cu_seqlens: int32 (K + 1,); segments may be empty.
+        max_seqlen: bound of the segment lengths; a constant, or ``torch.compile`` compiles again.
+        prediction_positions: int64 (P,), indices into the decoder's T, ascending, all different.
+
+    Returns:
+        (P, V); the sum of the losses instead, (1, V) times the same, while the head has labels.
+    """
+    family = family_of(model)
+    select: SelectRows = getattr(model, _SELECT_NAME)
+    tables: dict[str, SetPositions] = getattr(model, _TABLES_NAME)
+    select.positions = prediction_positions
+    for table, positions in zip(tables.values(), (position_ids, decoder_position_ids), strict=True):
+        table.positions = positions
+    try:
+        logits = model(
+            input_ids=input_ids,
+            decoder_input_ids=decoder_input_ids,
+            cu_seq_lens_q=cu_seqlens,
+            cu_seq_lens_k=cu_seqlens,
+            decoder_cu_seq_lens=decoder_cu_seqlens,
+            max_length_q=max_seqlen,
+            max_length_k=max_seqlen,
+            **family.forward_arguments,
+        ).logits
+    finally:
+        select.positions = None
+        for table in tables.values():
+            table.positions = None
+    return logits.squeeze(0) if logits.dim() == 3 else logits
+
+
+def packed_seq2seq_loss(
+    model: nn.Module,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    cu_seqlens: Tensor,
+    decoder_input_ids: Tensor,
+    decoder_position_ids: Tensor,
+    decoder_cu_seqlens: Tensor,
+    max_seqlen: int,
+    prediction_positions: Tensor,
+    labels: Tensor,
+) -> Tensor:
+    """Sum of the cross-entropies at the predicted positions, without their logits; arguments as of
+    :func:`packed_seq2seq_logits`.
+
+    Args:
+        labels: int64 (P,); -100 is not counted.
+
+    Returns:
+        Scalar, fp32 (fp64 for an fp64 model).
+    """
+    loss: HeadLoss = getattr(model, _LOSS_NAME)
+    loss.labels = labels
+    try:
+        encoder, decoder = (
+            (input_ids, position_ids, cu_seqlens),
+            (decoder_input_ids, decoder_position_ids, decoder_cu_seqlens),
+        )
+        # BART adds a constant row of zeros to its "logits".
+        return packed_seq2seq_logits(model, *encoder, *decoder, max_seqlen, prediction_positions).flatten()[0]
+    finally:
+        loss.labels = None
 
 
 def packed_pair_logits(

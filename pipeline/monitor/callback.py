@@ -115,7 +115,7 @@ class MonitorCallback(StepCallback):
         self.clock = clock
         self.tokens_before = tokens_before
         self.added: dict[str, float] = {}
-        self._logged_counts: tuple[int, ...] = (0,) * 6
+        self._logged_counts: tuple[int, ...] = (0,) * 9
         self._steps_to_log = 0
 
     def add_validation(self, metrics: Mapping[str, float]) -> None:

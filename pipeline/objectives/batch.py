@@ -79,6 +79,24 @@ class Batch:
     pair_labels: Tensor | None = None
     """Pairs: whether the second part follows the first, 0, or not, 1, (K,); -100 is not counted."""
 
+    decoder_input_ids: Tensor | None = None
+    """Encoder and decoder: what the decoder reads, (R, S); the other fields of this kind are then the encoder's."""
+
+    decoder_position_ids: Tensor | None = None
+    """Positions of the decoder, (R, S)."""
+
+    decoder_cu_seqlens: Tensor | None = None
+    """int32, segments of the decoder, as many as the encoder has: those of one number belong together."""
+
+    num_encoder_tokens: int = 0
+    """Tokens that the encoder reads in this micro-batch."""
+
+    sum_squared_encoder_lengths: int = 0
+    """Sum over its segments of their squared length."""
+
+    sum_cross_products: int = 0
+    """Sum over the segments of the encoder's length times the decoder's."""
+
     uniforms: Tensor | None = None
     """Replaced-token detection: fp32 (P,), in [0, 1), a number for every prediction, by its row and place."""
 
@@ -137,6 +155,9 @@ _ON_DEVICE: Final = (
     "token_type_ids",
     "pair_slots",
     "pair_labels",
+    "decoder_input_ids",
+    "decoder_position_ids",
+    "decoder_cu_seqlens",
     "uniforms",
     "is_real",
 )

@@ -55,6 +55,9 @@ class Objective(ABC):
     needs_words: bool = False
     """Whether it reads ``Rows.word_starts``."""
 
+    needs_sentences: bool = False
+    """Whether it reads ``Rows.sentence_starts``."""
+
     def __init__(self, capacity: Capacity, cross_document_attention: bool = False) -> None:
         self.capacity = capacity
         self.cross_document_attention = cross_document_attention

@@ -10,6 +10,7 @@ from pipeline.config.run import ObjectiveConfig, ObjectiveName, Packing
 from pipeline.data.packing import max_segments_per_row
 from pipeline.data.rows import RowFormat
 from pipeline.objectives.clm import CausalLanguageModel
+from pipeline.objectives.denoise import Denoising
 from pipeline.objectives.loss import PackedLoss
 from pipeline.objectives.mlm import MaskedLanguageModel
 from pipeline.objectives.mlm_nsp import MaskedLanguageModelWithNextSentence
@@ -26,6 +27,7 @@ _OBJECTIVES: Final[Mapping[str, type[Objective]]] = {
         MaskedLanguageModelWithSentenceOrder,
         ReplacedTokenDetection,
         CausalLanguageModel,
+        Denoising,
     )
 }
 

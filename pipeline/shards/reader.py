@@ -15,6 +15,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Self
 
 import numpy as np
@@ -315,6 +316,19 @@ class Shard:
             first_sentences.append(np.searchsorted(sentences, starts) + num_sentences)
             num_sentences += len(sentences) - 1
         return np.concatenate(lengths), np.concatenate([*first_sentences, [num_sentences]]).astype(np.int64)
+
+    @cached_property
+    def sentence_items(self) -> NDArray[np.int64]:
+        """Items of ``tokens`` at which sentences begin, ascending, (N,); reads the whole tar once.
+
+        Raises:
+            UserError: as :meth:`sentences`.
+        """
+        lengths, first = self.sentences()
+        ends = np.cumsum(lengths, dtype=np.int64)
+        before = np.concatenate([np.zeros(1, np.int64), ends])[:-1]  # tokens of the shard before every sentence
+        of_document = np.repeat(np.arange(len(first) - 1), np.diff(first))
+        return self.index.starts[of_document].astype(np.int64) + before - before[first[of_document]]
 
     def load_words(self, block: int) -> NDArray[np.uint8]:
         """Which tokens of a block begin a word, a bit each, as ``layout.pack_bits`` packs them; without a copy.

@@ -76,7 +76,7 @@ def compile_step(module: PretrainModule) -> None:
     from deepspeed.utils import set_z3_leaf_modules
 
     blocks = transformer_blocks(module.model)
-    set_z3_leaf_modules(module.model, [type(blocks[0])])
+    set_z3_leaf_modules(module.model, list({type(block): None for block in blocks}))
     for block in blocks:
         # Its forward, not the block: the hooks must stay outside the graph.
         block.forward = _compiled(block.forward, train)

@@ -46,6 +46,9 @@ class BatchCounts(NamedTuple):
     sum_prediction_lengths: int = 0
     pairs: int = 0
     token_pairs_in_window: int = 0
+    encoder_tokens: int = 0
+    sum_squared_encoder_lengths: int = 0
+    sum_cross_products: int = 0
 
     def plus(self, batch: Batch) -> BatchCounts:
         return BatchCounts(
@@ -55,6 +58,9 @@ class BatchCounts(NamedTuple):
             self.sum_prediction_lengths + batch.sum_prediction_lengths,
             self.pairs + batch.num_pairs,
             self.token_pairs_in_window + batch.token_pairs_in_window,
+            self.encoder_tokens + batch.num_encoder_tokens,
+            self.sum_squared_encoder_lengths + batch.sum_squared_encoder_lengths,
+            self.sum_cross_products + batch.sum_cross_products,
         )
 
 

@@ -21,12 +21,13 @@ from pipeline.base.slurm import own_job_id, own_job_restarts
 from pipeline.checkpoints.meta import CheckpointMeta, read_meta
 from pipeline.config.derived import BatchPlan, batch_plan, head_of
 from pipeline.config.loading import to_plain
+from pipeline.config.model import ModelConfig
 from pipeline.config.run import RunConfig
 from pipeline.models.attention import check_device, use_flash_attention_3
 from pipeline.models.blocks import checkpoint_activations
 from pipeline.models.build import build_model
 from pipeline.models.electra import build_replaced_token_model, replaced_token_flops
-from pipeline.models.flops import flops_per_step
+from pipeline.models.flops import flops_per_step, seq2seq_flops_per_step
 from pipeline.monitor.callback import MonitorCallback, StepCallback, StepCallbacks
 from pipeline.monitor.events import append_event
 from pipeline.monitor.json_lines import utc_time
@@ -236,15 +237,18 @@ def make_monitor(
 def step_flops(config: RunConfig) -> Callable[..., float]:
     """From (model config, vocabulary, counts) to the FLOPs of what is trained."""
     if config.objective.name == "rtd":
-        return replaced_token_flops
-    if config.objective.name != "distil":
-        return flops_per_step
-    teacher = teacher_shape(config)
+        return lambda model, vocab_size, *counts: replaced_token_flops(model, vocab_size, *counts[:6])
+    if config.objective.name == "denoise":
+        return lambda model, vocab_size, *counts: seq2seq_flops_per_step(
+            model, vocab_size, *counts[:3], *counts[6:]
+        )
+    teacher = teacher_shape(config) if config.objective.name == "distil" else None
 
-    def with_teacher(*arguments: Any) -> float:  # whose forward pass is a third
-        return flops_per_step(*arguments) + flops_per_step(teacher, *arguments[1:]) / 3
+    def flops(model: ModelConfig, vocab_size: int, *counts: int) -> float:
+        of_teacher = 0.0 if teacher is None else flops_per_step(teacher, vocab_size, *counts[:6]) / 3  # forward only
+        return flops_per_step(model, vocab_size, *counts[:6]) + of_teacher
 
-    return with_teacher
+    return flops
 
 
 def make_bad_steps(config: RunConfig, streams: Streams, start: Start, monitor: MonitorCallback) -> BadSteps:

@@ -130,9 +130,16 @@ class Streams:
             open_shards=data.open_shards,
             exponent=data.mixture_exponent,
         )
-        words = self.objective(seed, stages.all[0].sequence_length).needs_words
+        objective = self.objective(seed, stages.all[0].sequence_length)
         exclusions = Exclusions(self.exclusions) if split == "train" else None
-        return RowStream(sources, split, settings, words=words, exclusions=exclusions)
+        return RowStream(
+            sources,
+            split,
+            settings,
+            words=objective.needs_words,
+            sentences=objective.needs_sentences,
+            exclusions=exclusions,
+        )
 
     def objective(self, seed: int, sequence_length: int) -> Objective:
         """The objective under a seed of its own, for rows of one length."""

@@ -26,6 +26,7 @@ PUBLISHED_VOCABULARIES: Final = {
     "albert": 30_000,
     "electra": 30_522,
     "modernbert": 50_368,
+    "bart": 50_265,
     "gpt2": 50_257,
 }
 """Ids of the published tokenizers: the default where `model.vocab_size` is not set."""
