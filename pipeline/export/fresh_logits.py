@@ -19,6 +19,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         request: ``directory``, ``auto_class`` (``AutoModelForMaskedLM``, say), ``dtype``,
             ``outputs`` (their names: logits of the vocabulary; of sentence pairs, if there are), ``logits`` (paths to
             write, one an output), ``input_ids`` (``.npy``, int64, all segments joined), ``lengths`` (of the segments),
+            ``decoder_start`` (what a decoder's input begins with; null: there is none),
             ``special_ids`` (ids to send through the tokenizer and back).
     """
     import numpy as np
@@ -32,9 +33,15 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     if wrong or info.get("error_msgs"):
         raise ValueError(f"the weights do not fit the class: {wrong or info['error_msgs']}")
     segments = torch.from_numpy(np.load(request["input_ids"])).split(request["lengths"])
-    pairs = len(request["outputs"]) > 1
+    start = request["decoder_start"]
+
+    def more(ids: Any) -> dict[str, Any]:
+        if start is not None:
+            return {"decoder_input_ids": torch.cat([torch.tensor([start]), ids[:-1]])[None]}
+        return second_half(ids) if len(request["outputs"]) > 1 else {}
+
     with torch.no_grad():
-        outputs = [model(input_ids=ids[None], **(second_half(ids) if pairs else {})) for ids in segments]
+        outputs = [model(input_ids=ids[None], **more(ids)) for ids in segments]
     vocabulary, *of_pairs = request["outputs"]
     np.save(request["logits"][0], torch.cat([output[vocabulary][0] for output in outputs]).numpy())
     for name, path in zip(of_pairs, request["logits"][1:], strict=True):

@@ -22,7 +22,13 @@ from pipeline.config.stages import stages_of
 from pipeline.data.stream import open_stream
 from pipeline.export.fresh_process import FreshProcessError, run_fresh
 from pipeline.models.families import FAMILIES
-from pipeline.models.packed import has_pair_head, packed_logits, packed_outputs, packed_pair_logits
+from pipeline.models.packed import (
+    has_pair_head,
+    packed_logits,
+    packed_outputs,
+    packed_pair_logits,
+    packed_seq2seq_logits,
+)
 from pipeline.shards.files import CorpusFiles
 from pipeline.shards.manifest import Manifest
 
@@ -89,6 +95,13 @@ def trained_logits(model: PreTrainedModel, segments: Sequence[NDArray[np.int64]]
     cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)  # K+1
     everywhere = torch.arange(sum(lengths))
     with torch.no_grad():
+        if FAMILIES[model.config.model_type].has_decoder:
+            decoder_ids = torch.cat([shifted(torch.from_numpy(own), model.config.eos_token_id) for own in segments])
+            row = (position_ids[0], cu_seqlens)
+            logits = packed_seq2seq_logits(
+                model, input_ids, *row, decoder_ids[None], *row, max(lengths), everywhere
+            )
+            return [logits.numpy()]
         if model.get_output_embeddings() is None:  # a discriminator, which has one logit for every token
             outputs = packed_outputs(model, input_ids, position_ids, cu_seqlens, max(lengths))
             return [outputs.logits.squeeze(0).numpy()]
@@ -100,6 +113,11 @@ def trained_logits(model: PreTrainedModel, segments: Sequence[NDArray[np.int64]]
             model, input_ids, position_ids, types, cu_seqlens, max(lengths), everywhere, cu_seqlens[:-1].long()
         )
         return [logits.numpy() for logits in both]
+
+
+def shifted(segment: Tensor, start_id: int) -> Tensor:
+    """What a decoder reads that is to write ``segment``."""
+    return torch.cat([torch.tensor([start_id]), segment[:-1]])
 
 
 def second_half(length: int) -> Tensor:
@@ -146,6 +164,7 @@ def _compare_once(
             "dtype": dtype,
             "input_ids": str(ids_path),
             "lengths": [len(segment) for segment in segments],
+            "decoder_start": model.config.eos_token_id if FAMILIES[model.config.model_type].has_decoder else None,
             "logits": [str(path) for path in logits_paths],
             "special_ids": [int(index) for index in manifest.all_special_ids],
         }
@@ -176,6 +195,8 @@ def auto_class(model: PreTrainedModel) -> str:
     """The transformers class that a user loads such a model with; it leaves a head for sentence pairs out."""
     if model.get_output_embeddings() is None:
         return "AutoModelForPreTraining"
+    if FAMILIES[model.config.model_type].has_decoder:
+        return "AutoModelForSeq2SeqLM"
     return "AutoModelForCausalLM" if FAMILIES[model.config.model_type].causal else "AutoModelForMaskedLM"
 
 

@@ -24,6 +24,7 @@ _FAMILY_NAMES = {
 }
 
 _DISCRIMINATES = "AutoModelForPreTraining"
+_RESTORES = "AutoModelForSeq2SeqLM"
 _LEARNED = {
     "mlm": "predicting masked tokens",
     "mlm+nsp": "predicting masked tokens and next sentences",
@@ -94,6 +95,8 @@ def model_card(config: RunConfig, run: RunFacts, model: ModelFacts) -> str:
 def _task(model: ModelFacts, causal: bool) -> str | None:
     if model.auto_class == _DISCRIMINATES:
         return None
+    if model.auto_class == _RESTORES:
+        return "text2text-generation"
     return "text-generation" if causal else "fill-mask"
 
 
@@ -114,6 +117,11 @@ def _usage(model: ModelFacts, causal: bool) -> str:
         return load.replace(", pipeline\n", "\n") + (
             'tokens = tokenizer("The whale sleeps here.", return_tensors="pt")\n'
             "print(model(**tokens).logits > 0)  # which of them were replaced\n```"
+        )
+    if model.auto_class == _RESTORES:
+        return load.replace(", pipeline\n", "\n") + (
+            f'noisy = tokenizer("The {model.mask_token or "[MASK]"} is here.", return_tensors="pt")\n'
+            "print(tokenizer.batch_decode(model.generate(**noisy, max_new_tokens=40)))\n```"
         )
     if causal:
         return load + (

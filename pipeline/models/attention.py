@@ -65,8 +65,8 @@ def packed_attention(
         attention_mask: must be None.
         cu_seq_lens_q: int32 (K + 1,), starts of the segments' queries and the end of the last's.
         cu_seq_lens_k: the same of the keys; where causal, the same numbers.
-        decoder_cu_seq_lens: segments of the decoder, where the model has one; those above are then the encoder's, and the
-            module says which of the two its queries and its keys are.
+        decoder_cu_seq_lens: segments of the decoder, where the model has one; those above are then the encoder's, and
+            the module says which of the two its queries and its keys are.
         max_length_q: bound of the segment lengths, a constant of the run.
         sliding_window: a token sees those nearer to it than this, as transformers means it; None: all.
 

@@ -26,8 +26,8 @@ _KEPT_OPERATORS: Final = frozenset(
 
 
 def transformer_blocks(model: nn.Module) -> list[Any]:
-    """The blocks of a stock model, an encoder's before those of its decoder: the modules of every list of modules of one
-    class that is in no other such list."""
+    """The blocks of a stock model, an encoder's before those of its decoder: the modules of every list of modules of
+    one class that is in no other such list."""
     found: list[Any] = []
     inside: set[int] = set()
     for module in model.modules():  # from the outside to the inside

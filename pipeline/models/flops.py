@@ -111,7 +111,7 @@ def num_parameters(config: ModelConfig, vocab_size: int, pad_id: int = 1, head: 
     if family.local_attention is not None:
         blocks -= norm(width)  # ModernBERT's first block follows the norm of the embeddings and has none of its own
     if family.has_decoder:
-        # Tables of positions, which begin at 2, and norms of the embeddings on both sides; the decoder's layers attend twice.
+        # On both sides a table of positions, which begins at 2, and a norm; the decoder's layers attend twice.
         embeddings += (config.max_positions + 4) * width + norm(width)
         blocks += config.num_layers * (8 * linear(width, width) + feed_forward + 3 * norm(width))
     of_tokens = linear(width, narrow) + norm(narrow) + rows if family.head_transform else 0

@@ -157,10 +157,11 @@ def _lay_out_encoder(
     bounds: NDArray[np.int32],
     decoder_bounds: NDArray[np.int32],
 ) -> tuple[int, int, int]:
-    """Fill the last four: every noisy segment where the clean one begins, positions in it, and the segments of both sides.
+    """Fill the last four: every noisy segment where the clean one begins, positions in it, and the segments of both
+    sides.
 
-    Every run of slots (a segment, or padding) makes two segments: of the encoder the noisy tokens and the slots that they
-    leave, of the decoder the run and nothing. So those that attend to one another have the same number.
+    Every run of slots (a segment, or padding) makes two segments: of the encoder the noisy tokens and the slots that
+    they leave, of the decoder the run and nothing. So those that attend to one another have the same number.
 
     Args:
         runs: starts of the runs, then T to the end.

@@ -1,8 +1,8 @@
 """Noise for a text that is to be restored (Lewis et al. 2020, "BART", section 2.2), segment by segment.
 
-In this order, each with a rate of its own, 0 for none: sentences change places, tokens are deleted, tokens become mask
-tokens, spans of tokens become one mask token each (infilling), the text is rotated. The first and last special tokens of
-a segment stay where they are.
+In this order, each with a rate of its own, 0 for none: sentences change places, tokens are deleted, tokens become
+mask tokens, spans of tokens become one mask token each (infilling), the text is rotated. The first and last special
+tokens of a segment stay where they are.
 
 Nothing is drawn from a generator: numbers are hashes of a segment's name (row number and first place, as
 ``2^16 * row + place``) and of a place in it. A text never grows, so that it has room where the clean one has.
@@ -168,8 +168,8 @@ def _infilled(text: NDArray[np.int64], size: int, name: int, noise: Noise) -> in
     """Put one mask token in the place of each of some spans, in place; the new size.
 
     Spans begin at places drawn one after another, with lengths drawn beside them, until ``round(infill * size)`` tokens
-    are covered; the last one is cut, and one that meets an earlier one is drawn again. A span of no token is a mask token
-    before its place, as long as the text does not grow.
+    are covered; the last one is cut, and one that meets an earlier one is drawn again. A span of no token is a mask
+    token before its place, as long as the text does not grow.
     """
     wanted = int(noise.infill * size + 0.5)
     first_of = np.zeros(size, np.int64)  # tokens of the span that begins here
