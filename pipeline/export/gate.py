@@ -98,9 +98,7 @@ def trained_logits(model: PreTrainedModel, segments: Sequence[NDArray[np.int64]]
         if FAMILIES[model.config.model_type].has_decoder:
             decoder_ids = torch.cat([shifted(torch.from_numpy(own), model.config.eos_token_id) for own in segments])
             row = (position_ids[0], cu_seqlens)
-            logits = packed_seq2seq_logits(
-                model, input_ids, *row, decoder_ids[None], *row, max(lengths), everywhere
-            )
+            logits = packed_seq2seq_logits(model, input_ids, *row, decoder_ids[None], *row, max(lengths), everywhere)
             return [logits.numpy()]
         if model.get_output_embeddings() is None:  # a discriminator, which has one logit for every token
             outputs = packed_outputs(model, input_ids, position_ids, cu_seqlens, max(lengths))

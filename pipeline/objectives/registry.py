@@ -18,7 +18,6 @@ from pipeline.objectives.mlm_sop import MaskedLanguageModelWithSentenceOrder
 from pipeline.objectives.objective import Objective, RowKind, Vocabulary
 from pipeline.objectives.rtd import ReplacedTokenDetection
 
-
 _OBJECTIVES: Final[Mapping[str, type[Objective]]] = {
     objective.name: objective
     for objective in (

@@ -239,9 +239,7 @@ def step_flops(config: RunConfig) -> Callable[..., float]:
     if config.objective.name == "rtd":
         return lambda model, vocab_size, *counts: replaced_token_flops(model, vocab_size, *counts[:6])
     if config.objective.name == "denoise":
-        return lambda model, vocab_size, *counts: seq2seq_flops_per_step(
-            model, vocab_size, *counts[:3], *counts[6:]
-        )
+        return lambda model, vocab_size, *counts: seq2seq_flops_per_step(model, vocab_size, *counts[:3], *counts[6:])
     teacher = teacher_shape(config) if config.objective.name == "distil" else None
 
     def flops(model: ModelConfig, vocab_size: int, *counts: int) -> float:
