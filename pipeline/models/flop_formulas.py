@@ -55,5 +55,5 @@ def _register(overload: Any, num_forwards: int) -> None:
     @register_flop_formula(overload.overloadpacket, get_raw=True)
     def formula(*values: Any, **named: Any) -> int:
         given = {**dict(zip(names, values, strict=False)), **named}
-        attending = (given[name] for name in ("query", "cu_queries", "cu_keys", "causal"))
-        return num_forwards * attention_flops(*attending, given.get("window", -1))
+        bounds = (given["cu_queries"], given["cu_keys"])
+        return num_forwards * attention_flops(given["query"], *bounds, given["causal"], given.get("window", -1))

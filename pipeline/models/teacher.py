@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -28,7 +28,7 @@ def read_teacher(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     import transformers
 
     source = read_pretrained(folder)
-    kind = source.config.get("model_type")
+    kind = str(source.config.get("model_type"))
     if kind not in FAMILIES:
         raise UserError(
             f"objective.teacher: {folder} is a model of type {kind!r}; teachers can be {', '.join(FAMILIES)}."
@@ -50,4 +50,5 @@ def read_teacher(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     model.tie_weights()
     install_drop_ins(model)
     prepare_packed(model, narrow=True)
-    return model.to(dtype).eval().requires_grad_(False)
+    converted: PreTrainedModel = cast("Any", model).to(dtype)
+    return converted.eval().requires_grad_(False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Final, Self
+from typing import Self, TypeAlias
 
 import numpy as np
 import torch
@@ -76,7 +76,8 @@ class Denoising(Objective):
         self, rows: Rows, num_micro_batches: int, steps: Sequence[int], digested: Collection[int] = ()
     ) -> list[list[Batch]]:
         batches = super().prepare_steps(rows, num_micro_batches, steps, digested)
-        first, completed = 0, []
+        first = 0
+        completed: list[list[Batch]] = []
         for of_step in batches:
             completed.append([])
             for batch in of_step:
@@ -120,7 +121,7 @@ class Denoising(Objective):
         )
 
 
-_Segments: Final = tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.integer]]
+_Segments: TypeAlias = tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.integer]]
 
 
 @kernel

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
@@ -20,12 +20,14 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from pipeline.base.keyed import hashes, key
-from pipeline.data.rows import Rows
+from pipeline.config.objective import ObjectiveConfig
+from pipeline.data.rows import RowFormat, Rows
 from pipeline.models.electra import discriminator_logits, generator_logits, replaced_tokens
 from pipeline.models.head_loss import IGNORED
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.loss import VOCABULARY_TENSORS, PackedLoss
 from pipeline.objectives.mlm import MaskedLanguageModel
+from pipeline.objectives.objective import Vocabulary
 from pipeline.objectives.terms import Term
 
 _DRAW: Final = int.from_bytes(b"DRAW", "big")
@@ -79,17 +81,27 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         (*VOCABULARY_TENSORS, "uniforms", "is_real"),
     )
 
+    draw_key: int = 0
+
+    @classmethod
+    def of(
+        cls, config: ObjectiveConfig, vocabulary: Vocabulary, row_format: RowFormat, seed: int, segments_per_row: int
+    ) -> Self:
+        made = super().of(config, vocabulary, row_format, seed, segments_per_row)
+        made.draw_key = key(seed, _DRAW)
+        return made
+
     def prepare_steps(
         self, rows: Rows, num_micro_batches: int, steps: Sequence[int], digested: Collection[int] = ()
     ) -> list[list[Batch]]:
         batches = super().prepare_steps(rows, num_micro_batches, steps, digested)
         is_real = real_slots(rows)
-        draw_key, first = key(self.masking.seed, _DRAW), 0
+        first = 0
         completed: list[list[Batch]] = []
         for of_step in batches:
             completed.append([])
             for batch in of_step:
-                uniforms = uniforms_of(batch, draw_key)
+                uniforms = uniforms_of(batch, self.draw_key)
                 real = torch.from_numpy(is_real[first : first + len(batch.row_numbers)])
                 completed[-1].append(replace(batch, uniforms=torch.from_numpy(uniforms), is_real=real))
                 first += len(batch.row_numbers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -51,7 +52,7 @@ def taught_loss(config: RunConfig, streams: Streams, device: torch.device) -> Pa
             f"{where} has width {shape.hidden_size}, the student {config.model.hidden_size}: their hidden states "
             "cannot be compared. Set objective.cosine_weight to 0."
         )
-    return distillation_loss(teacher.to(device), config.objective, row_objective(config).name)
+    return distillation_loss(cast("Any", teacher).to(device), config.objective, row_objective(config).name)
 
 
 def teacher_shape(config: RunConfig) -> ModelConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -205,12 +206,9 @@ def test_what_it_needs(corpus: Corpus) -> None:
     assert not make_objective(silent, corpus.manifest, form, 3, packing="best_fit").needs_sentences
     assert make_objective(CONFIG, corpus.manifest, form, 3, packing="best_fit").needs_sentences
 
-    class NoMask:
-        vocab_size, all_special_ids = 10, (0,)
-        special_ids = {"mask": None}
-
+    without_mask: Any = SimpleNamespace(vocab_size=10, all_special_ids=(0,), special_ids={"mask": None})
     with pytest.raises(UserError, match="denoise needs a mask token"):
-        Denoising.of(CONFIG, NoMask(), form, 0, 4)  # type: ignore[arg-type]
+        Denoising.of(CONFIG, without_mask, form, 0, 4)
 
 
 def test_a_corpus_without_sentences_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
