@@ -35,8 +35,9 @@ class Denoising(Objective):
     row_kind = "bert"
     loss = seq2seq_loss("denoise")
 
-    def __init__(self, noise: Noise, row_format: RowFormat, capacity: Capacity) -> None:
+    def __init__(self, noise: Noise, row_format: RowFormat, start_id: int, capacity: Capacity) -> None:
         super().__init__(capacity)
+        self.start_id = start_id
         self.noise = noise
         self.row_format = row_format
         self.needs_sentences = noise.permute > 0
@@ -61,15 +62,16 @@ class Denoising(Objective):
             mean=config.infilling_mean,
             rotate=config.rotation,
         )
-        return cls(noise, row_format, Capacity(row_format.sequence_length, segments_per_row))
+        end = vocabulary.special_ids.get("eos")
+        start_id = row_format.end_ids[0] if end is None else end  # as the model's decoder_start_token_id
+        return cls(noise, row_format, start_id, Capacity(row_format.sequence_length, segments_per_row))
 
     def predictions(self, rows: Rows) -> Predictions:
         """Of the decoder: its inputs, and the clean tokens."""
         tokens = rows.tokens.astype(np.int64)
         inputs = np.full(tokens.shape, self.row_format.pad_id, np.int64)
         real = np.zeros(tokens.shape, np.bool_)
-        start_id = self.row_format.end_ids[0]
-        _shift(rows.segment_row, rows.segment_start, rows.segment_length, tokens, start_id, inputs, real)
+        _shift(rows.segment_row, rows.segment_start, rows.segment_length, tokens, self.start_id, inputs, real)
         return Predictions(inputs, np.flatnonzero(real), tokens[real], real.sum(1, dtype=np.int64))
 
     def prepare_steps(

@@ -168,8 +168,9 @@ def _infilled(text: NDArray[np.int64], size: int, name: int, noise: Noise) -> in
     """Put one mask token in the place of each of some spans, in place; the new size.
 
     Spans begin at places drawn one after another, with lengths drawn beside them, until ``round(infill * size)`` tokens
-    are covered; the last one is cut, and one that meets an earlier one is drawn again. A span of no token is a mask
-    token before its place, as long as the text does not grow.
+    are covered; the last one is cut. One that meets an earlier one is drawn again, or after ``4 * size`` draws cut there:
+    only a text that is covered nearly whole needs as many. A span of no token is a mask token before its place, as long
+    as the text does not grow.
     """
     wanted = int(noise.infill * size + 0.5)
     first_of = np.zeros(size, np.int64)  # tokens of the span that begins here
@@ -188,11 +189,12 @@ def _infilled(text: NDArray[np.int64], size: int, name: int, noise: Noise) -> in
                 inserted[num_inserted] = place
                 num_inserted += 1
             continue
-        free = True
-        for token in range(place, place + span):
-            free = free and not covered[token]
-        if not free:
+        free = 0
+        while free < span and not covered[place + free]:
+            free += 1
+        if free == 0 or (free < span and number < 4 * size):
             continue
+        span = free
         first_of[place] = span
         for token in range(place, place + span):
             covered[token] = True
