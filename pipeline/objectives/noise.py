@@ -168,7 +168,7 @@ def _infilled(text: NDArray[np.int64], size: int, name: int, noise: Noise) -> in
     """Put one mask token in the place of each of some spans, in place; the new size.
 
     Spans begin at places drawn one after another, with lengths drawn beside them, until ``round(infill * size)`` tokens
-    are covered; the last one is cut. One that meets an earlier one is drawn again, or after ``4 * size`` draws cut there:
+    are covered; the last one is cut. One that meets an earlier one is drawn again; after ``4 * size`` draws it is cut:
     only a text that is covered nearly whole needs as many. A span of no token is a mask token before its place, as long
     as the text does not grow.
     """
