@@ -9,8 +9,8 @@ import numpy as np
 
 from pipeline.base.errors import UserError
 from pipeline.shards.files import CorpusFiles, corpus_files
+from pipeline.shards.index import read_index
 from pipeline.shards.manifest import Manifest, read_manifest
-from pipeline.shards.reader import read_index
 
 _PERCENTILES = (5, 25, 50, 75, 95)
 

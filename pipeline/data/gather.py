@@ -66,10 +66,7 @@ def gather_rows(
     Raises:
         ValueError: pieces that outgrow their row or their shard, or shards of different token types: a bug.
     """
-    dtypes = {flat.dtype for flat in maps}
-    if len(dtypes) > 1:
-        raise ValueError(f"rows of shards with different token types: {sorted(map(str, dtypes))}")
-    tokens = np.empty((len(row_numbers), row_format.sequence_length), dtypes.pop() if dtypes else np.uint16)
+    tokens = np.empty((len(row_numbers), row_format.sequence_length), _dtype_of(maps))
     segments = np.zeros(len(pieces), _SEGMENT)
     memory = np.array([(address_of(flat), len(flat)) for flat in maps], np.uint64).reshape(-1, 2)  # (C, 2)
     form, first_slots = _as_numbers(row_format), np.empty(len(pieces), np.int64)
@@ -77,10 +74,9 @@ def gather_rows(
     if num_segments < 0:
         raise ValueError(f"the pieces of row {-1 - num_segments} of these outgrow it, or lie outside their shard")
     segments = segments[:num_segments]
-    word_starts = None
+    word_starts = sentence_starts = None
     if words is not None:
         word_starts = _word_starts(pieces, counts, words, map_of_row, first_slots, segments, tokens.shape)
-    sentence_starts = None
     if sentences is not None:
         sentence_starts = _sentence_starts(pieces, counts, sentences, map_of_row, first_slots, tokens.shape)
     names = _OF_SEGMENT + (_OF_PAIR if row_format.middle_ids else ())
@@ -94,6 +90,13 @@ def gather_rows(
         sentence_starts=sentence_starts,
         **{name: np.ascontiguousarray(segments[name]) for name in names},
     )
+
+
+def _dtype_of(maps: Sequence[NDArray[np.unsignedinteger]]) -> np.dtype:
+    dtypes = {flat.dtype for flat in maps}
+    if len(dtypes) > 1:
+        raise ValueError(f"rows of shards with different token types: {sorted(map(str, dtypes))}")
+    return dtypes.pop() if dtypes else np.dtype(np.uint16)
 
 
 _Format: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int, bool]

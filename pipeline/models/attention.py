@@ -29,6 +29,11 @@ _FLASH_DTYPES: Final = (torch.float16, torch.bfloat16)
 _FLASH_MIN_CAPABILITY: Final = (8, 0)
 _FLASH_3_MAJOR: Final = 9
 
+_NOT_PACKED: Final = (
+    f"attention `{ATTENTION_NAME}` takes one packed row with cu_seq_lens_q, cu_seq_lens_k and max_length_q and no "
+    "attention_mask: call the model through pipeline.models.packed.packed_logits"
+)
+
 
 def register_attention() -> None:
     """Make :data:`ATTENTION_NAME` known to transformers; may be called again."""
@@ -76,21 +81,13 @@ def packed_attention(
     Raises:
         ValueError: a mask, or no segments: the model was not called through ``packed_logits``.
     """
-    if (
-        attention_mask is not None
-        or cu_seq_lens_q is None
-        or cu_seq_lens_k is None
-        or max_length_q is None
-        or query.shape[0] != 1
-    ):
-        raise ValueError(
-            f"attention `{ATTENTION_NAME}` takes one packed row with cu_seq_lens_q, cu_seq_lens_k and max_length_q and "
-            "no attention_mask: call the model through pipeline.models.packed.packed_logits"
-        )
+    if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None:
+        raise ValueError(_NOT_PACKED)
+    if attention_mask is not None or query.shape[0] != 1:
+        raise ValueError(_NOT_PACKED)
     causal = bool(module.is_causal if is_causal is None else is_causal)
     if decoder_cu_seq_lens is not None and getattr(module, "is_decoder", False):
-        cu_seq_lens_q = decoder_cu_seq_lens
-        cu_seq_lens_k = decoder_cu_seq_lens if causal else cu_seq_lens_k
+        cu_seq_lens_q, cu_seq_lens_k = decoder_cu_seq_lens, decoder_cu_seq_lens if causal else cu_seq_lens_k
     window = -1 if sliding_window is None else sliding_window - 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))  # Q H D, T H D twice

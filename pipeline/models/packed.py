@@ -238,10 +238,8 @@ def packed_seq2seq_loss(
     loss: HeadLoss = getattr(model, _LOSS_NAME)
     loss.labels = labels
     try:
-        encoder, decoder = (
-            (input_ids, position_ids, cu_seqlens),
-            (decoder_input_ids, decoder_position_ids, decoder_cu_seqlens),
-        )
+        encoder = (input_ids, position_ids, cu_seqlens)
+        decoder = (decoder_input_ids, decoder_position_ids, decoder_cu_seqlens)
         # BART adds a constant row of zeros to its "logits".
         return packed_seq2seq_logits(model, *encoder, *decoder, max_seqlen, prediction_positions).flatten()[0]
     finally:

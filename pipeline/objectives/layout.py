@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -97,45 +97,57 @@ def make_batches(
     most_bounds, usual_bounds = capacity.most_bounds(size), capacity.usual_bounds(size)
     num_predictions = size * capacity.predictions_per_row
     pairs = find_pairs(rows, total) if predictions.with_pairs else None
-    positions = np.empty((num_rows, length), np.int64)
-    cu_seqlens = np.empty((total, most_bounds), np.int32)
-    predicting = np.empty((total, num_predictions + (most_bounds - 1 if pairs else 0)), np.int64)
-    labels = np.empty(predicting.shape, np.int64)
-    facts = np.empty((total, len(_FACTS)), np.int64)
-    segments = (rows.segment_row, rows.segment_start, rows.segment_length)
-    made = (predictions.indices, predictions.labels, predictions.counts)
-    firsts = (pairs.firsts, pairs.of_batch) if pairs else (np.empty(0, np.int64), np.zeros(total + 1, np.int64))
-    sizes = (num_predictions, usual_bounds, capacity.window)
-    _lay_out(segments, made, firsts, sizes, positions, cu_seqlens, predicting, labels, facts)
+    most_places = num_predictions + (most_bounds - 1 if pairs else 0)
+    positions, cu_seqlens, predicting, labels, facts = _room(total, rows.tokens.shape, most_bounds, most_places)
+    _lay_out(
+        (rows.segment_row, rows.segment_start, rows.segment_length),
+        (predictions.indices, predictions.labels, predictions.counts),
+        (pairs.firsts, pairs.of_batch) if pairs else (np.empty(0, np.int64), np.zeros(total + 1, np.int64)),
+        (num_predictions, usual_bounds, capacity.window),
+        *(positions, cu_seqlens, predicting, labels, facts),
+    )
     _check_capacity(facts, most_bounds, num_predictions, size * length)
     of_steps, real_of_steps = (facts[:, fact].reshape(-1, num_micro_batches).sum(1).tolist() for fact in (0, 1))
     batches: list[list[Batch]] = [[] for _ in steps]
-    for number, counted in enumerate(facts.tolist()):
+    for number, (num_predicted, num_real, squares, lengths, bounds, near) in enumerate(facts.tolist()):
         part = slice(number * size, (number + 1) * size)
-        at = number // num_micro_batches
-        num_bounds = usual_bounds if counted[4] <= usual_bounds else most_bounds
+        num_bounds = usual_bounds if bounds <= usual_bounds else most_bounds
         num_places = num_predictions + (num_bounds - 1 if pairs else 0)
-        batches[at].append(
+        batches[number // num_micro_batches].append(
             Batch(
                 input_ids=torch.from_numpy(predictions.input_ids[part]),
                 position_ids=torch.from_numpy(positions[part]),
                 cu_seqlens=torch.from_numpy(cu_seqlens[number, :num_bounds]),
                 prediction_positions=torch.from_numpy(predicting[number, :num_places]),
                 labels=torch.from_numpy(labels[number, :num_places]),
-                window_predictions=of_steps[at],
-                window_real_tokens=real_of_steps[at],
-                num_predictions=counted[0],
-                num_real_tokens=counted[1],
-                sum_squared_lengths=counted[2],
-                sum_prediction_lengths=counted[3],
-                token_pairs_in_window=counted[5],
+                window_predictions=of_steps[number // num_micro_batches],
+                window_real_tokens=real_of_steps[number // num_micro_batches],
+                num_predictions=num_predicted,
+                num_real_tokens=num_real,
+                sum_squared_lengths=squares,
+                sum_prediction_lengths=lengths,
+                token_pairs_in_window=near,
                 row_numbers=torch.from_numpy(rows.row_numbers[part]),
                 first_slot_key=int(rows.row_numbers[part.start]),
                 max_seqlen=length,
-                step=steps[at],
+                step=steps[number // num_micro_batches],
             )
         )
     return add_pairs(batches, rows, pairs) if pairs else batches
+
+
+_Room: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
+
+def _room(num_batches: int, shape: tuple[int, ...], num_bounds: int, num_places: int) -> _Room:
+    """What :func:`_lay_out` fills: positions, bounds, predicting positions and their labels, facts."""
+    return (
+        np.empty(shape, np.int64),
+        np.empty((num_batches, num_bounds), np.int32),
+        np.empty((num_batches, num_places), np.int64),
+        np.empty((num_batches, num_places), np.int64),
+        np.empty((num_batches, len(_FACTS)), np.int64),
+    )
 
 
 def with_digests(batches: Sequence[Batch], row_digests: NDArray[np.uint8]) -> list[Batch]:
@@ -223,15 +235,9 @@ def _lay_out(
             places = most_predictions + usual_bounds - 1
         chosen = slice(prediction, prediction + num_predictions)
         facts[number, 3] = _place_predictions(
-            indices[chosen],
-            ids[chosen],
-            first_slots[of_batch[number] : of_batch[number + 1]],
-            number * size * length,
-            size * length,
-            bounds,
-            predicting[number, :places],
-            labels[number, :places],
-        )
+            indices[chosen], ids[chosen], first_slots[of_batch[number] : of_batch[number + 1]],
+            number * size * length, size * length, bounds, predicting[number, :places], labels[number, :places],
+        )  # fmt: skip
         prediction += num_predictions
 
 
