@@ -41,12 +41,14 @@ SETTINGS = [
     *("--model.hidden_dropout", "0", "--model.initializer_range", "0.2", "--optimizer.learning_rate", "2"),
     *("--schedule.warmup_steps", "0", "--evaluation.every_steps", "0", "--evaluation.rows", "1"),
 ]
+# With large weights the rounding of fp32 alone is above the tolerance, in a pooler and in layers that share weights.
+MILDER = ["--model.initializer_range", "0.1"]
 OBJECTIVES = {
     "token": ["--objective.masking", "token"],
     "whole_word": ["--objective.masking", "whole_word"],
     "span": ["--objective.masking", "span"],
-    "mlm+nsp": ["--objective.name", "mlm+nsp", "--data.packing", "pairs_nsp"],
-    "mlm+sop": ["--objective.name", "mlm+sop", "--data.packing", "pairs_sop", "--model.family", "albert"],
+    "mlm+nsp": ["--objective.name", "mlm+nsp", "--data.packing", "pairs_nsp", *MILDER],
+    "mlm+sop": ["--objective.name", "mlm+sop", "--data.packing", "pairs_sop", "--model.family", "albert", *MILDER],
     "clm": ["--model.family", "gpt2", "--objective.name", "clm"],
 }
 # strategy, ranks, rows of a micro-batch
