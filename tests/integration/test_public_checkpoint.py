@@ -1,5 +1,5 @@
-"""A published checkpoint goes on: the encoder of a package of the Python package index is imported, pretrained further on
-real text with a fresh head for masked tokens, and exported; before the first step its weights are what they were."""
+"""A published checkpoint goes on: an encoder that comes as a Python package is imported, pretrained on real text with a
+fresh head for masked tokens, and exported; before the first step its weights are what they were."""
 
 from __future__ import annotations
 
@@ -71,11 +71,13 @@ def config(model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 
 def encoder_in(folder: Path) -> dict[str, Tensor]:
-    """Weights of the bare encoder, by the names of ``BertModel``; without buffers, and without the pooler, which a class
-    for masked tokens does not have."""
+    """Weights of the bare encoder, by the names of ``BertModel``; without its buffer, and without the pooler, which a
+    class for masked tokens lacks."""
     weights = load_file(folder / "model.safetensors")
     named = {name.removeprefix("bert."): tensor for name, tensor in weights.items() if not name.startswith("cls.")}
-    return {name: tensor for name, tensor in named.items() if "pooler" not in name and not name.endswith("position_ids")}
+    return {
+        name: tensor for name, tensor in named.items() if "pooler" not in name and not name.endswith("position_ids")
+    }
 
 
 @pytest.mark.proof
