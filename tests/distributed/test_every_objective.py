@@ -176,7 +176,7 @@ def test_it_learns_survives_and_leaves(
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
     entropy = read_manifest(LocalFiles(corpora[kind.style])).extra["validation_unigram_entropy"]
     found = metrics_of(tmp_path / "run")[-1][kind.words]
-    assert found < entropy - 0.5, (found, entropy)
+    assert found < entropy - 0.2, (found, entropy)
     export_run(tmp_path / "run", tmp_path / "hf", part=kind.part)
     theirs = loss_of_a_stranger(kind, config, overrides, tmp_path / "hf", tmp_path)
     assert np.isclose(theirs, found, rtol=2e-3), (

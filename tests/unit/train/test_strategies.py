@@ -45,6 +45,15 @@ def test_deepspeed_is_told_how_to_sum_gradients(
     assert made.config["data_types"] == {"grad_accum_dtype": sums}  # type: ignore[attr-defined]  # as above
 
 
+@pytest.mark.parametrize("num_parameters", [1, 1000, 1001, 10**9 + 1])
+def test_buckets_are_even_as_deepspeed_wants_them(num_parameters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    made: Any = make_strategy(TrainConfig(strategy="zero1"), rank_facts({}), torch.device("cpu"), num_parameters)
+    bucket = made.config["zero_optimization"]["allgather_bucket_size"]
+    assert bucket % 2 == 0
+    assert bucket >= min(num_parameters, 500_000_000)
+
+
 def test_deepspeed_halves_the_loss_scale_at_every_infinite_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """As torch's scaler; DeepSpeed's default lets the first one pass."""
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
