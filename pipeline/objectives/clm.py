@@ -28,7 +28,7 @@ class CausalLanguageModel(Objective):
         return cls(Capacity(row_format.sequence_length, segments_per_row))
 
     def predictions(self, rows: Rows) -> Predictions:
-        predicts = has_next(rows)  # R S
+        predicts = has_next(self.as_seen(rows))  # R S
         indices = np.flatnonzero(predicts)  # P
         tokens = rows.tokens.astype(np.int64)
         return Predictions(tokens, indices, tokens.ravel().take(indices + 1), predicts.sum(1, dtype=np.int64))
