@@ -1,20 +1,25 @@
-"""Contradictions of what is done to rows: which tokens are masked. Each check yields every problem."""
+"""Contradictions of what is done to rows: masks that stay, text that is read twice. Each check yields all it finds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from pipeline.config.derived import row_objective
 from pipeline.config.ranges import at_least, at_most
-from pipeline.config.run import RunConfig
+from pipeline.config.run import Packing, RunConfig
 
 MAX_MASK_COPIES = 1_000_000
 """No run has so many epochs: more is a mistake."""
 
+CONTEXT_PACKINGS: Final[tuple[Packing, ...]] = ("best_fit", "one_document")
+"""Packings that cut a document by itself, so that a piece can begin with the end of the one before."""
+
 
 def row_problems(config: RunConfig) -> Iterator[str]:
-    """Problems of masks that stay with their documents."""
+    """Problems of masks that stay with their documents, and of the context of cut documents."""
     yield from _mask_copies_problems(config)
+    yield from _context_problems(config)
 
 
 def _mask_copies_problems(config: RunConfig) -> Iterator[str]:
@@ -30,4 +35,34 @@ def _mask_copies_problems(config: RunConfig) -> Iterator[str]:
         yield (
             "objective.mask_copies: spans are drawn for rows, and rows change every epoch; set objective.masking to "
             "`token` or `whole_word`, or leave objective.mask_copies out."
+        )
+
+
+def most_context_tokens(sequence_length: int) -> int:
+    """Beside the context a row has room for a new token and the end of the text."""
+    return sequence_length - 2
+
+
+def _context_problems(config: RunConfig) -> Iterator[str]:
+    context = config.data.context_tokens
+    yield from at_least(0, data__context_tokens=context)
+    if context <= 0:
+        return
+    if row_objective(config).name != "clm":
+        family = f" of family `{config.model.family}`" if config.objective.name == "distil" else ""
+        yield (
+            f"data.context_tokens: {context} has a meaning for next-token prediction only, and the objective is "
+            f"`{config.objective.name}`{family}; leave it out."
+        )
+    if config.data.packing not in CONTEXT_PACKINGS:
+        yield (
+            f"data.context_tokens: {context} does not go with data.packing `{config.data.packing}`; use "
+            f"{' or '.join(f'`{name}`' for name in CONTEXT_PACKINGS)}, or leave it out."
+        )
+    lengths = [stage.sequence_length or config.data.sequence_length for stage in config.train.stages]
+    shortest = min(lengths or [config.data.sequence_length])
+    if context > most_context_tokens(shortest):
+        yield (
+            f"data.context_tokens: {context} leaves no room for new text in rows of {shortest} tokens; lower it to "
+            f"{max(0, most_context_tokens(shortest))} or less (a quarter to a half of a row is usual)."
         )

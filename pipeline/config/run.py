@@ -114,6 +114,10 @@ class DataConfig:
     """Documents that share a row see each other and their positions run through, as in GPT; clm then predicts across
     their borders. Default: every document by itself."""
 
+    context_tokens: int = 0
+    """clm, packing `best_fit` or `one_document`: of a document longer than a row, every piece but the first begins with
+    so many tokens of the piece before, which are read and not predicted again. At most `sequence_length` - 2."""
+
     open_shards: int = 256
     """Shards the stream mixes at once: lanes x window. More mixes better and keeps more indexes in memory."""
 

@@ -129,6 +129,7 @@ class Streams:
             seed=seed,
             open_shards=data.open_shards,
             exponent=data.mixture_exponent,
+            context_tokens=data.context_tokens,
         )
         objective = self.objective(seed, stages.all[0].sequence_length)
         exclusions = Exclusions(self.exclusions) if split == "train" else None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.checks import run_problems
-from pipeline.config.run import DataConfig, RunConfig
+from pipeline.config.run import DataConfig, RunConfig, StageConfig
 from tests.unit.config.test_checks import with_values
 
 GOOD = RunConfig(run_directory="r", data=DataConfig(corpus="c"))
@@ -29,6 +29,25 @@ GPT = {"model__family": "gpt2", "objective__name": "clm"}
             GPT | {"objective__name": "distil", "objective__teacher": "t", "objective__mask_copies": 2},
             "objective.mask_copies: `distil` of family `gpt2` has no masks that could be kept",
         ),
+        (GPT | {"data__context_tokens": -1}, "data.context_tokens: -1 is below 0"),
+        ({"data__context_tokens": 8}, "a meaning for next-token prediction only, and the objective is `mlm`"),
+        (
+            {"objective__name": "distil", "objective__teacher": "t", "data__context_tokens": 8},
+            "the objective is `distil` of family `bert`",
+        ),
+        (
+            GPT | {"data__context_tokens": 8, "data__packing": "concatenate"},
+            "data.context_tokens: 8 does not go with data.packing `concatenate`; use `best_fit` or `one_document`",
+        ),
+        (GPT | {"data__context_tokens": 512}, "data.context_tokens: 512 leaves no room for new text in rows of 512"),
+        (
+            GPT
+            | {
+                "data__context_tokens": 127,
+                "train__stages": [StageConfig(steps=9, sequence_length=128), StageConfig()],
+            },
+            "in rows of 128 tokens; lower it to 126 or less",
+        ),
     ],
 )
 def test_each_problem_is_named(values: dict[str, Any], message: str) -> None:
@@ -43,6 +62,9 @@ def test_each_problem_is_named(values: dict[str, Any], message: str) -> None:
         {"objective__mask_copies": 10, "objective__masking": "whole_word"},
         {"model__family": "electra", "objective__name": "rtd", "objective__mask_copies": 2},
         {"objective__name": "distil", "objective__teacher": "t", "objective__mask_copies": 2},
+        GPT | {"data__context_tokens": 510},
+        GPT | {"data__context_tokens": 128, "data__packing": "one_document", "data__cross_document_attention": True},
+        GPT | {"objective__name": "distil", "objective__teacher": "t", "data__context_tokens": 128},
         {"objective__name": "mlm+nsp", "data__packing": "pairs_nsp", "objective__mask_copies": 2},
     ],
 )
