@@ -1,4 +1,5 @@
-"""Contradictions of what is done to rows: masks that stay, text that is read twice. Each check yields all it finds."""
+"""Contradictions of what is done to rows: masks that stay, context, reverse complements. Each check yields all it
+finds."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from pipeline.config.derived import row_objective
-from pipeline.config.ranges import at_least, at_most
+from pipeline.config.ranges import at_least, at_most, share
 from pipeline.config.run import Packing, RunConfig
 
 MAX_MASK_COPIES = 1_000_000
@@ -17,9 +18,10 @@ CONTEXT_PACKINGS: Final[tuple[Packing, ...]] = ("best_fit", "one_document")
 
 
 def row_problems(config: RunConfig) -> Iterator[str]:
-    """Problems of masks that stay with their documents, and of the context of cut documents."""
+    """Problems of masks that stay with their documents, of context, and of the other strand of DNA."""
     yield from _mask_copies_problems(config)
     yield from _context_problems(config)
+    yield from _reverse_complement_problems(config)
 
 
 def _mask_copies_problems(config: RunConfig) -> Iterator[str]:
@@ -66,3 +68,24 @@ def _context_problems(config: RunConfig) -> Iterator[str]:
             f"data.context_tokens: {context} leaves no room for new text in rows of {shortest} tokens; lower it to "
             f"{max(0, most_context_tokens(shortest))} or less (a quarter to a half of a row is usual)."
         )
+
+
+def _reverse_complement_problems(config: RunConfig) -> Iterator[str]:
+    data = config.data
+    yield from share(data__reverse_complement=data.reverse_complement)
+    if not 0 < data.reverse_complement <= 1:
+        return
+    for name, given, why in (
+        (
+            "data.packing",
+            data.packing if data.packing.startswith("pairs") else None,
+            "the parts of a pair follow each other",
+        ),
+        ("objective.mask_copies", config.objective.mask_copies, "masks that stay belong to tokens in their order"),
+        ("data.context_tokens", data.context_tokens or None, "the context of a piece comes before it"),
+    ):
+        if given is not None:
+            yield (
+                f"data.reverse_complement: {data.reverse_complement} does not go with {name} {given}: {why}, and a "
+                "reverse complement turns the order round; leave one of them out."
+            )

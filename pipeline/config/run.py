@@ -121,6 +121,10 @@ class DataConfig:
     open_shards: int = 256
     """Shards the stream mixes at once: lanes x window. More mixes better and keeps more indexes in memory."""
 
+    reverse_complement: float = 0.0
+    """DNA and RNA, tokenizers `character` and `kmer`: probability with which a row to train on is replaced by the
+    reverse complement of its text, drawn anew in every epoch. Validation rows stay as they are."""
+
     workers: int = 0
     """Loader processes a rank. 0: a thread of the training process prepares batches ahead: fastest on tokens."""
 

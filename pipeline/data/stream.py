@@ -166,8 +166,8 @@ class RowStream:
 
     @property
     def fill(self) -> float:
-        """Share of an epoch's slots that hold text of the corpora for the first time (no special tokens, padding, context
-        of cut documents), first phase."""
+        """Share of an epoch's slots that hold text of the corpora for the first time (special tokens, padding and the
+        context of cut documents do not), first phase."""
         slots = self.num_rows * self.phases[0].row_format.sequence_length
         return sum(source.num_tokens for source in self.sources) / slots
 

@@ -48,6 +48,20 @@ GPT = {"model__family": "gpt2", "objective__name": "clm"}
             },
             "in rows of 128 tokens; lower it to 126 or less",
         ),
+        ({"data__reverse_complement": 1.5}, "data.reverse_complement: 1.5 is outside [0, 1]"),
+        ({"data__reverse_complement": float("nan")}, "data.reverse_complement: nan is outside [0, 1]"),
+        (
+            {"data__reverse_complement": 0.5, "data__packing": "pairs"},
+            "data.reverse_complement: 0.5 does not go with data.packing pairs: the parts of a pair follow each other",
+        ),
+        (
+            {"data__reverse_complement": 0.5, "objective__mask_copies": 1},
+            "data.reverse_complement: 0.5 does not go with objective.mask_copies 1: masks that stay",
+        ),
+        (
+            GPT | {"data__reverse_complement": 0.5, "data__context_tokens": 9},
+            "data.reverse_complement: 0.5 does not go with data.context_tokens 9: the context of a piece",
+        ),
     ],
 )
 def test_each_problem_is_named(values: dict[str, Any], message: str) -> None:
@@ -62,6 +76,8 @@ def test_each_problem_is_named(values: dict[str, Any], message: str) -> None:
         {"objective__mask_copies": 10, "objective__masking": "whole_word"},
         {"model__family": "electra", "objective__name": "rtd", "objective__mask_copies": 2},
         {"objective__name": "distil", "objective__teacher": "t", "objective__mask_copies": 2},
+        {"data__reverse_complement": 1.0, "objective__masking": "span"},
+        GPT | {"data__reverse_complement": 0.5, "data__packing": "concatenate"},
         GPT | {"data__context_tokens": 510},
         GPT | {"data__context_tokens": 128, "data__packing": "one_document", "data__cross_document_attention": True},
         GPT | {"objective__name": "distil", "objective__teacher": "t", "data__context_tokens": 128},
