@@ -163,7 +163,7 @@ def complement_table(text: Mapping[str, int], vocab_size: int) -> NDArray[np.int
             "complement of A. Build the corpus from either DNA or RNA, or set data.reverse_complement to 0."
         )
     pairs = [*_PAIRS, "AU" if "U" in letters else "AT"]
-    upper = {one: other for pair in pairs for one, other in (pair, pair[::-1])}
+    upper = {pair[0]: pair[1] for pair in pairs} | {pair[1]: pair[0] for pair in pairs}
     complement = upper | {one.lower(): other.lower() for one, other in upper.items()}
     table = np.arange(vocab_size)
     for token, number in text.items():

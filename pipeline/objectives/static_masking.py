@@ -89,12 +89,15 @@ def _parts(rows: Rows, num_begin_ids: int) -> NDArray[np.int64]:
     in a row, row after row, (T, 5); a pair is two, and the special tokens after a stretch count as of it."""
     ends = rows.segment_start.astype(np.int64) + rows.segment_length
     firsts = rows.segment_start.astype(np.int64) + num_begin_ids
-    if rows.second_start is None or rows.second_document is None or rows.second_offset is None:
-        return np.stack([rows.segment_row, firsts, ends, rows.document, rows.offset], axis=1).astype(np.int64)
-    first_parts = [rows.segment_row, firsts, rows.second_start, rows.document, rows.offset]
-    second_parts = [rows.segment_row, rows.second_start, ends, rows.second_document, rows.second_offset]
-    both = np.stack([np.stack(part, axis=1) for part in (first_parts, second_parts)], axis=1)  # (K, 2, 5)
-    return both.reshape(-1, 5).astype(np.int64)
+    parts: list[tuple[NDArray[np.integer], ...]] = [(rows.segment_row, firsts, ends, rows.document, rows.offset)]
+    if rows.second_start is not None and rows.second_document is not None and rows.second_offset is not None:
+        second_start = rows.second_start
+        parts = [
+            (rows.segment_row, firsts, second_start, rows.document, rows.offset),
+            (rows.segment_row, second_start, ends, rows.second_document, rows.second_offset),
+        ]
+    columns = [np.stack([column.astype(np.int64) for column in part], axis=1) for part in parts]  # (K, 5) each
+    return np.stack(columns, axis=1).reshape(-1, 5)
 
 
 @kernel
@@ -181,6 +184,6 @@ def _choose(
             if is_chosen:
                 places[num_chosen], names[num_chosen] = place, name
                 num_chosen += 1
-        goes_on = maskable[place]
+        goes_on = bool(maskable[place])
         name += np.uint64(1)
     return num_chosen
