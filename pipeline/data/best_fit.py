@@ -15,12 +15,12 @@ Letters: D documents of a shard, F full pieces, I items (remainders), K pieces, 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.jit import Whole, kernel
+from pipeline.base.jit import kernel
 from pipeline.base.keyed_kernels import hash_u64
 from pipeline.data.fit import count_fitted_rows, fit_items
 from pipeline.data.pieces import ENDS_DOCUMENT, ShardLengths, ShardPlan, as_pieces
@@ -38,7 +38,7 @@ def max_segments(row_format: RowFormat) -> int:
 
 
 @kernel
-def cuts_of(length: Whole, cap: int, context: int) -> tuple[Whole, Whole]:
+def cuts_of(length: Any, cap: int, context: int) -> tuple[int, int]:
     """Full pieces of a document, and the tokens of its remainder with their context; 0: there is none."""
     if length <= cap:
         return length // cap, length % cap

@@ -180,7 +180,7 @@ def _choose(
     for place in range(first, end):
         if maskable[place]:
             if not (by_word and goes_on) or word_starts[place]:
-                is_chosen = np.int64(hash_u64(draw_key, name) >> np.uint64(32)) < rate
+                is_chosen = bool(np.int64(hash_u64(draw_key, name) >> np.uint64(32)) < rate)
             if is_chosen:
                 places[num_chosen], names[num_chosen] = place, name
                 num_chosen += 1
