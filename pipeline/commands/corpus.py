@@ -40,6 +40,7 @@ def add_corpus_commands(commands: Any) -> None:
     rows.add_argument("--packing", default="best_fit", help="as data.packing (default best_fit)")
     rows.add_argument("--kind", choices=("bert", "gpt"), required=True, help="special tokens of the rows")
     rows.add_argument("--sequence-length", type=int, required=True, metavar="S", help="as data.sequence_length")
+    rows.add_argument("--context-tokens", type=int, default=0, metavar="C", help="as data.context_tokens (default 0)")
     add_json(rows)
 
 
@@ -163,6 +164,8 @@ def corpus_where(namespace: argparse.Namespace, overrides: list[str]) -> int:
 def corpus_count_rows(namespace: argparse.Namespace, _: list[str]) -> int:
     from pipeline.data.row_tables import count_rows
 
-    facts = count_rows(namespace.directory, namespace.packing, namespace.kind, namespace.sequence_length)
+    facts = count_rows(
+        namespace.directory, namespace.packing, namespace.kind, namespace.sequence_length, namespace.context_tokens
+    )
     print_facts(facts, namespace.json)
     return 0

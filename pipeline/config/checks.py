@@ -10,6 +10,7 @@ from pipeline.config.corpus import MAX_INTEGERS, CorpusConfig, ShardConfig, Toke
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
 from pipeline.config.optimization_checks import optimization_problems
 from pipeline.config.ranges import at_least, at_most, not_negative, positive, share
+from pipeline.config.row_checks import row_problems
 from pipeline.config.run import PAIR_OBJECTIVES, Family, ObjectiveConfig, ObjectiveName, RunConfig, TrainConfig
 from pipeline.config.start import start_problems
 
@@ -60,6 +61,7 @@ def run_problems(config: RunConfig) -> list[str]:
         *start_problems(config.start, config.model.remap_vocabulary),
         *_generator_problems(config),
         *_teacher_problems(config.objective),
+        *row_problems(config),
         *_noise_problems(config),
         *optimization_problems(config),
         *_train_problems(config),

@@ -36,6 +36,10 @@ class ObjectiveConfig:
     """mlm: what is chosen at a time: `token`, `whole_word` (BERT's whole word masking) or `span` of words (SpanBERT).
     The last two need a corpus built with `shards.words`."""
 
+    mask_copies: int | None = None
+    """mlm: default: dynamic, masks are drawn anew for every row of every epoch. k: a document keeps its masks, of which
+    there are k copies, one an epoch in turn (1: the same for ever); the count of a row then varies about the rate."""
+
     discriminator_weight: float = 50.0
     """rtd: weight of the discriminator's loss beside the generator's."""
 

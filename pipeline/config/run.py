@@ -114,8 +114,16 @@ class DataConfig:
     """Documents that share a row see each other and their positions run through, as in GPT; clm then predicts across
     their borders. Default: every document by itself."""
 
+    context_tokens: int = 0
+    """clm, packing `best_fit` or `one_document`: of a document longer than a row, every piece but the first begins with
+    so many tokens of the piece before, which are read and not predicted again. At most `sequence_length` - 2."""
+
     open_shards: int = 256
     """Shards the stream mixes at once: lanes x window. More mixes better and keeps more indexes in memory."""
+
+    reverse_complement: float = 0.0
+    """DNA and RNA, tokenizers `character` and `kmer`: probability with which a row to train on is replaced by the
+    reverse complement of its text, drawn anew in every epoch. Validation rows stay as they are."""
 
     workers: int = 0
     """Loader processes a rank. 0: a thread of the training process prepares batches ahead: fastest on tokens."""

@@ -74,11 +74,8 @@ def gather_rows(
     if num_segments < 0:
         raise ValueError(f"the pieces of row {-1 - num_segments} of these outgrow it, or lie outside their shard")
     segments = segments[:num_segments]
-    word_starts = sentence_starts = None
-    if words is not None:
-        word_starts = _word_starts(pieces, counts, words, map_of_row, first_slots, segments, tokens.shape)
-    if sentences is not None:
-        sentence_starts = _sentence_starts(pieces, counts, sentences, map_of_row, first_slots, tokens.shape)
+    word_starts = _word_starts(pieces, counts, words, map_of_row, first_slots, segments, tokens.shape)
+    sentence_starts = _sentence_starts(pieces, counts, sentences, map_of_row, first_slots, tokens.shape)
     names = _OF_SEGMENT + (_OF_PAIR if row_format.middle_ids else ())
     return Rows(
         tokens=tokens,
@@ -88,6 +85,7 @@ def gather_rows(
         source=source.astype(np.int32),
         word_starts=word_starts,
         sentence_starts=sentence_starts,
+        segment_context=_contexts(segments["offset"], row_format.context_tokens),
         **{name: np.ascontiguousarray(segments[name]) for name in names},
     )
 
@@ -215,15 +213,22 @@ def _add_second(segment: Any, first_token: int, first_document: int, piece: Any)
     segment.second_offset = offset
 
 
+def _contexts(offset: NDArray[np.int64], context_tokens: int) -> NDArray[np.int32] | None:
+    """``Rows.segment_context``, (K,): every piece but the first of a document has a context."""
+    return np.where(offset > 0, np.int32(context_tokens), np.int32(0)) if context_tokens else None
+
+
 def _sentence_starts(
     pieces: NDArray[np.void],
     counts: NDArray[np.int64],
-    sentences: Sequence[NDArray[np.int64]],
+    sentences: Sequence[NDArray[np.int64]] | None,
     map_of_row: NDArray[np.int64],
     first_slots: NDArray[np.int64],
     shape: tuple[int, ...],
-) -> NDArray[np.bool_]:
-    """Where tokens begin sentences, (R, S)."""
+) -> NDArray[np.bool_] | None:
+    """Where tokens begin sentences, (R, S), if that is asked for."""
+    if sentences is None:
+        return None
     flat = np.zeros(shape[0] * shape[1], np.bool_)
     shard_of_piece = np.repeat(map_of_row, counts)  # (P,)
     for shard, starts in enumerate(sentences):
@@ -241,13 +246,15 @@ def _sentence_starts(
 def _word_starts(
     pieces: NDArray[np.void],
     counts: NDArray[np.int64],
-    words: Sequence[WordBits],
+    words: Sequence[WordBits] | None,
     map_of_row: NDArray[np.int64],
     first_slots: NDArray[np.int64],
     segments: NDArray[np.void],
     shape: tuple[int, ...],
-) -> NDArray[np.bool_]:
-    """Where tokens begin words, (R, S)."""
+) -> NDArray[np.bool_] | None:
+    """Where tokens begin words, (R, S), if that is asked for."""
+    if words is None:
+        return None
     starts = np.zeros(shape, np.bool_)
     first_items = np.concatenate([np.zeros(0, np.int64), *(bits.first_items for bits in words)])
     first_block = np.cumsum([0, *(len(bits.first_items) for bits in words)])  # (C+1,)

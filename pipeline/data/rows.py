@@ -34,6 +34,9 @@ class RowFormat:
     middle_ids: tuple[int, ...] = ()
     """Pairs only: ids between the two parts of a segment, ``(sep,)``."""
 
+    context_tokens: int = 0
+    """GPT kind: tokens of the piece before with which every piece but a document's first begins."""
+
     @property
     def overhead(self) -> int:
         """Special tokens a segment has, at most."""
@@ -82,6 +85,10 @@ class Rows:
     sentence_starts: NDArray[np.bool_] | None = None
     """Where a token of text begins a sentence, (R, S); only for objectives that ask for it."""
 
+    segment_context: NDArray[np.int32] | None = None
+    """First tokens of every segment that the segment before it in the document has ended with: they are read again and
+    not predicted again, (K,); only where rows have a context. 0 for the first segment of a document."""
+
     second_start: NDArray[np.int32] | None = None
     """Pairs only: slot in its row where the segment's second part begins, (K,); the segment's end where it has none."""
 
@@ -107,6 +114,7 @@ PER_SEGMENT: Final = (
     "segment_length",
     "document",
     "offset",
+    "segment_context",
     "second_start",
     "second_document",
     "second_offset",

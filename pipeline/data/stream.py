@@ -20,7 +20,7 @@ from pipeline.data.exclusion import Exclusions
 from pipeline.data.gather import gather_rows, split_rows
 from pipeline.data.look_ahead import LookAhead
 from pipeline.data.order import rank_slice, slot_order
-from pipeline.data.packing import find_packing
+from pipeline.data.packing import check_context, find_packing
 from pipeline.data.phase import Phase, PhasePlaces
 from pipeline.data.pieces import is_kept
 from pipeline.data.planned import Planned, check_blocks, plan_rows
@@ -55,6 +55,9 @@ class StreamSettings:
 
     exponent: float = 1.0
     """Shares of the sources are weight^exponent, normalised."""
+
+    context_tokens: int = 0
+    """Tokens of the piece before with which every piece but the first of a document begins."""
 
 
 class RowStream:
@@ -97,6 +100,7 @@ class RowStream:
         self.words = words
         self.sentences = sentences
         self.packing = find_packing(settings.packing)
+        check_context(self.packing, settings.context_tokens)
         self.sources = [OpenSource(source, number, split, _SPARE_SHARDS) for number, source in enumerate(sources)]
         if words:
             _check_words(self.sources)
@@ -143,7 +147,11 @@ class RowStream:
     def format_of(self, sequence_length: int) -> RowFormat:
         """The rows of a stage of this sequence length."""
         return row_format(
-            self.sources[0].manifest, self.settings.kind, sequence_length, pairs=self.packing.needs_sentences
+            self.sources[0].manifest,
+            self.settings.kind,
+            sequence_length,
+            pairs=self.packing.needs_sentences,
+            context_tokens=self.settings.context_tokens,
         )
 
     def phase_of(self, step: int) -> Phase:
@@ -158,7 +166,8 @@ class RowStream:
 
     @property
     def fill(self) -> float:
-        """Share of an epoch's slots that hold text of the corpora (special tokens and padding do not), first phase."""
+        """Share of an epoch's slots that hold text of the corpora for the first time (special tokens, padding and the
+        context of cut documents do not), first phase."""
         slots = self.num_rows * self.phases[0].row_format.sequence_length
         return sum(source.num_tokens for source in self.sources) / slots
 
@@ -319,6 +328,7 @@ class RowStream:
             "split": self.split,
             "packing": [self.packing.name, self.packing.version],
             "kind": settings.kind,
+            "context_tokens": settings.context_tokens,
             "special_ids": [*form.begin_ids, *form.middle_ids, *form.end_ids, form.pad_id],
             "open_shards": settings.open_shards,
             "sources": [
@@ -375,6 +385,7 @@ def open_stream(
     seed: int = 0,
     words: bool = False,
     sentences: bool = False,
+    context_tokens: int = 0,
 ) -> RowStream:
     """The stream of one corpus with one shape of batch.
 
@@ -383,5 +394,5 @@ def open_stream(
     """
     files = location if isinstance(location, CorpusFiles) else corpus_files(location)
     stages = Stages.single(global_batch_size, sequence_length)
-    settings = StreamSettings(packing, kind, stages, seed, open_shards)
+    settings = StreamSettings(packing, kind, stages, seed, open_shards, context_tokens=context_tokens)
     return RowStream([Source(files, read_manifest(files))], split, settings, words=words, sentences=sentences)

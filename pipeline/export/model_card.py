@@ -144,6 +144,8 @@ def _training_rows(config: RunConfig, run: RunFacts) -> list[tuple[str, str]]:
             f"{config.objective.mask_token_share:.0%} masked, {config.objective.random_token_share:.0%} random, "
             f"{kept:.0%} kept"
         )
+        if config.objective.mask_copies is not None:
+            objective += f"; {config.objective.mask_copies} fixed choice(s) of masks, one an epoch in turn"
     rows = [
         ("Steps", f"{run.step:,} of {config.train.steps:,}"),
         ("Tokens seen", _count(run.tokens_seen)),

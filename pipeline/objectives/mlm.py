@@ -13,10 +13,12 @@ from pipeline.objectives.loss import vocabulary_loss
 from pipeline.objectives.masking import MaskingSettings, corrupt, masking_settings, num_predictions
 from pipeline.objectives.objective import Objective, Vocabulary
 from pipeline.objectives.predictions import Predictions
+from pipeline.objectives.static_masking import corrupt_documents, most_static_predictions
 
 
 class MaskedLanguageModel(Objective):
-    """Predict an exact share of the tokens of every row; see :mod:`pipeline.objectives.masking`."""
+    """Predict an exact share of the tokens of every row (:mod:`pipeline.objectives.masking`), or, with copies of masks,
+    the tokens of every document that its copy says (:mod:`pipeline.objectives.static_masking`)."""
 
     name = "mlm"
     row_kind = "bert"
@@ -29,10 +31,12 @@ class MaskedLanguageModel(Objective):
         self,
         masking: MaskingSettings,
         capacity: Capacity,
+        num_begin_ids: int,
         cross_document_attention: bool = False,
     ) -> None:
         super().__init__(capacity, cross_document_attention)
         self.masking = masking
+        self.num_begin_ids = num_begin_ids
         self.needs_words = masking.config.masking != "token"
 
     @classmethod
@@ -53,9 +57,16 @@ class MaskedLanguageModel(Objective):
             vocab_size=vocabulary.vocab_size,
             special_ids={*vocabulary.all_special_ids, row_format.pad_id},
         )
-        most_maskable = row_format.sequence_length - len(row_format.begin_ids) - len(row_format.end_ids)
-        return cls(masking, Capacity(num_predictions(most_maskable, config.mask_rate), segments_per_row))
+        num_begin_ids = len(row_format.begin_ids)
+        most_maskable = row_format.sequence_length - num_begin_ids - len(row_format.end_ids)
+        most = num_predictions(most_maskable, config.mask_rate)
+        if config.mask_copies is not None:
+            most = most_static_predictions(row_format.sequence_length, config)
+        return cls(masking, Capacity(most, segments_per_row), num_begin_ids)
 
     def predictions(self, rows: Rows) -> Predictions:
-        predictions = corrupt(rows.tokens, rows.row_numbers, rows.word_starts, self.masking)
+        if self.masking.config.mask_copies is None:
+            predictions = corrupt(rows.tokens, rows.row_numbers, rows.word_starts, self.masking)
+        else:
+            predictions = corrupt_documents(rows, self.num_begin_ids, self.masking)
         return replace(predictions, with_pairs=True) if self.with_pairs else predictions

@@ -79,11 +79,15 @@ class Objective(ABC):
 
     @abstractmethod
     def predictions(self, rows: Rows) -> Predictions:
-        """Inputs, predicting positions and labels of rows: a pure function of their tokens, segments and numbers."""
+        """Inputs, predicting positions and labels of rows: a pure function of their tokens, segments and numbers.
+
+        The rows are as planned, every segment of a document by itself; what depends on which tokens see each other
+        asks :meth:`as_seen`.
+        """
 
     def labels_of(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Inputs (R, S) and, at every position that predicts, the id it is to predict; -100 elsewhere (R, S)."""
-        return self._dense(self.predictions(self._as_seen(rows)))
+        return self._dense(self.predictions(rows))
 
     def prepare(self, rows: Rows, num_micro_batches: int, step: int = -1, digests: bool = False) -> list[Batch]:
         """The micro-batches of one rank for one optimizer step, equal in size and shape, in the order of the rows.
@@ -106,9 +110,8 @@ class Objective(ABC):
             num_micro_batches: of one step.
             digested: the steps whose rows are digested.
         """
-        seen = self._as_seen(rows)
-        predictions = self.predictions(seen)
-        batches = make_batches(seen, predictions, self.capacity, num_micro_batches, steps)
+        predictions = self.predictions(rows)
+        batches = make_batches(self.as_seen(rows), predictions, self.capacity, num_micro_batches, steps)
         if digested:
             dense = self._dense(predictions)
             size = len(rows.row_numbers) // len(steps)
@@ -119,7 +122,8 @@ class Objective(ABC):
                     batches[number] = with_digests(batches[number], digests)
         return batches
 
-    def _as_seen(self, rows: Rows) -> Rows:
+    def as_seen(self, rows: Rows) -> Rows:
+        """The rows with segments of tokens that see each other."""
         return as_one_segment(rows) if self.cross_document_attention else rows
 
     @staticmethod

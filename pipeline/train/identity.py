@@ -18,6 +18,7 @@ FREE_KEYS = (
     "data.mixture_exponent",
     "data.exclude",
     "data.packing",
+    "data.context_tokens",
     "data.open_shards",
     "data.sequence_length",
     "data.cache.",
@@ -51,6 +52,7 @@ FREE_KEYS = (
 
 
 _MEANING = {
+    "stream.context_tokens": "data.context_tokens",
     "stream.exclusions": "digest of data.exclude as far as it counts by then; entries added now need a later from_step",
     "stream.sources": "fingerprint, share of the rows and epochs of every corpus",
     "stream.stages": "of every stage begun by then: steps before it, rows a step, tokens a row",

@@ -36,6 +36,7 @@ class Replayed:
     labels: NDArray[np.int64]  # (R, S)
     document_ids: list[str]  # (K,)
     second_document_ids: list[str] | None  # pairs: (K,), empty where a segment has no second part
+    is_reverse: NDArray[np.bool_]  # (R,): whether a row is the reverse complement of its text
     corpora: list[str]  # (C,)
     tokenizer_file: Path
 
@@ -60,6 +61,9 @@ class Replayed:
         ]
         for number, second in self.second_parts():
             segments[number]["second_part"] = second
+        for segment, row in zip(segments, rows.segment_row.tolist(), strict=True):
+            if self.is_reverse[row]:
+                segment["reverse_complement"] = True
         return {
             "step": self.step,
             "world_size": self.world_size,
@@ -99,11 +103,12 @@ def replay_batch(config: RunConfig, step: int, world_size: int = 1) -> Replayed:
         )
     streams = open_streams(config)
     objective = streams.objective(config.seed, stage.sequence_length)
-    shares = [streams.train.rows(step - 1, rank, world_size) for rank in range(world_size)]
+    shares = [streams.augmented(streams.train.rows(step - 1, rank, world_size)) for rank in range(world_size)]
     labelled = [objective.labels_of(rows) for rows in shares]
     digests = [row_digests(rows, *cells) for rows, cells in zip(shares, labelled, strict=True)]
     joined = join_rows(shares)
     rows, order = sorted_rows(joined)
+    reverse = streams.reverse_complement
     return Replayed(
         step=step,
         world_size=world_size,
@@ -113,6 +118,7 @@ def replay_batch(config: RunConfig, step: int, world_size: int = 1) -> Replayed:
         labels=np.concatenate([labels for _, labels in labelled])[order],
         document_ids=streams.train.document_ids(rows),
         second_document_ids=None if rows.second_document is None else streams.train.second_document_ids(rows),
+        is_reverse=np.zeros(len(order), np.bool_) if reverse is None else reverse.chosen(rows.row_numbers),
         corpora=[source.files.location for source in streams.sources],
         tokenizer_file=streams.sources[0].files.tokenizer_directory() / "tokenizer.json",
     )
@@ -130,7 +136,8 @@ def print_batch(replayed: Replayed, num_rows: int) -> None:
     second_parts = dict(replayed.second_parts())
     for row in range(min(num_rows, facts["rows"])):
         corpus = f" of {replayed.corpora[rows.source[row]]}" if len(replayed.corpora) > 1 else ""
-        print(f"\nrow {rows.row_numbers[row]} (epoch {rows.epoch[row]}, shard {rows.shard[row]}{corpus})")
+        strand = ", reverse complement" if replayed.is_reverse[row] else ""
+        print(f"\nrow {rows.row_numbers[row]} (epoch {rows.epoch[row]}, shard {rows.shard[row]}{corpus}){strand}")
         for segment in np.flatnonzero(rows.segment_row == row):
             begin = int(rows.segment_start[segment])
             end = begin + int(rows.segment_length[segment])

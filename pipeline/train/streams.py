@@ -23,6 +23,7 @@ from pipeline.data.corpora import files_at
 from pipeline.data.exclusion import Exclusions, read_exclusions
 from pipeline.data.gather import filler_rows, join_rows, split_rows
 from pipeline.data.loader import make_loader
+from pipeline.data.reverse_complement import ReverseComplement, read_complements
 from pipeline.data.row_format import row_format
 from pipeline.data.rows import Rows
 from pipeline.data.source import Source
@@ -54,7 +55,7 @@ class Preparation:
     def __call__(self, rows: Rows, steps: Sequence[int]) -> list[list[Batch]]:
         config, stage = self.streams.config, self.streams.stages.of_step(steps[0])
         objective = self.streams.objective(config.seed, stage.sequence_length)
-        filled = self._filled(rows, len(steps), stage)
+        filled = self._filled(self.streams.augmented(rows), len(steps), stage)
         numbers = [step + 1 for step in steps]  # as logs count
         digested = [number for number in numbers if self._is_logged(number)] if config.monitor.batch_digest else []
         batches = objective.prepare_steps(filled, self.plan.accumulation, numbers, digested)
@@ -85,6 +86,9 @@ class Streams:
     sources: Sequence[Source]
     exclusions: dict[str, int]
 
+    reverse_complement: ReverseComplement | None = None
+    """What puts rows of the other strand into training."""
+
     @property
     def manifest(self) -> Manifest:
         """Of the first corpus: what all have in common, as the tokenizer, stands in it."""
@@ -109,6 +113,12 @@ class Streams:
         """The rows to train on."""
         return self._stream(self.sources, "train", self.stages, self.config.seed)
 
+    def augmented(self, rows: Rows) -> Rows:
+        """Rows to train on, of one length, as the objective gets them."""
+        if self.reverse_complement is None:
+            return rows
+        return self.reverse_complement(rows, self.train.format_of(rows.tokens.shape[1]))
+
     def validation(self, sequence_length: int) -> RowStream | None:
         """The held-out rows of all corpora, each once."""
         held_out = [
@@ -129,6 +139,7 @@ class Streams:
             seed=seed,
             open_shards=data.open_shards,
             exponent=data.mixture_exponent,
+            context_tokens=data.context_tokens,
         )
         objective = self.objective(seed, stages.all[0].sequence_length)
         exclusions = Exclusions(self.exclusions) if split == "train" else None
@@ -246,15 +257,25 @@ def open_streams(config: RunConfig) -> Streams:
     """Open the corpora for this run.
 
     Raises:
-        UserError: no corpus there, damaged, an empty split, a tokenizer that does not fit the model or objective, or
-            too few rows for the steps of the run.
+        UserError: no corpus there, damaged, an empty split, a tokenizer that does not fit the model, the objective or
+            a reverse complement, or too few rows for the steps of the run.
     """
     all_stages = stages_of(config)
     stages = all_stages.until(config.train.steps)
     for stage in all_stages.all[len(stages.all) :]:
         get_logger("data").warning("the stage %s begins after the run's last step (train.steps)", stage)
-    streams = Streams(config, stages, open_sources(config), read_exclusions(config.data.exclude))
+    sources = open_sources(config)
+    exclusions = read_exclusions(config.data.exclude)
+    streams = Streams(config, stages, sources, exclusions, _reverse_complement(config, sources[0]))
     streams.train.check_rows(config.train.steps)
     for sequence_length in {stage.sequence_length for stage in streams.stages.all}:
         streams.validation(sequence_length)  # what is wrong with it is said now, not at the first evaluation
     return streams
+
+
+def _reverse_complement(config: RunConfig, source: Source) -> ReverseComplement | None:
+    """All corpora have the tokenizer of this one."""
+    if config.data.reverse_complement == 0:
+        return None
+    tokenizer = source.files.tokenizer_directory() / "tokenizer.json"
+    return ReverseComplement(config.data.reverse_complement, config.seed, read_complements(tokenizer, source.manifest))

@@ -50,7 +50,10 @@ OBJECTIVES = {
     "mlm+nsp": ["--objective.name", "mlm+nsp", "--data.packing", "pairs_nsp", *MILDER],
     "mlm+sop": ["--objective.name", "mlm+sop", "--data.packing", "pairs_sop", "--model.family", "albert", *MILDER],
     "clm": ["--model.family", "gpt2", "--objective.name", "clm"],
+    "static": ["--objective.mask_copies", "1"],
+    "context": ["--model.family", "gpt2", "--objective.name", "clm", "--data.context_tokens", "4"],
 }
+PROOFS = ("whole_word", "span", "static", "context")
 # strategy, ranks, rows of a micro-batch
 EXACT_SPLITS = [("single", 1, 3), ("ddp", 2, 2), ("ddp", 3, 1)]
 ZERO_SPLITS = [("zero1", 3, 2), ("zero2", 2, 2), ("zero3", 2, 3)]
@@ -176,7 +179,7 @@ def relative_error(found: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -
 # Of the kinds of masking one is enough for every change; which tokens are masked has tests of its own.
 @pytest.mark.parametrize(
     "objective",
-    [pytest.param(name, marks=pytest.mark.proof if name in ("whole_word", "span") else ()) for name in OBJECTIVES],
+    [pytest.param(name, marks=pytest.mark.proof if name in PROOFS else ()) for name in OBJECTIVES],
 )
 @pytest.mark.parametrize(
     ("strategy", "world_size", "micro_batch_size", "tolerance"),
