@@ -8,6 +8,7 @@ from typing import Final
 from pipeline.config.attention import reasons_against_flash
 from pipeline.config.corpus import MAX_INTEGERS, CorpusConfig, ShardConfig, TokenizerConfig
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
+from pipeline.config.language_checks import language_problems
 from pipeline.config.optimization_checks import optimization_problems
 from pipeline.config.ranges import at_least, at_most, not_negative, positive, share
 from pipeline.config.run import PAIR_OBJECTIVES, Family, ObjectiveConfig, ObjectiveName, RunConfig, TrainConfig
@@ -69,7 +70,12 @@ def run_problems(config: RunConfig) -> list[str]:
 
 def corpus_problems(config: CorpusConfig) -> list[str]:
     """All problems of a corpus config."""
-    return [*_source_problems(config), *_tokenizer_and_cleaning_problems(config), *shard_problems(config.shards)]
+    return [
+        *_source_problems(config),
+        *_tokenizer_and_cleaning_problems(config),
+        *shard_problems(config.shards),
+        *language_problems(config),
+    ]
 
 
 def shard_problems(shards: ShardConfig) -> Iterator[str]:
