@@ -192,12 +192,12 @@ class TokenizerStep(PipelineStep):
             parts.append(language_of_source[documents["source"][inside]])
             sizes = np.diff(documents["text_end"].astype(np.int64), prepend=0)[inside]
             np.add.at(num_bytes, parts[-1], sizes)
-        language = np.concatenate(parts)
-        num_documents = np.bincount(language, minlength=len(languages))
+        of_candidate = np.concatenate(parts)
+        num_documents = np.bincount(of_candidate, minlength=len(languages))
         settings = self.config.tokenizer
         counts = sample_counts(num_bytes, num_documents, settings.language_exponent, settings.training_documents)
         chosen = [
-            repeated_spread(candidates[language == number], count) for number, count in enumerate(counts.tolist())
+            repeated_spread(candidates[of_candidate == number], count) for number, count in enumerate(counts.tolist())
         ]
         return np.sort(np.concatenate(chosen))
 
