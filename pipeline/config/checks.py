@@ -8,6 +8,8 @@ from typing import Final
 from pipeline.config.attention import reasons_against_flash
 from pipeline.config.corpus import MAX_INTEGERS, CorpusConfig, ShardConfig, TokenizerConfig
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
+from pipeline.config.denoise_checks import masked_span_problems
+from pipeline.config.language_checks import language_problems
 from pipeline.config.optimization_checks import optimization_problems
 from pipeline.config.ranges import at_least, at_most, not_negative, positive, share
 from pipeline.config.row_checks import row_problems
@@ -71,7 +73,12 @@ def run_problems(config: RunConfig) -> list[str]:
 
 def corpus_problems(config: CorpusConfig) -> list[str]:
     """All problems of a corpus config."""
-    return [*_source_problems(config), *_tokenizer_and_cleaning_problems(config), *shard_problems(config.shards)]
+    return [
+        *_source_problems(config),
+        *_tokenizer_and_cleaning_problems(config),
+        *shard_problems(config.shards),
+        *language_problems(config),
+    ]
 
 
 def shard_problems(shards: ShardConfig) -> Iterator[str]:
@@ -135,9 +142,10 @@ def _pair_problems(config: RunConfig) -> Iterator[str]:
 
 def _noise_problems(config: RunConfig) -> Iterator[str]:
     objective, data = config.objective, config.data
+    yield from masked_span_problems(objective)
     if objective.name != "denoise":
         return
-    names = ("infilling_rate", "permute_sentences", "deletion_rate", "token_mask_rate", "rotation")
+    names = ("infilling_rate", "permute_sentences", "deletion_rate", "token_mask_rate", "rotation", "span_mask_rate")
     rates = {name: getattr(objective, name) for name in names}
     yield from share(**{f"objective__{name}": rate for name, rate in rates.items()})
     yield from positive(objective__infilling_mean=objective.infilling_mean)

@@ -50,6 +50,10 @@ class SourceConfig:
     uppercase: bool = True
     """fasta: make lower-case (soft-masked) letters upper case."""
 
+    language: str | None = None
+    """Language of the documents, e.g. `en`: at every source, or at none. Languages share the tokenizer's training
+    documents by `tokenizer.language_exponent` and are counted in the manifest."""
+
 
 @dataclass(frozen=True)
 class CleaningConfig:
@@ -110,6 +114,10 @@ class TokenizerConfig:
     training_documents: int = 1_000_000
     """Documents the tokenizer is trained on, at most: an evenly spread, deterministic choice."""
 
+    language_exponent: float = 0.7
+    """Where sources have a language: each one's share of the bytes the tokenizer is trained on is its bytes^exponent,
+    normalised. Below 1 lifts small languages (multilingual BERT: 0.7), whose documents may count several times."""
+
 
 @dataclass(frozen=True)
 class ShardConfig:
@@ -132,6 +140,10 @@ class ShardConfig:
 
     words: bool = True
     """Keep which tokens begin a word, one bit a token (needed by whole-word and span masking)."""
+
+    by_language: bool = False
+    """Make a corpus directory for every language of the sources, OUTPUT/en and so on, with one tokenizer, and
+    OUTPUT/mixture.yaml, the part of a run's config that trains on them with `tokenizer.language_exponent`."""
 
 
 @dataclass(frozen=True)

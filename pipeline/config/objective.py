@@ -27,10 +27,10 @@ class ObjectiveConfig:
     """mlm: share of the maskable tokens of a row that is predicted; the count is exact, round(rate x maskable)."""
 
     mask_token_share: float = 0.8
-    """mlm: share of the predicted tokens replaced by the mask token (BERT)."""
+    """mlm: share of the predicted tokens replaced by the mask token (BERT). denoise: of the masked span's."""
 
     random_token_share: float = 0.1
-    """mlm: share of the predicted tokens replaced by a random token; the rest stay as they are."""
+    """mlm, masked span of denoise: share of those tokens replaced by a random token; the rest stay as they are."""
 
     masking: Masking = "token"
     """mlm: what is chosen at a time: `token`, `whole_word` (BERT's whole word masking) or `span` of words (SpanBERT).
@@ -60,6 +60,13 @@ class ObjectiveConfig:
 
     rotation: float = 0.0
     """denoise: share of the segments that are rotated to begin at a random token."""
+
+    span_mask_rate: float = 0.0
+    """denoise: share of every segment's text, one span at a random place, that is masked token by token (MASS: 0.5)."""
+
+    predict: Literal["all", "masked"] = "all"
+    """denoise: whether the decoder reads and predicts the whole text (BART), or predicts the masked span only and reads
+    mask tokens for the rest (MASS)."""
 
     teacher: str | None = None
     """distil: folder of a Hugging Face model with the corpus's tokenizer."""

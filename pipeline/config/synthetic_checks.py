@@ -38,6 +38,8 @@ def _range_problems(config: SyntheticConfig) -> Iterator[str]:
     if not -(2**63) <= config.seed < 2**63:
         yield f"seed: {config.seed} does not fit 64 bits."
     yield from shard_problems(config.shards)
+    if config.shards.by_language:
+        yield "shards.by_language: a synthetic corpus has one language; leave it out."
 
 
 def _length_problems(config: SyntheticConfig) -> Iterator[str]:

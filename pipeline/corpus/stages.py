@@ -22,6 +22,7 @@ from pipeline.corpus.counters import TaskCounter
 from pipeline.corpus.dealing import evenly_spread, in_validation
 from pipeline.corpus.duplicates import DuplicateFinder, kept_documents, num_buckets
 from pipeline.corpus.encoding import TextEncoder
+from pipeline.corpus.languages import languages_of, repeated_spread, sample_counts
 from pipeline.corpus.reading import TextCleaner, UnitReader
 from pipeline.corpus.sharding import Deal, ShardStep
 from pipeline.corpus.text_store import TextStore, TextStoreWriter, read_documents
@@ -158,7 +159,10 @@ class TokenizerStep(PipelineStep):
         return limit or largest + 1
 
     def training_documents(self) -> np.ndarray:
-        """Numbers of the documents to train on, increasing, at most ``tokenizer.training_documents``."""
+        """Numbers of the documents to train on, in order, about ``tokenizer.training_documents`` at most.
+
+        With languages a document may be there several times (:func:`pipeline.corpus.languages.sample_counts`).
+        """
         duplicates = self.workspace.duplicates if self.config.cleaning.deduplicate else None
         kept, training = [], []
         for task, (begin, end) in enumerate(zip(self.first_documents, self.first_documents[1:], strict=False)):
@@ -170,7 +174,32 @@ class TokenizerStep(PipelineStep):
         candidates = np.concatenate(training)
         if not len(candidates):  # a handful of documents whose hashes all fell into the validation split
             candidates = np.concatenate(kept)
+        if languages := languages_of(self.config):
+            return self._by_language(candidates, list(languages.values()))
         return candidates[evenly_spread(len(candidates), self.config.tokenizer.training_documents)]
+
+    def _by_language(self, candidates: np.ndarray, languages: list[list[int]]) -> np.ndarray:
+        """The candidates that languages, each some sources, are represented by: shares are those of the config."""
+        language_of_source = np.zeros(len(self.config.sources), np.int32)
+        for language, sources in enumerate(languages):
+            language_of_source[sources] = language
+        num_bytes = np.zeros(len(languages), np.int64)
+        parts = []
+        for task, (begin, end) in enumerate(zip(self.first_documents, self.first_documents[1:], strict=False)):
+            first, last = np.searchsorted(candidates, [begin, end])
+            documents = read_documents(self.workspace.texts, task)
+            inside = candidates[first:last] - begin
+            parts.append(language_of_source[documents["source"][inside]])
+            sizes = np.diff(documents["text_end"].astype(np.int64), prepend=0)[inside]
+            np.add.at(num_bytes, parts[-1], sizes)
+        of_candidate = np.concatenate(parts)
+        num_documents = np.bincount(of_candidate, minlength=len(languages))
+        settings = self.config.tokenizer
+        counts = sample_counts(num_bytes, num_documents, settings.language_exponent, settings.training_documents)
+        chosen = [
+            repeated_spread(candidates[of_candidate == number], count) for number, count in enumerate(counts.tolist())
+        ]
+        return np.sort(np.concatenate(chosen))
 
     def _texts(self) -> Iterator[str]:
         counter = TaskCounter(self.workspace.counters("tokenizer"), 0)

@@ -3,6 +3,9 @@
 A segment of the decoder is the clean one, shifted by one: it begins with the token that ends a text. A segment of the
 encoder begins in the same slot and is never longer; the slots that it leaves are padding.
 
+Where only the masked span is predicted (Song et al. 2019, "MASS"), the decoder reads the tokens of the span and mask
+tokens for all others.
+
 Letters: R rows, S sequence length, T their slots.
 """
 
@@ -22,23 +25,27 @@ from pipeline.config.objective import ObjectiveConfig
 from pipeline.data.rows import RowFormat, Rows
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.layout import Capacity
-from pipeline.objectives.noise import Noise, add_noise, make_noise
+from pipeline.objectives.noise import Noise, add_noise, make_noise, masked_span
 from pipeline.objectives.objective import Objective, Vocabulary
 from pipeline.objectives.predictions import Predictions
 from pipeline.objectives.seq2seq_loss import seq2seq_loss
 
 
 class Denoising(Objective):
-    """Every token of a segment is predicted from the noisy segment and the clean tokens before it."""
+    """Every token of a segment, or those of its masked span, are predicted from the noisy segment and the clean tokens
+    before them (in the span)."""
 
     name = "denoise"
     row_kind = "bert"
     loss = seq2seq_loss("denoise")
 
-    def __init__(self, noise: Noise, row_format: RowFormat, start_id: int, capacity: Capacity) -> None:
+    def __init__(
+        self, noise: Noise, row_format: RowFormat, start_id: int, capacity: Capacity, only_span: bool = False
+    ) -> None:
         super().__init__(capacity)
         self.start_id = start_id
         self.noise = noise
+        self.only_span = only_span
         self.row_format = row_format
         self.needs_sentences = noise.permute > 0
 
@@ -61,17 +68,29 @@ class Denoising(Objective):
             infill=config.infilling_rate,
             mean=config.infilling_mean,
             rotate=config.rotation,
+            span=config.span_mask_rate,
+            mask_share=config.mask_token_share,
+            random_share=config.random_token_share,
+            ordinary_ids=np.setdiff1d(np.arange(vocabulary.vocab_size), list(vocabulary.all_special_ids)),
         )
         end = vocabulary.special_ids.get("eos")
         start_id = row_format.end_ids[0] if end is None else end  # as the model's decoder_start_token_id
-        return cls(noise, row_format, start_id, Capacity(row_format.sequence_length, segments_per_row))
+        most = length = row_format.sequence_length
+        only_span = config.predict == "masked"
+        if only_span:  # of n tokens at most rate * n + 1 are masked
+            most = min(length, int(config.span_mask_rate * length) + segments_per_row)
+        return cls(noise, row_format, start_id, Capacity(most, segments_per_row), only_span)
 
     def predictions(self, rows: Rows) -> Predictions:
         """Of the decoder: its inputs, and the clean tokens."""
         tokens = rows.tokens.astype(np.int64)
         inputs = np.full(tokens.shape, self.row_format.pad_id, np.int64)
         real = np.zeros(tokens.shape, np.bool_)
-        _shift(rows.segment_row, rows.segment_start, rows.segment_length, tokens, self.start_id, inputs, real)
+        segments = (rows.segment_row, rows.segment_start, rows.segment_length)
+        _shift(segments, tokens, self.start_id, inputs, real)
+        if self.only_span:
+            special = (len(self.row_format.begin_ids), len(self.row_format.end_ids))
+            _keep_spans(segments, rows.row_numbers, special, self.noise, inputs, real)
         return Predictions(inputs, np.flatnonzero(real), tokens[real], real.sum(1, dtype=np.int64))
 
     def prepare_steps(
@@ -128,15 +147,14 @@ _Segments: TypeAlias = tuple[NDArray[np.integer], NDArray[np.integer], NDArray[n
 
 @kernel
 def _shift(
-    of_row: NDArray[np.integer],
-    starts: NDArray[np.integer],
-    lengths: NDArray[np.integer],
+    segments: _Segments,
     tokens: NDArray[np.int64],
     start_id: int,
     inputs: NDArray[np.int64],
     real: NDArray[np.bool_],
 ) -> None:
     """Fill the last two: the tokens of every segment one place later, and where segments are."""
+    of_row, starts, lengths = segments
     for segment in range(len(of_row)):
         row, start = int(of_row[segment]), int(starts[segment])
         inputs[row, start] = start_id
@@ -144,6 +162,32 @@ def _shift(
             real[row, place] = True
             if place > start:
                 inputs[row, place] = tokens[row, place - 1]
+
+
+@kernel
+def _keep_spans(
+    segments: _Segments,
+    row_numbers: NDArray[np.int64],
+    special: tuple[int, int],
+    noise: Noise,
+    inputs: NDArray[np.int64],
+    predicted: NDArray[np.bool_],
+) -> None:
+    """Change the last two: mask tokens in place of what stands outside of the masked spans (but for a segment's first
+    input, which is no token of it), and nothing is predicted there."""
+    of_row, starts, lengths = segments
+    num_begin, num_end = special
+    for segment in range(len(of_row)):
+        row, start, end = int(of_row[segment]), int(starts[segment]), int(starts[segment]) + int(lengths[segment])
+        size = max(end - start - num_begin - num_end, 0)
+        begin = behind = 0
+        if size > 0:
+            begin, behind = masked_span(size, (int(row_numbers[row]) << 16) + start, noise)
+        begin, behind = start + num_begin + begin, start + num_begin + behind
+        for place in range(start, end):
+            predicted[row, place] = begin <= place < behind
+            if place > start and not begin <= place - 1 < behind:
+                inputs[row, place] = noise.mask_id
 
 
 @kernel

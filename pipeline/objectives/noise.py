@@ -1,8 +1,8 @@
 """Noise for a text that is to be restored (Lewis et al. 2020, "BART", section 2.2), segment by segment.
 
-In this order, each with a rate of its own, 0 for none: sentences change places, tokens are deleted, tokens become
-mask tokens, spans of tokens become one mask token each (infilling), the text is rotated. The first and last special
-tokens of a segment stay where they are.
+In this order, each with a rate of its own, 0 for none: one span is masked token by token (Song et al. 2019, "MASS"),
+sentences change places, tokens are deleted, tokens become mask tokens, spans of tokens become one mask token each
+(infilling), the text is rotated. The first and last special tokens of a segment stay where they are.
 
 Nothing is drawn from a generator: numbers are hashes of a segment's name (row number and first place, as
 ``2^16 * row + place``) and of a place in it. A text never grows, so that it has room where the clean one has.
@@ -21,7 +21,7 @@ from pipeline.base.jit import kernel
 from pipeline.base.keyed import key
 from pipeline.base.keyed_kernels import hash_u64
 
-_NAMES: Final = (b"SENT", b"ORDE", b"DELE", b"TMSK", b"SPAN", b"LENG", b"ROTA", b"TURN")
+_NAMES: Final = (b"SENT", b"ORDE", b"DELE", b"TMSK", b"SPAN", b"LENG", b"ROTA", b"TURN", b"MASS", b"FATE", b"PICK")
 _MOST_SPAN: Final = 32
 """Longest span that is drawn: Poisson draws of 3 are below it but for one in 10^20."""
 
@@ -30,7 +30,7 @@ class Noise(NamedTuple):
     """Rates and keys, as kernels take them."""
 
     keys: NDArray[np.uint64]
-    """Of the choices, (8,)."""
+    """Of the choices, (11,)."""
 
     permute: float
     """Share of the segments whose sentences change places."""
@@ -52,6 +52,16 @@ class Noise(NamedTuple):
 
     mask_id: int
 
+    span: float
+    """Share of a text that is masked in one span."""
+
+    fates: NDArray[np.int64]
+    """Of 16 uniform bits of a token of that span, those below the first become a mask token, those below the second a
+    random token, (2,)."""
+
+    ordinary_ids: NDArray[np.int64]
+    """Random tokens are drawn from them."""
+
 
 def poisson_lengths(mean: float) -> NDArray[np.int64]:
     """Length of a span for every value of 16 uniform bits: the inverse of the Poisson distribution, (65536,)."""
@@ -64,11 +74,25 @@ def poisson_lengths(mean: float) -> NDArray[np.int64]:
 
 
 def make_noise(
-    seed: int, mask_id: int, *, permute: float, delete: float, mask: float, infill: float, mean: float, rotate: float
+    seed: int,
+    mask_id: int,
+    *,
+    permute: float,
+    delete: float,
+    mask: float,
+    infill: float,
+    mean: float,
+    rotate: float,
+    span: float = 0.0,
+    mask_share: float = 1.0,
+    random_share: float = 0.0,
+    ordinary_ids: NDArray[np.int64] | None = None,
 ) -> Noise:
-    """Noise of a run."""
+    """Noise of a run; ``ordinary_ids`` are needed where ``random_share`` is above 0."""
     keys = np.array([key(seed, int.from_bytes(name, "big")) for name in _NAMES], np.uint64)
-    return Noise(keys, permute, delete, mask, infill, poisson_lengths(mean), rotate, mask_id)
+    fates = np.ceil(2**16 * np.array([mask_share, min(1.0, mask_share + random_share)])).astype(np.int64)
+    ids = np.array([mask_id], np.int64) if ordinary_ids is None else ordinary_ids.astype(np.int64)
+    return Noise(keys, permute, delete, mask, infill, poisson_lengths(mean), rotate, mask_id, span, fates, ids)
 
 
 @kernel
@@ -95,8 +119,12 @@ def add_noise(
     """
     length = len(segment)
     size = max(length - num_begin - num_end, 0)
-    text = np.empty(size, np.int64)
-    _permuted(segment, sentence_starts, num_begin, name, noise, text)
+    clean, text = np.empty(size, np.int64), np.empty(size, np.int64)
+    for place in range(size):
+        clean[place] = segment[num_begin + place]
+    if noise.span > 0:
+        _mask_span(clean, name, noise)
+    _permuted(clean, sentence_starts[num_begin:], name, noise, text)
     size = _deleted_and_masked(text, size, name, noise)
     if noise.infill > 0:
         size = _infilled(text, size, name, noise)
@@ -116,24 +144,44 @@ def add_noise(
 
 
 @kernel
+def masked_span(size: int, name: int, noise: Noise) -> tuple[int, int]:
+    """Where the masked span of a text begins, every place being as likely, and behind its end.
+
+    It has ``round(span * size)`` tokens, halves rounded up, and at least one.
+    """
+    count = min(size, max(1, int(noise.span * size + 0.5)))
+    first = int(_uniform(noise.keys[8], np.uint64(name)) * (size - count + 1))
+    return first, first + count
+
+
+@kernel
+def _mask_span(text: NDArray[np.int64], name: int, noise: Noise) -> None:
+    """Each token of the span becomes a mask token, a random one, or stays, in place."""
+    begin, end = masked_span(len(text), name, noise)
+    for place in range(begin, end):
+        here = np.uint64(name + place)
+        fate = int(hash_u64(noise.keys[9], here) & np.uint64(0xFFFF))
+        if fate < noise.fates[0]:
+            text[place] = noise.mask_id
+        elif fate < noise.fates[1]:
+            draw = hash_u64(noise.keys[10], here) >> np.uint64(32)
+            text[place] = noise.ordinary_ids[int(draw * np.uint64(len(noise.ordinary_ids)) >> np.uint64(32))]
+
+
+@kernel
 def _permuted(
-    segment: NDArray[np.unsignedinteger],
-    sentence_starts: NDArray[np.bool_],
-    num_begin: int,
-    name: int,
-    noise: Noise,
-    text: NDArray[np.int64],
+    clean: NDArray[np.int64], sentence_starts: NDArray[np.bool_], name: int, noise: Noise, text: NDArray[np.int64]
 ) -> None:
-    """The text with its sentences in the order of their hashes, or as it is."""
+    """Fill the last: the text with its sentences in the order of their hashes, or as it is."""
     size = len(text)
     if len(sentence_starts) == 0 or _uniform(noise.keys[0], np.uint64(name)) >= noise.permute:
         for place in range(size):
-            text[place] = segment[num_begin + place]
+            text[place] = clean[place]
         return
     starts = np.empty(size + 1, np.int64)
     num_sentences = 0
     for place in range(size):
-        if place == 0 or sentence_starts[num_begin + place]:
+        if place == 0 or sentence_starts[place]:
             starts[num_sentences] = place
             num_sentences += 1
     starts[num_sentences] = size
@@ -143,7 +191,7 @@ def _permuted(
     at = 0
     for sentence in np.argsort(drawn):
         for place in range(starts[sentence], starts[sentence + 1]):
-            text[at] = segment[num_begin + place]
+            text[at] = clean[place]
             at += 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.corpora import Corpus, random_lengths, write_corpus
 
 LENGTH = 64
 CONFIG = ObjectiveConfig(name="denoise", deletion_rate=0.05, rotation=0.2)
+MASS = ObjectiveConfig(name="denoise", span_mask_rate=0.5, predict="masked", infilling_rate=0.0, permute_sentences=0.0)
 SHAPE = ModelConfig(
     family="bart",
     hidden_size=24,
@@ -122,6 +124,56 @@ def test_noise_does_not_depend_on_the_batch(corpus: Corpus) -> None:
     assert len(shapes) == 1
 
 
+def encoder_inputs_targets(batch: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of every segment what the encoder reads, what the decoder reads and what it predicts (-100: nothing)."""
+    labels = torch.full((batch.input_ids.numel(),), -100)
+    labels[batch.prediction_positions] = batch.labels
+    encoder = segments_of(batch.input_ids, batch.cu_seqlens)
+    decoder = segments_of(batch.decoder_input_ids, batch.decoder_cu_seqlens)
+    targets = segments_of(labels, batch.decoder_cu_seqlens)
+    return [both for both in zip(encoder, decoder, targets, strict=True) if (both[2] != -100).any()]
+
+
+@pytest.mark.parametrize("num_batches", [1, 4])
+def test_only_the_masked_span_is_predicted_and_read(corpus: Corpus, num_batches: int) -> None:
+    rows, objective = rows_and_objective(corpus, MASS)
+    end = build_model(SHAPE, **facts(corpus)).config.decoder_start_token_id
+    mask = corpus.manifest.special_ids["mask"]
+    clean = [
+        rows.tokens[row, start : start + length].astype(np.int64).tolist()
+        for row, start, length in zip(rows.segment_row, rows.segment_start, rows.segment_length, strict=True)
+    ]
+    batches = objective.prepare(rows, num_batches)
+    found = [both for batch in batches for both in encoder_inputs_targets(batch)]
+    assert len(found) == len(clean)
+    num_predicted = num_masked = 0
+    for (encoder, inputs, targets), text in zip(found, clean, strict=True):
+        places = np.flatnonzero(targets != -100)
+        begin, behind = places[0], places[-1] + 1
+        num_text = len(text) - 2
+        assert len(places) == behind - begin == max(1, int(0.5 * num_text + 0.5))
+        assert begin >= 1
+        assert behind <= len(text) - 1
+        assert targets[begin:behind].tolist() == text[begin:behind]
+        read = [token if begin <= place < behind else mask for place, token in enumerate(text)]
+        assert inputs.tolist() == [end, *read[:-1]]
+        assert encoder[:begin].tolist() == text[:begin]
+        assert encoder[behind:].tolist() == text[behind:]
+        num_predicted += len(places)
+        num_masked += int((encoder[begin:behind] == mask).sum())
+    assert sum(batch.num_predictions for batch in batches) == num_predicted
+    assert batches[0].window_predictions == num_predicted
+    assert len(batches[0].labels) < batches[0].input_ids.numel()  # the head is spared what is never predicted
+    assert 0.7 < num_masked / num_predicted < 0.9
+
+
+def test_a_masked_span_of_everything_has_room(corpus: Corpus) -> None:
+    rows, objective = rows_and_objective(corpus, replace(MASS, span_mask_rate=1.0))
+    for batch in objective.prepare(rows, 8):
+        for encoder, _, targets in encoder_inputs_targets(batch):
+            assert (targets != -100).sum() == len(encoder) - 2
+
+
 def models(corpus: Corpus) -> tuple[Any, Any]:
     ours = build_model(SHAPE, **facts(corpus), seed=0).double()
     stock = transformers.BartForConditionalGeneration(hf_config(SHAPE, **facts(corpus))).double().train()
@@ -129,23 +181,20 @@ def models(corpus: Corpus) -> tuple[Any, Any]:
     return ours, stock
 
 
-def test_equals_the_stock_class(corpus: Corpus) -> None:
+@pytest.mark.parametrize("config", [CONFIG, MASS], ids=["all", "masked"])
+def test_equals_the_stock_class(corpus: Corpus, config: ObjectiveConfig) -> None:
     """Every segment by itself: the loss that the stock class computes, and its gradients."""
-    rows, objective = rows_and_objective(corpus)
+    rows, objective = rows_and_objective(corpus, config)
     ours, stock = models(corpus)
     total, count = torch.zeros((), dtype=torch.float64), 0
     for batch in objective.prepare(rows, 2):
-        assert batch.decoder_cu_seqlens is not None
-        labels = torch.full((batch.input_ids.numel(),), -100)
-        labels[batch.prediction_positions] = batch.labels
-        for source, target in zip(
-            segments_of(batch.input_ids, batch.cu_seqlens), segments_of(labels, batch.decoder_cu_seqlens), strict=True
-        ):
-            if len(target) and (target != -100).all():
-                total = total + stock(input_ids=source[None], labels=target[None]).loss * len(target)
-                count += len(target)
+        for source, inputs, target in encoder_inputs_targets(batch):
+            read = None if config.predict == "all" else inputs[None]  # the stock class shifts the labels itself
+            size = int((target != -100).sum())
+            found = stock(input_ids=source[None], decoder_input_ids=read, labels=target[None]).loss
+            total, count = total + found * size, count + size
     total.backward()
-    loss = packed_loss(CONFIG)
+    loss = packed_loss(config)
     batches = objective.prepare(rows, 2)
     found = sum(loss.sums(ours, batch)[0] for batch in batches)
     assert batches[0].window_predictions == count
@@ -190,8 +239,6 @@ def test_parameters_and_flops(corpus: Corpus) -> None:
 
 def replace_padding(batch: Any) -> Any:
     """The batch with the counts of all that is computed: padding is a text of its own to both sides."""
-    from dataclasses import replace
-
     assert batch.decoder_cu_seqlens is not None
     encoder, decoder = (bounds.diff().long() for bounds in (batch.cu_seqlens, batch.decoder_cu_seqlens))
     return replace(
