@@ -1,5 +1,6 @@
 """Every objective and every family: 200 steps of a tiny model on two ranks under ZeRO-1, killed and resumed on the way,
-end below what the frequencies of words explain; the export loads with transformers alone and has the same loss there."""
+end below what the frequencies of words explain; the export loads with transformers alone and has the same loss
+there."""
 
 from __future__ import annotations
 
