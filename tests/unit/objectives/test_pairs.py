@@ -20,6 +20,7 @@ from pipeline.objectives.batch import Batch
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.registry import make_objective, packed_loss
 from tests.corpora import Corpus, random_lengths, write_corpus
+from tests.unit.objectives.padded_segments import attention_mask, pad_segments, token_types
 
 LENGTH = 64
 NUM_ROWS = 12
@@ -130,27 +131,6 @@ def models(family: Family, drop_ins: bool, corpus: Corpus) -> tuple[Any, Any]:
     return ours, stock.train()
 
 
-def padded(rows: Rows, labels: torch.Tensor, input_ids: torch.Tensor) -> dict[str, Tensor]:
-    """Every segment in a row of its own, as the stock classes take them."""
-    assert rows.second_start is not None
-    assert rows.pair_label is not None
-    width = int(rows.segment_length.max())
-    table = {name: [] for name in ("input_ids", "labels", "token_type_ids", "attention_mask")}  # type: ignore[var-annotated]
-    for row, start, length, second in zip(
-        rows.segment_row, rows.segment_start, rows.segment_length, rows.second_start, strict=True
-    ):
-
-        def fill(values: Tensor, value: int, missing: int = width - int(length)) -> Tensor:
-            return torch.nn.functional.pad(values, (0, missing), value=value)
-
-        segment = slice(int(start), int(start + length))
-        table["input_ids"].append(fill(input_ids[row, segment], 0))
-        table["labels"].append(fill(labels[row, segment], -100))
-        table["token_type_ids"].append(fill((torch.arange(int(length)) >= int(second - start)).long(), 0))
-        table["attention_mask"].append(fill(torch.ones(int(length), dtype=torch.int64), 0))
-    return {name: torch.stack(values) for name, values in table.items()}
-
-
 @pytest.mark.parametrize("drop_ins", [True, False])
 @pytest.mark.parametrize(("family", "name"), [("bert", "mlm+nsp"), ("albert", "mlm+sop")])
 def test_equals_the_loss_of_the_stock_class(
@@ -162,8 +142,13 @@ def test_equals_the_loss_of_the_stock_class(
     input_ids, labels = (torch.from_numpy(array) for array in objective.labels_of(rows))
     assert rows.pair_label is not None
     label = {"mlm+nsp": "next_sentence_label", "mlm+sop": "sentence_order_label"}[name]
-    arguments = {**padded(rows, labels, input_ids), label: torch.from_numpy(rows.pair_label).long()}
-    expected = stock(**arguments).loss
+    expected = stock(
+        input_ids=pad_segments(rows, input_ids, 0),
+        labels=pad_segments(rows, labels, -100),
+        token_type_ids=token_types(rows),
+        attention_mask=attention_mask(rows),
+        **{label: torch.from_numpy(rows.pair_label).long()},
+    ).loss
     expected.backward()
     loss = packed_loss(ObjectiveConfig(name=name))
     total = torch.zeros((), dtype=torch.float64)
