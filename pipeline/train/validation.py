@@ -15,8 +15,6 @@ from pipeline.monitor.callback import MonitorCallback, StepCallback
 from pipeline.objectives.batch import Batch
 from pipeline.train.module import PretrainModule
 
-"""Label of a slot that is not predicted."""
-
 
 class Validation(StepCallback):
     """Evaluates every ``evaluation.every_steps`` steps (0: never in between) and after the last step.
@@ -47,7 +45,7 @@ class Validation(StepCallback):
 
 
 def held_out_metrics(trainer: pl.Trainer, module: PretrainModule, batches: Sequence[Batch]) -> dict[str, float]:
-    """Loss, its terms and perplexity over all ranks' batches, by the names of their metrics.
+    """Loss, its terms, perplexity and accuracies over all ranks' batches, by the names of their metrics.
 
     Raises:
         UserError: the validation rows have nothing to predict.
@@ -57,13 +55,18 @@ def held_out_metrics(trainer: pl.Trainer, module: PretrainModule, batches: Seque
     device = trainer.strategy.root_device
     was_training = module.training
     module.eval()
-    terms = module.loss.terms
+    loss = module.loss
+    terms, shares = loss.terms, loss.shares
     sums, counts = torch.zeros(len(terms), dtype=torch.float64, device=device), [0] * len(terms)
+    held = torch.zeros(len(shares), 2, dtype=torch.float64, device=device)
     with torch.no_grad(), trainer.precision_plugin.val_step_context():
         for batch in batches:
-            sums += torch.stack(module.loss_sums(batch.to(device))).double()
+            found, found_shares = loss.measured(module.model, batch.to(device))
+            sums += torch.stack(found).double()
             counts = list(map(operator.add, counts, batch.counts(terms)))
+            if shares:
+                held += torch.stack(found_shares).double()
     module.train(was_training)
-    total = HeldOutLoss(terms)
-    total.add(sums.tolist(), counts)  # the one wait for the device
+    total = HeldOutLoss(terms, shares)
+    total.add(sums.tolist(), counts, held.tolist())  # the one wait for the device
     return total.result(lambda mine: control.sum_floats(*mine)).metrics()
