@@ -8,6 +8,7 @@ from typing import Final
 from pipeline.config.attention import reasons_against_flash
 from pipeline.config.corpus import MAX_INTEGERS, CorpusConfig, ShardConfig, TokenizerConfig
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
+from pipeline.config.mixture_checks import mixture_problems
 from pipeline.config.optimization_checks import optimization_problems
 from pipeline.config.ranges import at_least, at_most, not_negative, positive, share
 from pipeline.config.run import PAIR_OBJECTIVES, Family, ObjectiveConfig, ObjectiveName, RunConfig, TrainConfig
@@ -56,11 +57,8 @@ def run_problems(config: RunConfig) -> list[str]:
         *_required(config),
         *data_problems(config),
         *_model_problems(config),
-        *_objective_problems(config),
+        *mixture_problems(config, _problems_of_objective),
         *start_problems(config.start, config.model.remap_vocabulary),
-        *_generator_problems(config),
-        *_teacher_problems(config.objective),
-        *_noise_problems(config),
         *optimization_problems(config),
         *_train_problems(config),
         *_bookkeeping_problems(config),
@@ -177,6 +175,15 @@ def _generator_problems(config: RunConfig) -> Iterator[str]:
         )
     if config.start.from_pretrained is not None or config.start.from_run is not None:
         yield "start: two models are trained by `rtd`, and a source has one; leave `start` out."
+
+
+def _problems_of_objective(config: RunConfig) -> list[str]:
+    return [
+        *_objective_problems(config),
+        *_generator_problems(config),
+        *_teacher_problems(config.objective),
+        *_noise_problems(config),
+    ]
 
 
 def _objective_problems(config: RunConfig) -> Iterator[str]:

@@ -298,9 +298,16 @@ def packed_head_loss(
     loss = head_loss_of(model)
     loss.labels = labels
     try:
-        return _forward(model, input_ids, position_ids, cu_seqlens, max_seqlen, prediction_positions).logits
+        outputs = _forward(model, input_ids, position_ids, cu_seqlens, max_seqlen, prediction_positions)
     finally:
         loss.labels = None
+    if not has_pair_head(model):
+        return outputs.logits
+    # Every step gives every parameter a gradient, if of 0: `ddp` waits for all of them, and an optimizer that sees none
+    # would do something else than one that sees 0.
+    pair_head = family_of(model).pair_head
+    assert pair_head is not None
+    return outputs.prediction_logits + 0 * outputs[pair_head.logits].sum()
 
 
 def packed_head_loss_and_pair_logits(

@@ -205,6 +205,8 @@ def _facts(
     facts.append(("Restarts", str(sum(event.get("event") == "resumed" for event in events))))
     for label, key in _CONFIG_FACTS:
         value = _lookup(config, key)
+        if key == "objective.name" and (tasks := _lookup(config, "objective.mixture")):
+            value = ", ".join(f"{task['name']} (weight {task['weight']:g})" for task in tasks)
         if value is not None:
             facts.append((label, f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)))
     return facts

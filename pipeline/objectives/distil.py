@@ -45,7 +45,7 @@ def distillation_loss(teacher: nn.Module, config: ObjectiveConfig, hard: Objecti
         labels = arguments[VOCABULARY_TENSORS.index("labels")]
         return (*chosen(found), hits_of(logits.argmax(-1), labels))
 
-    return PackedLoss(terms, sums, VOCABULARY_TENSORS, (f"accuracy_{hard}",), sums_and_hits)
+    return PackedLoss(terms, sums, VOCABULARY_TENSORS, (f"accuracy_{hard}",), sums_and_hits, is_taught=True)
 
 
 def distillation_sums(student: nn.Module, teacher: nn.Module, temperature: float, *arguments: Any) -> Any:

@@ -5,7 +5,7 @@ Letters: R rows, S sequence length, P most predictions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.models.head_loss import head_loss_of
 from pipeline.models.packed import packed_head_loss
 from pipeline.objectives.batch import Batch
-from pipeline.objectives.terms import Term
+from pipeline.objectives.terms import Term, loss_metrics
 
 
 def packed_loss_sum(
@@ -68,6 +68,27 @@ class PackedLoss:
     measuring: Callable[..., Any] | None = None
     """As ``function``, without gradients: the sums of the terms, then for every share of how many things it holds, and
     how many there are, (2,). Training steps do not pay for it."""
+
+    is_taught: bool = False
+    """Whether another model computes beside the one that is trained."""
+
+    @property
+    def tasks(self) -> tuple[PackedLoss, ...]:
+        """The losses of a run: this one."""
+        return (self,)
+
+    def has_teacher(self, task: int) -> bool:
+        """Whether another model computes beside the task's."""
+        return self.is_taught
+
+    def metrics(self, sums: Sequence[float], counts: Sequence[int], task: int) -> dict[str, float | None]:
+        """Of a step: see :func:`loss_metrics`."""
+        return loss_metrics(self.terms, sums, counts)
+
+    def held_out(self, metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+        """Of an evaluation: the metrics of the one task that there is."""
+        (own,) = metrics
+        return own
 
     def sums(self, model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
         """The sum of every term over a batch that is on the model's device, fp32 scalars (fp64 for an fp64 model)."""

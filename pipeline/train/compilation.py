@@ -63,7 +63,8 @@ def compile_step(module: PretrainModule) -> None:
     """
     train = module.config.train
     dynamo = torch._dynamo.config
-    graphs = 2 * 2 * len(module.plan.micro_rows)  # to train and to validate, of usual and of many segments
+    # To train and to validate, of usual and of many segments; the objectives of a mixture have their own.
+    graphs = 2 * 2 * len(module.plan.micro_rows) * len(module.loss.tasks)
     dynamo.recompile_limit = max(dynamo.recompile_limit, graphs + _SPARE_GRAPHS)
     if train.strategy != "zero3":
         copied = train.compile_mode == "reduce-overhead"

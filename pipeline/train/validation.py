@@ -13,6 +13,7 @@ from pipeline.config.run import EvaluationConfig
 from pipeline.evaluate.heldout import HeldOutLoss
 from pipeline.monitor.callback import MonitorCallback, StepCallback
 from pipeline.objectives.batch import Batch
+from pipeline.objectives.loss import PackedLoss
 from pipeline.train.module import PretrainModule
 
 
@@ -45,17 +46,27 @@ class Validation(StepCallback):
 
 
 def held_out_metrics(trainer: pl.Trainer, module: PretrainModule, batches: Sequence[Batch]) -> dict[str, float]:
-    """Loss, its terms, perplexity and accuracies over all ranks' batches, by the names of their metrics.
+    """Loss, its terms, perplexity and accuracies over all ranks' batches, by the names of their metrics; in a mixture
+    those of every objective, each over its own batches.
 
     Raises:
         UserError: the validation rows have nothing to predict.
     """
+    found = []
+    for number, loss in enumerate(module.loss.tasks):
+        own = [batch for batch in batches if batch.task == number]
+        found.append(_metrics_of_task(trainer, module, loss, own))
+    return module.loss.held_out(found)
+
+
+def _metrics_of_task(
+    trainer: pl.Trainer, module: PretrainModule, loss: PackedLoss, batches: Sequence[Batch]
+) -> dict[str, float]:
     control = module.control
     assert control is not None
     device = trainer.strategy.root_device
     was_training = module.training
     module.eval()
-    loss = module.loss
     terms, shares = loss.terms, loss.shares
     sums, counts = torch.zeros(len(terms), dtype=torch.float64, device=device), [0] * len(terms)
     held = torch.zeros(len(shares), 2, dtype=torch.float64, device=device)
@@ -63,7 +74,8 @@ def held_out_metrics(trainer: pl.Trainer, module: PretrainModule, batches: Seque
         for batch in batches:
             found, found_shares = loss.measured(module.model, batch.to(device))
             sums += torch.stack(found).double()
-            counts = list(map(operator.add, counts, batch.counts(terms)))
+            own = (getattr(batch, f"num_{term.counts}") for term in terms)
+            counts = list(map(operator.add, counts, own))
             if shares:
                 held += torch.stack(found_shares).double()
     module.train(was_training)
