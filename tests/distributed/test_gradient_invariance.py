@@ -47,6 +47,10 @@ OBJECTIVES = {
     "span": ["--objective.masking", "span"],
     "mlm+nsp": ["--objective.name", "mlm+nsp", "--data.packing", "pairs_nsp"],
     "mlm+sop": ["--objective.name", "mlm+sop", "--data.packing", "pairs_sop", "--model.family", "albert"],
+    "mixture": [
+        *("--data.packing", "pairs_nsp", "--objective.mixture"),
+        "[{name: mlm, weight: 0.5}, {name: mlm, label: dense, mask_rate: 0.4, weight: 0.5}, {name: mlm+nsp}]",
+    ],
     "clm": ["--model.family", "gpt2", "--objective.name", "clm"],
 }
 # strategy, ranks, rows of a micro-batch
@@ -70,14 +74,14 @@ def _plain_training(config_path: str, overrides: list[str]) -> tuple[Steps, list
     assert streams.train.num_rows < STEPS * 7, "no epoch ends within the run"
     facts = {"vocab_size": streams.manifest.vocab_size, "special_ids": streams.manifest.special_ids}
     head = head_of(config)
-    pairs = head == "pairs"
     model_class = getattr(transformers, model_class_name(config.model, head))
     model = model_class(hf_config(config.model, **facts, head=head)).double()
     model.load_state_dict(make_model(config, streams).state_dict())
     gradients, losses, norms = [], [], []
     for step in range(STEPS):
         rows = streams.train.rows(step)
-        objective = streams.objective(config.seed, config.data.sequence_length)
+        objective = streams.objective(config.seed, config.data.sequence_length, step + 1)
+        pairs = getattr(objective, "with_pairs", False)
         input_ids, labels = (torch.from_numpy(array) for array in objective.labels_of(rows))
         totals = [torch.zeros((), dtype=torch.float64)] * 2
         for number, row in enumerate(rows.segment_row):
@@ -98,6 +102,8 @@ def _plain_training(config_path: str, overrides: list[str]) -> tuple[Steps, list
         model.zero_grad()
         loss.backward()
         losses.append(loss.item())
+        for parameter in model.parameters():  # of a head that the step's objective does not use
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         gradients.append({name: parameter.grad.numpy().copy() for name, parameter in model.named_parameters()})
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM).item())
         rate = learning_rate(step, config.schedule, config.optimizer, STEPS)
