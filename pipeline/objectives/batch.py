@@ -122,10 +122,6 @@ class Batch:
         """What the means of these terms are over, of this rank in the whole optimizer step."""
         return [getattr(self, f"window_{term.counts}") if term.task == self.task else 0 for term in terms]
 
-    def counts(self, terms: Sequence[Term]) -> list[int]:
-        """What the means of these terms are over, of this micro-batch."""
-        return [getattr(self, f"num_{term.counts}") if term.task == self.task else 0 for term in terms]
-
     def to(self, device: torch.device | str) -> Self:
         """The batch with what the model and the loss need on ``device``, copied without waiting.
 
