@@ -68,10 +68,10 @@ class HeadLoss:
         return loss
 
 
-def install_head_loss(model: nn.Module, linear: nn.Linear) -> None:
-    """Have the last layer of a model's head compute the loss while it is given labels."""
+def install_head_loss(model: nn.Module, linear: Any) -> None:
+    """Have the last layer of a model's head, a linear one, compute the loss while it is given labels."""
     loss = HeadLoss(linear)
-    linear.forward = loss.forward  # type: ignore[method-assign]
+    linear.forward = loss.forward
     setattr(model, _NAME, loss)
 
 

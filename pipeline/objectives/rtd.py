@@ -77,10 +77,17 @@ def packed_rtd_loss_sums(
 def packed_rtd_loss_and_shares(model: Any, *arguments: Any) -> tuple[Tensor, ...]:
     """:func:`packed_rtd_loss_sums`, and of how many things each of :data:`_SHARES` holds, and how many there are, each
     int64 (2,)."""
-    input_ids, position_ids, *others, is_real, max_seqlen = arguments
-    labels = others[-2]
-    ids, positions = input_ids.view(1, -1), position_ids.view(1, -1)
-    generator_loss, logits, scores, was_replaced = _judged(model, ids, positions, *others, max_seqlen)
+    input_ids, position_ids, cu_seqlens, prediction_positions, labels, uniforms, is_real, max_seqlen = arguments
+    generator_loss, logits, scores, was_replaced = _judged(
+        model,
+        input_ids.view(1, -1),
+        position_ids.view(1, -1),
+        cu_seqlens,
+        prediction_positions,
+        labels,
+        uniforms,
+        max_seqlen,
+    )
     real = is_real.flatten()
     replaced, flagged = was_replaced & real, (scores > 0) & real
     found, right = replaced & flagged, (replaced == flagged) & real
