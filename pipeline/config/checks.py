@@ -10,6 +10,7 @@ from pipeline.config.corpus import MAX_INTEGERS, CorpusConfig, ShardConfig, Toke
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
 from pipeline.config.denoise_checks import masked_span_problems
 from pipeline.config.language_checks import language_problems
+from pipeline.config.mixture_checks import mixture_problems
 from pipeline.config.optimization_checks import optimization_problems
 from pipeline.config.ranges import at_least, at_most, not_negative, positive, share
 from pipeline.config.row_checks import row_problems
@@ -59,12 +60,8 @@ def run_problems(config: RunConfig) -> list[str]:
         *_required(config),
         *data_problems(config),
         *_model_problems(config),
-        *_objective_problems(config),
+        *mixture_problems(config, _problems_of_objective),
         *start_problems(config.start, config.model.remap_vocabulary),
-        *_generator_problems(config),
-        *_teacher_problems(config.objective),
-        *row_problems(config),
-        *_noise_problems(config),
         *optimization_problems(config),
         *_train_problems(config),
         *_bookkeeping_problems(config),
@@ -187,6 +184,16 @@ def _generator_problems(config: RunConfig) -> Iterator[str]:
         )
     if config.start.from_pretrained is not None or config.start.from_run is not None:
         yield "start: two models are trained by `rtd`, and a source has one; leave `start` out."
+
+
+def _problems_of_objective(config: RunConfig) -> list[str]:
+    return [
+        *_objective_problems(config),
+        *_generator_problems(config),
+        *_teacher_problems(config.objective),
+        *row_problems(config),
+        *_noise_problems(config),
+    ]
 
 
 def _objective_problems(config: RunConfig) -> Iterator[str]:

@@ -36,7 +36,7 @@ def data_problems(config: RunConfig) -> Iterator[str]:
     yield from _within("data.open_shards", config.data.open_shards, 1)
     yield from _within("data.workers", config.data.workers, 0, MAX_WORKERS)
     yield from _within("data.prefetch_steps", config.data.prefetch_steps, 1, MAX_PREFETCH_STEPS)
-    if config.data.packing.startswith("pairs") and config.objective.name == "clm":
+    if config.data.packing.startswith("pairs") and any(task.name == "clm" for task in config.objective.tasks):
         yield f"data.packing: `{config.data.packing}` makes rows of the BERT kind; choose another for objective `clm`."
     # Each of these counts on the shapes that the one before has checked.
     yield from list(_batch_problems(config)) or list(_warmup_problems(config)) or list(_row_problems(config))

@@ -60,14 +60,22 @@ def batch_plan(config: RunConfig, world_size: int) -> BatchPlan:
 
 def head_of(config: RunConfig) -> Head:
     """The head of the model that is trained."""
-    return "pairs" if config.objective.name in PAIR_OBJECTIVES else "tokens"
+    return "pairs" if any(task.name in PAIR_OBJECTIVES for task in config.objective.tasks) else "tokens"
 
 
-def row_objective(config: RunConfig) -> ObjectiveConfig:
-    """The objective that rows are prepared for: distillation takes those of its hard loss."""
-    if config.objective.name != "distil":
-        return config.objective
-    return replace(config.objective, name="clm" if config.model.family == "gpt2" else "mlm")
+def has_generator(config: RunConfig) -> bool:
+    """Whether a generator is trained beside the model."""
+    return any(task.name == "rtd" for task in config.objective.tasks)
+
+
+def row_objective(config: RunConfig, task: ObjectiveConfig | None = None) -> ObjectiveConfig:
+    """The objective that rows are prepared for: distillation takes those of its hard loss.
+
+    Args:
+        task: one of the run's objectives; default: the first.
+    """
+    task = config.objective.tasks[0] if task is None else task
+    return replace(task, name="clm" if config.model.family == "gpt2" else "mlm") if task.name == "distil" else task
 
 
 def corpora_of(config: RunConfig) -> list[MixtureSourceConfig]:

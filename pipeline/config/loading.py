@@ -20,6 +20,7 @@ import yaml
 from pipeline.base.errors import UserError
 from pipeline.config.checks import corpus_problems, run_problems
 from pipeline.config.corpus import CorpusConfig
+from pipeline.config.objective import ObjectiveConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.synthetic import SyntheticConfig
 from pipeline.config.synthetic_checks import synthetic_problems
@@ -204,13 +205,25 @@ def _load(
 ) -> Config:
     extra, problems = parse_overrides(overrides)
     bad: dict[str, str] = {}
-    config = _build(_merged(read_layers(path), extra), config_class, "", _Reader(config_class, bad))
+    values = _with_shared_settings(_merged(read_layers(path), extra))
+    config = _build(values, config_class, "", _Reader(config_class, bad))
     problems += bad.values()
     # A value that was refused above stands at its default here: do not complain about it a second time.
     problems += [problem for problem in check(config) if re.split(r"[: \[]", problem)[0] not in bad]
     if problems:
         raise ConfigError(str(path), problems)
     return config
+
+
+def _with_shared_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """The same where the entries of ``objective.mixture`` have what they do not say from ``objective``."""
+    objective = values.get("objective")
+    if not isinstance(objective, Mapping) or not isinstance(objective.get("mixture"), list):
+        return values
+    settings = {setting.name for setting in dataclasses.fields(ObjectiveConfig)}
+    shared = {name: value for name, value in objective.items() if name in settings}
+    entries = [shared | dict(entry) if isinstance(entry, Mapping) else entry for entry in objective["mixture"]]
+    return values | {"objective": {**objective, "mixture": entries}}
 
 
 class _Reader:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 ObjectiveName = Literal["mlm", "mlm+nsp", "mlm+sop", "rtd", "distil", "denoise", "clm"]
@@ -14,7 +15,7 @@ replaced tokens."""
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What the model learns to predict."""
+    """One thing that a model learns to predict."""
 
     name: ObjectiveName = "mlm"
     """`mlm`: masked tokens (every family but gpt2). `mlm+nsp`, `mlm+sop`: masked tokens and sentence pairs, whether the
@@ -88,3 +89,43 @@ class ObjectiveConfig:
 
     span_max_words: int = 10
     """span: most words of a span."""
+
+    @property
+    def tasks(self) -> Sequence[ObjectiveConfig]:
+        """The objectives of a run: this one."""
+        return [self]
+
+
+@dataclass(frozen=True)
+class TaskConfig(ObjectiveConfig):
+    """An objective that takes its turn with others. What an entry does not say is as in `objective`."""
+
+    weight: float = 1.0
+    """Share of the steps, against the weights of the others."""
+
+    label: str | None = None
+    """Name of its metrics, `loss_LABEL`. Default: its `name`. Labels differ; they hold no `_`."""
+
+    @property
+    def shown_label(self) -> str:
+        """The label, given or not."""
+        return self.name if self.label is None else self.label
+
+
+@dataclass(frozen=True)
+class RunObjectiveConfig(ObjectiveConfig):
+    """What the model learns to predict."""
+
+    mixture: list[TaskConfig] = field(default_factory=list)
+    """Several objectives instead of one: every step takes one of them, drawn by weight. They share rows, packing, the
+    head of the model and the teacher."""
+
+    @property
+    def tasks(self) -> Sequence[ObjectiveConfig]:
+        """The objectives of the mixture, or this one."""
+        return self.mixture or [self]
+
+
+def alone(task: ObjectiveConfig) -> RunObjectiveConfig:
+    """An objective as that of a run which has no other."""
+    return RunObjectiveConfig(**{setting.name: getattr(task, setting.name) for setting in fields(ObjectiveConfig)})

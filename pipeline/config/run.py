@@ -15,6 +15,7 @@ from pipeline.config.model import ModelConfig as ModelConfig
 from pipeline.config.objective import Masking as Masking
 from pipeline.config.objective import ObjectiveConfig as ObjectiveConfig
 from pipeline.config.objective import ObjectiveName as ObjectiveName
+from pipeline.config.objective import RunObjectiveConfig as RunObjectiveConfig
 from pipeline.config.optimization import OptimizerConfig, ScheduleConfig
 from pipeline.config.start import StartConfig
 
@@ -303,7 +304,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """Model shape."""
 
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: RunObjectiveConfig = field(default_factory=RunObjectiveConfig)
     """Training objective."""
 
     start: StartConfig = field(default_factory=StartConfig)

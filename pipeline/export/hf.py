@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import directory_made_whole
-from pipeline.config.derived import head_of
+from pipeline.config.derived import has_generator, head_of
 from pipeline.config.model import ModelConfig
 from pipeline.config.objective import Head
 from pipeline.config.run import RunConfig
@@ -74,7 +74,7 @@ def export_model(
     """
     check_output(output)
     shape, head = exported_model(config, part)
-    if config.objective.name == "rtd":
+    if has_generator(config):
         weights = part_of(weights, part or PARTS[0])
     trained = build_model(shape, vocab_size=manifest.vocab_size, special_ids=manifest.special_ids, head=head)
     load_strictly(trained.float().eval(), weights, checkpoint)
@@ -101,11 +101,10 @@ def exported_model(config: RunConfig, part: str | None) -> tuple[ModelConfig, He
     Raises:
         UserError: the run does not train such a part.
     """
-    if config.objective.name != "rtd":
+    if not has_generator(config):
         if part is not None:
-            raise UserError(
-                f"export: --part {part}: a run of objective `{config.objective.name}` trains one model; leave it out."
-            )
+            names = "`, `".join(task.name for task in config.objective.tasks)
+            raise UserError(f"export: --part {part}: a run of objective `{names}` trains one model; leave it out.")
         return config.model, head_of(config)
     if part == "generator":
         return generator_config(config.model), "tokens"

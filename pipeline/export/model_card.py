@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.config.derived import head_of
+from pipeline.config.objective import ObjectiveConfig
 from pipeline.config.optimization import OptimizerConfig, ScheduleConfig, betas_of, epsilon_of, momentum_of
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import stages_of
@@ -76,7 +77,7 @@ def model_card(config: RunConfig, run: RunFacts, model: ModelFacts) -> str:
         _front_matter(config.model.family, _task(model, causal), source is None),
         f"# {run.run_name}",
         f"A {family} model (`{model.class_name}`, {model.num_parameters:,} parameters) trained {origin} by "
-        f"{_LEARNED[config.objective.name]} on text of its authors' choice.",
+        f"{_learned(config)} on text of its authors' choice.",
         "## How to load it",
         _usage(model, causal),
         "## Training",
@@ -90,6 +91,10 @@ def model_card(config: RunConfig, run: RunFacts, model: ModelFacts) -> str:
         "trained on, and adds it to the front matter (`license: ...`).",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _learned(config: RunConfig) -> str:
+    return ", and by ".join(dict.fromkeys(_LEARNED[task.name] for task in config.objective.tasks))
 
 
 def _task(model: ModelFacts, causal: bool) -> str | None:
@@ -134,18 +139,24 @@ def _usage(model: ModelFacts, causal: bool) -> str:
     )
 
 
+def _objective(config: RunConfig, task: ObjectiveConfig) -> str:
+    if FAMILIES[config.model.family].causal:
+        return "causal language modelling"
+    unit = {"token": "", "whole_word": " in whole words", "span": " in spans of words"}[task.masking]
+    kept = 1 - task.mask_token_share - task.random_token_share
+    fixed = "" if task.mask_copies is None else f"; {task.mask_copies} fixed choice(s) of masks, one an epoch in turn"
+    return (
+        f"masked language modelling: {task.mask_rate:.0%} of the tokens{unit}, of these {task.mask_token_share:.0%} "
+        f"masked, {task.random_token_share:.0%} random, {kept:.0%} kept{fixed}"
+    )
+
+
 def _training_rows(config: RunConfig, run: RunFacts) -> list[tuple[str, str]]:
-    objective = "causal language modelling"
-    if not FAMILIES[config.model.family].causal:
-        unit = {"token": "", "whole_word": " in whole words", "span": " in spans of words"}[config.objective.masking]
-        kept = 1 - config.objective.mask_token_share - config.objective.random_token_share
-        objective = (
-            f"masked language modelling: {config.objective.mask_rate:.0%} of the tokens{unit}, of these "
-            f"{config.objective.mask_token_share:.0%} masked, {config.objective.random_token_share:.0%} random, "
-            f"{kept:.0%} kept"
-        )
-        if config.objective.mask_copies is not None:
-            objective += f"; {config.objective.mask_copies} fixed choice(s) of masks, one an epoch in turn"
+    tasks = config.objective.mixture
+    objective = _objective(config, config.objective)
+    if tasks:
+        total = sum(task.weight for task in tasks)
+        objective = "; ".join(f"{task.weight / total:.0%} of the steps {_objective(config, task)}" for task in tasks)
     rows = [
         ("Steps", f"{run.step:,} of {config.train.steps:,}"),
         ("Tokens seen", _count(run.tokens_seen)),

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from typing import Any, Final, cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from pipeline.models.blocks import transformer_blocks
 from pipeline.models.families import FAMILIES, Family
-from pipeline.models.head_loss import IGNORED, HeadLoss
+from pipeline.models.head_loss import head_loss_of, install_head_loss
 from pipeline.models.last_block import POSITIONS, narrow_last_block
 
 _SELECT_NAME: Final = "select_rows"
-_LOSS_NAME: Final = "head_loss"
 _TABLES_NAME: Final = "position_tables"
 _PAIRS_NAME: Final = "select_pairs"
 _NARROW_NAME: Final = "last_block_is_narrow"
@@ -117,9 +114,7 @@ def prepare_packed(model: nn.Module, narrow: bool = False) -> None:
         if pair_head.hidden_of is not None:
             model.get_submodule(pair_head.hidden_of).register_forward_hook(pairs.keep)
         setattr(model, _PAIRS_NAME, pairs)
-    loss = HeadLoss(decoder)
-    decoder.forward = loss.forward
-    setattr(model, _LOSS_NAME, loss)
+    install_head_loss(model, decoder)
 
 
 def packed_logits(
@@ -235,7 +230,7 @@ def packed_seq2seq_loss(
     Returns:
         Scalar, fp32 (fp64 for an fp64 model).
     """
-    loss: HeadLoss = getattr(model, _LOSS_NAME)
+    loss = head_loss_of(model)
     loss.labels = labels
     try:
         encoder = (input_ids, position_ids, cu_seqlens)
@@ -300,15 +295,22 @@ def packed_head_loss(
     Returns:
         Scalar, fp32 (fp64 for an fp64 model).
     """
-    loss: HeadLoss = getattr(model, _LOSS_NAME)
+    loss = head_loss_of(model)
     loss.labels = labels
     try:
-        return _forward(model, input_ids, position_ids, cu_seqlens, max_seqlen, prediction_positions).logits
+        outputs = _forward(model, input_ids, position_ids, cu_seqlens, max_seqlen, prediction_positions)
     finally:
         loss.labels = None
+    if not has_pair_head(model):
+        return outputs.logits
+    # Every step gives every parameter a gradient, if of 0: `ddp` waits for all of them, and an optimizer that sees none
+    # would do something else than one that sees 0.
+    pair_head = family_of(model).pair_head
+    assert pair_head is not None
+    return outputs.prediction_logits + 0 * outputs[pair_head.logits].sum()
 
 
-def packed_head_and_pair_loss(
+def packed_head_loss_and_pair_logits(
     model: nn.Module,
     input_ids: Tensor,
     position_ids: Tensor,
@@ -318,29 +320,25 @@ def packed_head_and_pair_loss(
     prediction_positions: Tensor,
     labels: Tensor,
     pair_slots: Tensor,
-    pair_labels: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`packed_head_loss` and the sum of the cross-entropies of sentence pairs.
+    """:func:`packed_head_loss` and the logits of sentence pairs.
 
     Args:
         model: from ``build_model`` with a head for pairs.
         token_type_ids: int64 (1, T).
         pair_slots: int64 (K,), indices into ``prediction_positions`` of the first tokens of segments, ascending.
-        pair_labels: int64 (K,), 0 or 1; -100 is not counted.
 
     Returns:
-        Two scalars, fp32 (fp64 for an fp64 model).
+        A scalar, fp32 (fp64 for an fp64 model), and (K, 2).
     """
-    loss: HeadLoss = getattr(model, _LOSS_NAME)
+    loss = head_loss_of(model)
     loss.labels = labels
     try:
-        loss_sum, logits = packed_pair_logits(
+        return packed_pair_logits(
             model, input_ids, position_ids, token_type_ids, cu_seqlens, max_seqlen, prediction_positions, pair_slots
         )
     finally:
         loss.labels = None
-    exact = torch.promote_types(logits.dtype, torch.float32)
-    return loss_sum, cross_entropy(logits.to(exact), pair_labels, ignore_index=IGNORED, reduction="sum")
 
 
 def packed_outputs(

@@ -91,7 +91,7 @@ class MonitorCallback(StepCallback):
 
     Args:
         sinks: on rank 0; empty on the others.
-        flops: of forward and backward, from the counts of ``BatchCounts`` in their order.
+        flops: of forward and backward, from what ``module.all_counts`` has counted since the last logged step.
         clock: where the time of this rank goes; other callbacks name their phases on it.
         tokens_before: real tokens of the steps before this start.
     """
@@ -115,7 +115,7 @@ class MonitorCallback(StepCallback):
         self.clock = clock
         self.tokens_before = tokens_before
         self.added: dict[str, float] = {}
-        self._logged_counts: tuple[int, ...] = (0,) * 9
+        self._logged_counts: tuple[int, ...] | None = None
         self._steps_to_log = 0
 
     def add_validation(self, metrics: Mapping[str, float]) -> None:
@@ -157,8 +157,8 @@ class MonitorCallback(StepCallback):
     def _rates(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
         """Tokens so far, and the rates and times since the last logged step."""
         counts, world_size, num_steps = module.counts, trainer.world_size, self._steps_to_log
-        now = tuple(counts)
-        local = [new - old for new, old in zip(now, self._logged_counts, strict=True)]
+        now: tuple[int, ...] = module.all_counts
+        local = [new - old for new, old in zip(now, self._logged_counts or (0,) * len(now), strict=True)]
         seconds = self.clock.read()
         # Each rank has a place of its own in the sum, so that one reduction tells all ranks' times.
         microseconds = [0] * world_size

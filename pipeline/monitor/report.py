@@ -20,6 +20,8 @@ from pipeline.monitor.step_clock import PHASES
 
 _MOST_EVENTS = 300
 
+_ACCURACY = "validation_accuracy_"
+
 _CONFIG_FACTS = (
     ("Corpus", "data.corpus"),
     ("Sequence length", "data.sequence_length"),
@@ -161,6 +163,9 @@ def _tiles(
     ):
         if values := _values(metrics, key):
             tiles.append((label, form.format(values[-1])))
+    for key in dict.fromkeys(name for record in metrics for name in record if name.startswith(_ACCURACY)):
+        if values := _values(metrics, key):
+            tiles.append((f"Validation accuracy, {key.removeprefix(_ACCURACY)}", f"{values[-1]:.1%}"))
     if tokens := _values(metrics, "tokens"):
         tiles.append(("Tokens", format_count(tokens[-1])))
     if rates := _values(metrics, "tokens_per_second"):
@@ -200,6 +205,8 @@ def _facts(
     facts.append(("Restarts", str(sum(event.get("event") == "resumed" for event in events))))
     for label, key in _CONFIG_FACTS:
         value = _lookup(config, key)
+        if key == "objective.name" and (tasks := _lookup(config, "objective.mixture")):
+            value = ", ".join(f"{task['name']} (weight {task['weight']:g})" for task in tasks)
         if value is not None:
             facts.append((label, f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)))
     return facts

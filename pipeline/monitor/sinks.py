@@ -2,7 +2,7 @@
 
 A metric line is a flat dict with ``step`` (completed optimizer steps) and whatever was measured: ``loss``, ``lr``,
 ``grad_norm``, ``tokens``, ``tokens_per_second``, ``mfu``, ``data_wait_fraction``, ``batch_digest``, ``memory_gb``,
-``validation_loss``, ``validation_perplexity``, ... Units are in ``docs/monitor.md``.
+``validation_loss``, ``validation_accuracy_mlm``, ... Units are in ``docs/monitor.md``.
 """
 
 from __future__ import annotations

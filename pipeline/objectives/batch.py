@@ -112,16 +112,15 @@ class Batch:
     num_pairs: int = 0
     """Pairs of this micro-batch."""
 
+    task: int = 0
+    """Number of the objective in a mixture that the step has."""
+
     row_digests: Tensor | None = None
     """uint8 (R, 32), one sha256 a row, where asked for."""
 
     def window_counts(self, terms: Sequence[Term]) -> list[int]:
         """What the means of these terms are over, of this rank in the whole optimizer step."""
-        return [getattr(self, f"window_{term.counts}") for term in terms]
-
-    def counts(self, terms: Sequence[Term]) -> list[int]:
-        """What the means of these terms are over, of this micro-batch."""
-        return [getattr(self, f"num_{term.counts}") for term in terms]
+        return [getattr(self, f"window_{term.counts}") if term.task == self.task else 0 for term in terms]
 
     def to(self, device: torch.device | str) -> Self:
         """The batch with what the model and the loss need on ``device``, copied without waiting.

@@ -9,6 +9,7 @@ Letters: R rows, S sequence length, P places for predictions, V vocabulary, E wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, log_softmax
 
 from pipeline.config.objective import ObjectiveConfig, ObjectiveName
-from pipeline.models.head_loss import IGNORED
+from pipeline.models.head_loss import IGNORED, hits_of
 from pipeline.models.packed import packed_logits_and_hidden
 from pipeline.objectives.loss import VOCABULARY_TENSORS, PackedLoss
 from pipeline.objectives.terms import Term
@@ -31,16 +32,28 @@ def distillation_loss(teacher: nn.Module, config: ObjectiveConfig, hard: Objecti
     """
     weights = {hard: config.hard_weight, "soft": config.soft_weight, "cosine": config.cosine_weight}
     terms = tuple(Term(name, "predictions", weight) for name, weight in weights.items() if weight or name == hard)
-    names = [term.name for term in terms]
+    kept = [name in {term.name for term in terms} for name in weights]
 
     def sums(model: nn.Module, *arguments: Any) -> tuple[Tensor, ...]:
-        found = distillation_sums(model, teacher, config.temperature, *arguments)
-        return tuple(one for name, one in zip((hard, "soft", "cosine"), found, strict=True) if name in names)
+        return chosen(distillation_sums(model, teacher, config.temperature, *arguments))
 
-    return PackedLoss(terms, sums, VOCABULARY_TENSORS)
+    def chosen(found: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(one for one, is_kept in zip(found, kept, strict=True) if is_kept)
+
+    def sums_and_hits(model: nn.Module, *arguments: Any) -> tuple[Tensor, ...]:
+        *found, logits = distillation_sums_and_logits(model, teacher, config.temperature, *arguments)
+        labels = arguments[VOCABULARY_TENSORS.index("labels")]
+        return (*chosen(found), hits_of(logits.argmax(-1), labels))
+
+    return PackedLoss(terms, sums, VOCABULARY_TENSORS, (f"accuracy_{hard}",), sums_and_hits, is_taught=True)
 
 
-def distillation_sums(
+def distillation_sums(student: nn.Module, teacher: nn.Module, temperature: float, *arguments: Any) -> Any:
+    """The sums of :func:`distillation_sums_and_logits`."""
+    return distillation_sums_and_logits(student, teacher, temperature, *arguments)[:3]
+
+
+def distillation_sums_and_logits(
     student: nn.Module,
     teacher: nn.Module,
     temperature: float,
@@ -50,9 +63,10 @@ def distillation_sums(
     prediction_positions: Tensor,
     labels: Tensor,
     max_seqlen: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sums over the predictions of a micro-batch, fp32 (fp64 for an fp64 student): cross-entropy, divergence times the
-    temperature squared, which keeps the size of its gradient, and one minus the cosine.
+    temperature squared, which keeps the size of its gradient, and one minus the cosine. Last the student's
+    logits (P, V).
 
     Args:
         student, teacher: from ``build_model`` and ``read_teacher``, of one vocabulary.
@@ -79,4 +93,5 @@ def distillation_sums(
         cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"),
         temperature**2 * (divergence * counted).sum(),
         (apart * counted).sum(),
+        logits,
     )

@@ -23,12 +23,17 @@ from pipeline.base.keyed import hashes, key
 from pipeline.config.objective import ObjectiveConfig
 from pipeline.data.rows import RowFormat, Rows
 from pipeline.models.electra import discriminator_logits, generator_logits, replaced_tokens
-from pipeline.models.head_loss import IGNORED
+from pipeline.models.head_loss import IGNORED, hits_of
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.loss import VOCABULARY_TENSORS, PackedLoss
 from pipeline.objectives.mlm import MaskedLanguageModel
 from pipeline.objectives.objective import Vocabulary
 from pipeline.objectives.terms import Term
+
+_SHARES: Final = ("accuracy_mlm", "accuracy_rtd", "recall_rtd", "precision_rtd", "replaced_rtd")
+"""Of the predicted tokens those that the generator has right; of all tokens those judged right; of the replaced tokens
+those found; of those called replaced the replaced ones; of all tokens the replaced ones: 1 minus this is the accuracy
+of who calls none replaced."""
 
 _DRAW: Final = int.from_bytes(b"DRAW", "big")
 
@@ -56,7 +61,62 @@ def packed_rtd_loss_sums(
         is_real: bool (R, S), false in padding.
         max_seqlen: bound of the segment lengths, a constant of the run.
     """
-    ids, positions = input_ids.view(1, -1), position_ids.view(1, -1)
+    generator_loss, _, scores, was_replaced = _judged(
+        model,
+        input_ids.view(1, -1),
+        position_ids.view(1, -1),
+        cu_seqlens,
+        prediction_positions,
+        labels,
+        uniforms,
+        max_seqlen,
+    )
+    return generator_loss, _judging_loss(scores, was_replaced, is_real)
+
+
+def packed_rtd_loss_and_shares(model: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    """:func:`packed_rtd_loss_sums`, and of how many things each of :data:`_SHARES` holds, and how many there are, each
+    int64 (2,)."""
+    input_ids, position_ids, cu_seqlens, prediction_positions, labels, uniforms, is_real, max_seqlen = arguments
+    generator_loss, logits, scores, was_replaced = _judged(
+        model,
+        input_ids.view(1, -1),
+        position_ids.view(1, -1),
+        cu_seqlens,
+        prediction_positions,
+        labels,
+        uniforms,
+        max_seqlen,
+    )
+    real = is_real.flatten()
+    replaced, flagged = was_replaced & real, (scores > 0) & real
+    found, right = replaced & flagged, (replaced == flagged) & real
+    shares = ((right, real), (found, replaced), (found, flagged), (replaced, real))
+    return (
+        generator_loss,
+        _judging_loss(scores, was_replaced, is_real),
+        hits_of(logits.argmax(-1), labels),
+        *(torch.stack([some.sum(), every.sum()]) for some, every in shares),
+    )
+
+
+def _judging_loss(scores: Tensor, was_replaced: Tensor, is_real: Tensor) -> Tensor:
+    target, weight = (mask.to(scores.dtype) for mask in (was_replaced, is_real.flatten()))
+    return binary_cross_entropy_with_logits(scores, target, weight, reduction="sum")
+
+
+def _judged(
+    model: Any,
+    ids: Tensor,
+    positions: Tensor,
+    cu_seqlens: Tensor,
+    prediction_positions: Tensor,
+    labels: Tensor,
+    uniforms: Tensor,
+    max_seqlen: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sum of the generator's cross-entropies, its logits (P, V), and for all R*S tokens how surely the
+    discriminator says that they were replaced, as logits, and whether they were; ids and positions are (1, R*S)."""
     logits = generator_logits(model, ids, positions, cu_seqlens, max_seqlen, prediction_positions)  # P V
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     generator_loss = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
@@ -67,8 +127,7 @@ def packed_rtd_loss_sums(
     seen = ids[0].index_copy(0, prediction_positions, drawn)
     scores = discriminator_logits(model, seen[None], positions, cu_seqlens, max_seqlen)  # R*S
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    was_replaced, weight = (mask.to(scores.dtype) for mask in (seen != true_ids, is_real.flatten()))
-    return generator_loss, binary_cross_entropy_with_logits(scores, was_replaced, weight, reduction="sum")
+    return generator_loss, logits, scores, seen != true_ids
 
 
 class ReplacedTokenDetection(MaskedLanguageModel):
@@ -79,6 +138,8 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         (Term("mlm", "predictions"), Term("rtd", "real_tokens", weight=50.0)),
         packed_rtd_loss_sums,
         (*VOCABULARY_TENSORS, "uniforms", "is_real"),
+        _SHARES,
+        packed_rtd_loss_and_shares,
     )
 
     draw_key: int = 0

@@ -5,12 +5,12 @@ Letters: R rows, S sequence length, P places for predictions.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from torch import Tensor, nn
 
 from pipeline.models.packed import packed_seq2seq_loss
-from pipeline.objectives.loss import PackedLoss
+from pipeline.objectives.loss import PackedLoss, with_hits
 from pipeline.objectives.terms import Term
 
 _TENSORS: Final = (
@@ -53,6 +53,12 @@ def packed_seq2seq_loss_sum(
     return packed_seq2seq_loss(model, *encoder, *decoder, max_seqlen, prediction_positions, labels)
 
 
+def packed_seq2seq_loss_sum_and_hits(model: nn.Module, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """:func:`packed_seq2seq_loss_sum`, and the hits, int64 (2,)."""
+    return with_hits(packed_seq2seq_loss_sum, model, *arguments)
+
+
 def seq2seq_loss(name: str) -> PackedLoss:
     """The cross-entropy of the decoder's tokens as the only term."""
-    return PackedLoss((Term(name, "predictions"),), packed_seq2seq_loss_sum, _TENSORS)
+    terms, shares = (Term(name, "predictions"),), (f"accuracy_{name}",)
+    return PackedLoss(terms, packed_seq2seq_loss_sum, _TENSORS, shares, packed_seq2seq_loss_sum_and_hits)

@@ -22,6 +22,9 @@ class Term:
 
     weight: float = 1.0
 
+    task: int = 0
+    """Number of the objective in a mixture whose term it is."""
+
 
 def weighted_loss(terms: Sequence[Term], sums: Sequence[float], counts: Sequence[int]) -> float | None:
     """The loss from the sums of its terms over the global batch, in nats; None where no term counted anything: a mean

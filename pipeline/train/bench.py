@@ -162,14 +162,14 @@ class _Recorder(StepCallback):
             torch.cuda.synchronize(device)
         module.control.barrier()
         module.clock.read()
-        self.counts_before = module.counts
+        self.counts_before = module.all_counts
         self.marks = StepMarks(device)
         self.marks.add()
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         assert self.marks is not None
         step_seconds, phase_seconds = self.marks.seconds(), module.clock.read()
-        counts, before = module.counts, self.counts_before
+        counts, before = module.all_counts, self.counts_before
         total = module.control.sum_integers(*(new - old for new, old in zip(counts, before, strict=True)))
         tokens, predictions = total[0], total[2]
         flops = step_flops(self.config)(self.config.model, self.vocab_size, *total)

@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +63,15 @@ def compile_step(module: PretrainModule) -> None:
     """
     train = module.config.train
     dynamo = torch._dynamo.config
-    graphs = 2 * 2 * len(module.plan.micro_rows)  # to train and to validate, of usual and of many segments
+    # To train and to validate, of usual and of many segments; the objectives of a mixture have their own.
+    graphs = 2 * 2 * len(module.plan.micro_rows) * len(module.loss.tasks)
     dynamo.recompile_limit = max(dynamo.recompile_limit, graphs + _SPARE_GRAPHS)
     if train.strategy != "zero3":
-        function = _compiled(module.loss.function, train)
-        if train.compile_mode == "reduce-overhead":
-            function = _copied(function)
-            module.keeps_gradients = True
-        module.loss = replace(module.loss, function=function)
+        copied = train.compile_mode == "reduce-overhead"
+        module.keeps_gradients = copied
+        module.loss = module.loss.with_functions(
+            lambda function: _copied(_compiled(function, train)) if copied else _compiled(function, train)
+        )
         return
     from deepspeed.utils import set_z3_leaf_modules
 

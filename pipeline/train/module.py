@@ -24,7 +24,7 @@ from pipeline.models.mup import mup_scales
 from pipeline.monitor.step_clock import StepClock
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.loss import PackedLoss
-from pipeline.objectives.terms import loss_metrics
+from pipeline.objectives.mixture_loss import MixtureLoss
 from pipeline.optim.build import make_optimizer
 from pipeline.optim.schedules import learning_rate
 from pipeline.train.budget import TimeBudget
@@ -74,7 +74,7 @@ class PretrainModule(pl.LightningModule):
     def __init__(
         self,
         model: Any,
-        loss: PackedLoss,
+        loss: PackedLoss | MixtureLoss,
         config: RunConfig,
         plan: BatchPlan,
         first_step: int,
@@ -100,6 +100,8 @@ class PretrainModule(pl.LightningModule):
         self.gradient_norm: Tensor | None = None
         self.micro_batch = -1
         self.counts = BatchCounts()
+        self.taught_counts = BatchCounts()
+        self.task = 0
         self.row_digests: list[tuple[Tensor, Tensor]] = []
         self._dropout_key = 0
         self.keeps_gradients = False
@@ -111,6 +113,11 @@ class PretrainModule(pl.LightningModule):
         else:
             object.__setattr__(self, name, value)
 
+    @property
+    def all_counts(self) -> tuple[int, ...]:
+        """What FLOPs are counted from: ``counts``, then the same of the steps that had a teacher."""
+        return (*self.counts, *self.taught_counts)
+
     def loss_sums(self, batch: Batch) -> tuple[Tensor, ...]:
         """The sum of every term of the loss over the micro-batch, fp32 scalars with a graph."""
         return self.loss.sums(self.model, batch)
@@ -121,6 +128,8 @@ class PretrainModule(pl.LightningModule):
             self._begin_step(batch)
         # Counts are read here, on the host: reading them later would wait for the device.
         self.counts = self.counts.plus(batch)
+        if self.loss.has_teacher(batch.task):
+            self.taught_counts = self.taught_counts.plus(batch)
         if batch.row_digests is not None:
             self.row_digests.append((batch.row_numbers, batch.row_digests))
         self._dropout_key = key(self.config.seed, _DROPOUT_STREAM, self.step, batch.first_slot_key)
@@ -150,6 +159,7 @@ class PretrainModule(pl.LightningModule):
         self.clock.enter("other")
         self.saves.agree(*saves)
         self.global_counts = tuple(counts)
+        self.task = batch.task
         self.stop_agreed = stops > 0
         self.local_loss_sums = None
         self.row_digests.clear()
@@ -266,7 +276,7 @@ class PretrainModule(pl.LightningModule):
         mine = [float(term) for term in self.local_loss_sums]
         with self.clock.during("communication"):  # the wait for slower ranks
             sums = self.control.sum_floats(*mine)
-        return loss_metrics(self.loss.terms, sums, self.global_counts)
+        return self.loss.metrics(sums, self.global_counts, self.task)
 
     def batch_digest(self) -> str | None:
         """Digest of the step's global batch, if its rows were digested; every rank must call it."""

@@ -102,7 +102,7 @@ def replay_batch(config: RunConfig, step: int, world_size: int = 1) -> Replayed:
             "(train.global_batch_size)."
         )
     streams = open_streams(config)
-    objective = streams.objective(config.seed, stage.sequence_length)
+    objective = streams.objective(config.seed, stage.sequence_length, step)
     shares = [streams.augmented(streams.train.rows(step - 1, rank, world_size)) for rank in range(world_size)]
     labelled = [objective.labels_of(rows) for rows in shares]
     digests = [row_digests(rows, *cells) for rows, cells in zip(shares, labelled, strict=True)]

@@ -19,7 +19,7 @@ from pipeline.base.keyed import key
 from pipeline.base.ranks import RankFacts
 from pipeline.base.slurm import own_job_id, own_job_restarts
 from pipeline.checkpoints.meta import CheckpointMeta, read_meta
-from pipeline.config.derived import BatchPlan, batch_plan, head_of
+from pipeline.config.derived import BatchPlan, batch_plan, has_generator, head_of
 from pipeline.config.loading import to_plain
 from pipeline.config.model import ModelConfig
 from pipeline.config.run import RunConfig
@@ -35,7 +35,6 @@ from pipeline.monitor.peak_flops import number_format, peak_flops
 from pipeline.monitor.progress import read_progress
 from pipeline.monitor.sinks import Sink, make_sinks
 from pipeline.monitor.step_clock import StepClock
-from pipeline.objectives.registry import packed_loss
 from pipeline.optim.groups import unused_patterns
 from pipeline.train.bad_steps import BadSteps
 from pipeline.train.budget import TimeBudget
@@ -51,7 +50,7 @@ from pipeline.train.step_loop import use_step_loop
 from pipeline.train.step_timing import make_clock
 from pipeline.train.strategies import make_strategy, resolve_device
 from pipeline.train.streams import Streams
-from pipeline.train.teachers import taught_loss, teacher_shape
+from pipeline.train.teachers import make_loss, teacher_shape
 
 _INIT_STREAM = 0x1417  # keeps the key of the initial weights apart from the others
 _PACKAGES = ("torch", "transformers", "lightning", "deepspeed", "numpy")
@@ -121,8 +120,7 @@ def make_module(
     config: RunConfig, streams: Streams, start: Start, plan: BatchPlan, device: torch.device
 ) -> PretrainModule:
     """The model with what a step computes, compiled if the config says so."""
-    taught = config.objective.name == "distil"
-    loss = taught_loss(config, streams, device) if taught else packed_loss(config.objective)
+    loss = make_loss(config, streams, device)
     model = make_model(config, streams)
     if start.directory is None:
         load_start(model, config, streams)
@@ -140,7 +138,7 @@ def make_model(config: RunConfig, streams: Streams) -> Any:
     Raises:
         UserError: see ``build_model``; a group of ``optimizer.groups`` has no parameter.
     """
-    build = build_replaced_token_model if config.objective.name == "rtd" else partial(build_model, head=head_of(config))
+    build = build_replaced_token_model if has_generator(config) else partial(build_model, head=head_of(config))
     model = build(
         config.model,
         vocab_size=streams.manifest.vocab_size,
@@ -235,15 +233,15 @@ def make_monitor(
 
 
 def step_flops(config: RunConfig) -> Callable[..., float]:
-    """From (model config, vocabulary, counts) to the FLOPs of what is trained."""
-    if config.objective.name == "rtd":
+    """From (model config, vocabulary, counts as in ``PretrainModule.all_counts``) to the FLOPs of what is trained."""
+    if has_generator(config):
         return lambda model, vocab_size, *counts: replaced_token_flops(model, vocab_size, *counts[:6])
-    if config.objective.name == "denoise":
-        return lambda model, vocab_size, *counts: seq2seq_flops_per_step(model, vocab_size, *counts[:3], *counts[6:])
-    teacher = teacher_shape(config) if config.objective.name == "distil" else None
+    if any(task.name == "denoise" for task in config.objective.tasks):
+        return lambda model, vocab_size, *counts: seq2seq_flops_per_step(model, vocab_size, *counts[:3], *counts[6:9])
+    teacher = teacher_shape(config)
 
     def flops(model: ModelConfig, vocab_size: int, *counts: int) -> float:
-        of_teacher = 0.0 if teacher is None else flops_per_step(teacher, vocab_size, *counts[:6]) / 3  # forward only
+        of_teacher = 0.0 if teacher is None else flops_per_step(teacher, vocab_size, *counts[9:15]) / 3  # forward only
         return flops_per_step(model, vocab_size, *counts[:6]) + of_teacher
 
     return flops

@@ -16,7 +16,8 @@ import torch
 from pipeline.base.errors import UserError
 from pipeline.base.logs import get_logger
 from pipeline.base.ranks import RankFacts
-from pipeline.config.derived import BatchPlan, corpora_of, head_of, row_objective
+from pipeline.config.derived import BatchPlan, corpora_of, has_generator, head_of, row_objective
+from pipeline.config.objective import ObjectiveConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import Stage, Stages, stages_of
 from pipeline.data.corpora import files_at
@@ -34,6 +35,7 @@ from pipeline.models.flops import num_parameters
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.registry import make_objective, row_kind
+from pipeline.objectives.task_draw import TaskDraw
 from pipeline.shards.manifest import Manifest, check_tokenizer, read_manifest
 from pipeline.train.identity import run_identity
 
@@ -54,11 +56,11 @@ class Preparation:
 
     def __call__(self, rows: Rows, steps: Sequence[int]) -> list[list[Batch]]:
         config, stage = self.streams.config, self.streams.stages.of_step(steps[0])
-        objective = self.streams.objective(config.seed, stage.sequence_length)
+        objectives = self.streams.objectives(config.seed, stage.sequence_length)
         filled = self._filled(self.streams.augmented(rows), len(steps), stage)
         numbers = [step + 1 for step in steps]  # as logs count
         digested = [number for number in numbers if self._is_logged(number)] if config.monitor.batch_digest else []
-        batches = objective.prepare_steps(filled, self.plan.accumulation, numbers, digested)
+        batches = objectives.prepare_steps(filled, self.plan.accumulation, numbers, digested)
         if self.pin_memory:
             return [[batch.pin_memory() for batch in of_step] for of_step in batches]
         return batches
@@ -104,7 +106,7 @@ class Streams:
         """Parameters of the model, tied ones once."""
         pad = self.manifest.special_ids.get("pad")
         model, pad_id = self.config.model, 1 if pad is None else pad
-        if self.config.objective.name == "rtd":
+        if has_generator(self.config):
             return num_replaced_token_parameters(model, self.vocab_size, pad_id)
         return num_parameters(model, self.vocab_size, pad_id, head_of(self.config))
 
@@ -141,33 +143,45 @@ class Streams:
             exponent=data.mixture_exponent,
             context_tokens=data.context_tokens,
         )
-        objective = self.objective(seed, stages.all[0].sequence_length)
+        objectives = self.objectives(seed, stages.all[0].sequence_length)
         exclusions = Exclusions(self.exclusions) if split == "train" else None
         return RowStream(
             sources,
             split,
             settings,
-            words=objective.needs_words,
-            sentences=objective.needs_sentences,
+            words=objectives.needs_words,
+            sentences=objectives.needs_sentences,
             exclusions=exclusions,
         )
 
-    def objective(self, seed: int, sequence_length: int) -> Objective:
-        """The objective under a seed of its own, for rows of one length."""
+    def objective(self, seed: int, sequence_length: int, step: int = 1) -> Objective:
+        """The objective of a step (from 1) under a seed of its own, for rows of one length."""
+        return self.objectives(seed, sequence_length).of_step(step)
+
+    def objectives(self, seed: int, sequence_length: int) -> TaskDraw:
+        """The objectives of the run under a seed of their own, for rows of one length."""
         name = (seed, sequence_length)
         if name not in self._objectives:
-            objective = row_objective(self.config)
-            self._objectives[name] = make_objective(
-                objective,
-                self.manifest,
-                row_format(self.manifest, row_kind(objective.name), sequence_length),
-                seed,
-                packing=self.config.data.packing,
-                cross_document_attention=self.config.data.cross_document_attention,
-                documents_per_token=self._documents_per_token,
-                window=attention_window(self.config.model),
-            )
+            config = self.config
+            weights = [task.weight for task in config.objective.mixture] or [1.0]
+            tasks = [
+                self._make_objective(row_objective(config, task), seed, sequence_length)
+                for task in config.objective.tasks
+            ]
+            self._objectives[name] = TaskDraw(tasks, weights, seed)
         return self._objectives[name]
+
+    def _make_objective(self, objective: ObjectiveConfig, seed: int, sequence_length: int) -> Objective:
+        return make_objective(
+            objective,
+            self.manifest,
+            row_format(self.manifest, row_kind(objective.name), sequence_length),
+            seed,
+            packing=self.config.data.packing,
+            cross_document_attention=self.config.data.cross_document_attention,
+            documents_per_token=self._documents_per_token,
+            window=attention_window(self.config.model),
+        )
 
     @cached_property
     def _documents_per_token(self) -> float:
@@ -176,7 +190,7 @@ class Streams:
         return max(int(table.documents.sum()) / max(int(table.tokens.sum()), 1) for table in tables)
 
     @cached_property
-    def _objectives(self) -> dict[tuple[int, int], Objective]:
+    def _objectives(self) -> dict[tuple[int, int], TaskDraw]:
         return {}
 
     def identity(self, step: int) -> dict[str, Any]:
@@ -200,7 +214,8 @@ class Streams:
 
     def validation_batches(self, step: int, plan: BatchPlan, facts: RankFacts) -> list[Batch]:
         """This rank's micro-batches of the held-out rows, as long as those of step ``step``: as many on every rank, all
-        of one shape. Made once for every sequence length."""
+        of one shape; those of one objective of a mixture after those of another, of the same rows. Made once for every
+        sequence length."""
         stage = self.stages.of_step(step)
         if stage.sequence_length not in self._validation_batches:
             self._validation_batches[stage.sequence_length] = self._make_validation_batches(stage, plan, facts)
@@ -224,7 +239,7 @@ class Streams:
         form = stream.format_of(stage.sequence_length)
         filler = filler_rows(rounds * size - (end - begin), form, like=rows)
         rows = join_rows([rows, filler]) if end > begin else filler
-        return self.objective(VALIDATION_SEED, stage.sequence_length).prepare(rows, rounds)
+        return self.objectives(VALIDATION_SEED, stage.sequence_length).prepare_every(rows, rounds)
 
 
 def open_sources(config: RunConfig) -> list[Source]:

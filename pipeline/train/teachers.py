@@ -1,4 +1,4 @@
-"""The teacher of a run that distils one: read, compared with the run, and put beside the student."""
+"""What a run minimises, and the teacher of one that distils: read, compared with the run, put beside the student."""
 
 from __future__ import annotations
 
@@ -7,26 +7,52 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from pipeline.base.errors import UserError
 from pipeline.config.derived import row_objective
 from pipeline.config.model import ModelConfig
+from pipeline.config.objective import ObjectiveConfig
 from pipeline.config.run import RunConfig
 from pipeline.models.families import model_config_of
 from pipeline.models.teacher import read_teacher
 from pipeline.objectives.distil import distillation_loss
 from pipeline.objectives.loss import PackedLoss
+from pipeline.objectives.mixture_loss import MixtureLoss
+from pipeline.objectives.registry import packed_loss
 from pipeline.train.start_weights import read_vocabulary, tokenizer_difference
 from pipeline.train.streams import Streams
 
 
-def taught_loss(config: RunConfig, streams: Streams, device: torch.device) -> PackedLoss:
-    """The loss of a run of objective ``distil``. On CUDA the teacher computes in bf16 where the run does not in fp32.
+def make_loss(config: RunConfig, streams: Streams, device: torch.device) -> PackedLoss | MixtureLoss:
+    """What a run minimises. On CUDA a teacher computes in bf16 where the run does not in fp32.
 
     Raises:
         UserError: the teacher cannot be read, or has another tokenizer, vocabulary, kind or width.
     """
-    folder = Path(str(config.objective.teacher))
+    teacher = None if teacher_task(config) is None else checked_teacher(config, streams, device)
+    losses = tuple(
+        packed_loss(task)
+        if teacher is None or task.name != "distil"
+        else distillation_loss(teacher, task, row_objective(config, task).name)
+        for task in config.objective.tasks
+    )
+    mixture = config.objective.mixture
+    if not mixture:
+        return losses[0]
+    return MixtureLoss(losses, tuple(task.shown_label for task in mixture), tuple(task.weight for task in mixture))
+
+
+def teacher_task(config: RunConfig) -> ObjectiveConfig | None:
+    """The first objective of a run that has a teacher; all such have the same."""
+    return next((task for task in config.objective.tasks if task.name == "distil"), None)
+
+
+def checked_teacher(config: RunConfig, streams: Streams, device: torch.device) -> nn.Module:
+    """The teacher on the device of the student; raises as :func:`make_loss`."""
+    folder, shape = _teacher_folder(config), teacher_shape(config)
+    assert folder is not None
+    assert shape is not None
     where = f"objective.teacher: {folder}"
     half = device.type == "cuda" and config.train.precision != "fp32"
     teacher = read_teacher(folder, torch.bfloat16 if half else torch.float32)
@@ -39,7 +65,6 @@ def taught_loss(config: RunConfig, streams: Streams, device: torch.device) -> Pa
             f"{where} has {rows} rows in its vocabulary, the student {streams.vocab_size}; set model.vocab_size to "
             f"{rows}."
         )
-    shape = teacher_shape(config)
     if (shape.family == "gpt2") != (config.model.family == "gpt2"):
         raise UserError(f"{where} is a model of type `{shape.family}`, which predicts other tokens than the student's.")
     if shape.max_positions < config.data.sequence_length:
@@ -47,15 +72,23 @@ def taught_loss(config: RunConfig, streams: Streams, device: torch.device) -> Pa
             f"{where} has {shape.max_positions} positions; rows have {config.data.sequence_length} tokens "
             "(data.sequence_length)."
         )
-    if config.objective.cosine_weight and shape.hidden_size != config.model.hidden_size:
+    compares_hidden = any(task.name == "distil" and task.cosine_weight for task in config.objective.tasks)
+    if compares_hidden and shape.hidden_size != config.model.hidden_size:
         raise UserError(
             f"{where} has width {shape.hidden_size}, the student {config.model.hidden_size}: their hidden states "
             "cannot be compared. Set objective.cosine_weight to 0."
         )
-    return distillation_loss(cast("Any", teacher).to(device), config.objective, row_objective(config).name)
+    return cast("nn.Module", cast("Any", teacher).to(device))
 
 
-def teacher_shape(config: RunConfig) -> ModelConfig:
-    """The teacher's shape, from its ``config.json``."""
-    path = Path(str(config.objective.teacher)) / "config.json"
-    return model_config_of(json.loads(path.read_text(encoding="utf-8")))
+def teacher_shape(config: RunConfig) -> ModelConfig | None:
+    """The teacher's shape, from its ``config.json``; None: there is none."""
+    folder = _teacher_folder(config)
+    if folder is None:
+        return None
+    return model_config_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+
+def _teacher_folder(config: RunConfig) -> Path | None:
+    task = teacher_task(config)
+    return None if task is None else Path(str(task.teacher))

@@ -13,9 +13,8 @@ from pipeline.config.run import EvaluationConfig
 from pipeline.evaluate.heldout import HeldOutLoss
 from pipeline.monitor.callback import MonitorCallback, StepCallback
 from pipeline.objectives.batch import Batch
+from pipeline.objectives.loss import PackedLoss
 from pipeline.train.module import PretrainModule
-
-"""Label of a slot that is not predicted."""
 
 
 class Validation(StepCallback):
@@ -47,23 +46,39 @@ class Validation(StepCallback):
 
 
 def held_out_metrics(trainer: pl.Trainer, module: PretrainModule, batches: Sequence[Batch]) -> dict[str, float]:
-    """Loss, its terms and perplexity over all ranks' batches, by the names of their metrics.
+    """Loss, its terms, perplexity and accuracies over all ranks' batches, by the names of their metrics; in a mixture
+    those of every objective, each over its own batches.
 
     Raises:
         UserError: the validation rows have nothing to predict.
     """
+    found = []
+    for number, loss in enumerate(module.loss.tasks):
+        own = [batch for batch in batches if batch.task == number]
+        found.append(_metrics_of_task(trainer, module, loss, own))
+    return module.loss.held_out(found)
+
+
+def _metrics_of_task(
+    trainer: pl.Trainer, module: PretrainModule, loss: PackedLoss, batches: Sequence[Batch]
+) -> dict[str, float]:
     control = module.control
     assert control is not None
     device = trainer.strategy.root_device
     was_training = module.training
     module.eval()
-    terms = module.loss.terms
+    terms, shares = loss.terms, loss.shares
     sums, counts = torch.zeros(len(terms), dtype=torch.float64, device=device), [0] * len(terms)
+    held = torch.zeros(len(shares), 2, dtype=torch.float64, device=device)
     with torch.no_grad(), trainer.precision_plugin.val_step_context():
         for batch in batches:
-            sums += torch.stack(module.loss_sums(batch.to(device))).double()
-            counts = list(map(operator.add, counts, batch.counts(terms)))
+            found, found_shares = loss.measured(module.model, batch.to(device))
+            sums += torch.stack(found).double()
+            own = (getattr(batch, f"num_{term.counts}") for term in terms)
+            counts = list(map(operator.add, counts, own))
+            if shares:
+                held += torch.stack(found_shares).double()
     module.train(was_training)
-    total = HeldOutLoss(terms)
-    total.add(sums.tolist(), counts)  # the one wait for the device
+    total = HeldOutLoss(terms, shares)
+    total.add(sums.tolist(), counts, held.tolist())  # the one wait for the device
     return total.result(lambda mine: control.sum_floats(*mine)).metrics()

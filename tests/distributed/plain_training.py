@@ -41,13 +41,17 @@ def plain_training(config_path: str, overrides: list[str]) -> tuple[Steps, list[
     steps = config.train.steps
     assert streams.train.num_rows < steps * config.train.global_batch_size, "no epoch ends within the run"
     model, teacher = stock_model(config, streams), stock_teacher(config)
-    objective = streams.objective(config.seed, config.data.sequence_length)
+    objectives = streams.objectives(config.seed, config.data.sequence_length)
     gradients, losses, norms = [], [], []
     for step in range(steps):
-        loss = plain_loss(config.objective, model, teacher, objective, streams.train.rows(step))
+        objective = objectives.of_step(step + 1)
+        task = config.objective.tasks[objectives.tasks.index(objective)]
+        loss = plain_loss(task, model, teacher, objective, streams.train.rows(step))
         model.zero_grad()
         loss.backward()
         losses.append(loss.item())
+        for parameter in model.parameters():  # of a head that the step's objective does not use
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         gradients.append({name: parameter.grad.numpy().copy() for name, parameter in model.named_parameters()})
         norms.append(nn.utils.clip_grad_norm_(model.parameters(), config.train.gradient_clip_norm).item())
         rate = learning_rate(step, config.schedule, config.optimizer, steps)
@@ -155,7 +159,7 @@ def plain_loss(settings: ObjectiveConfig, model: Any, teacher: Any, objective: O
 
 
 def _tokens(settings: ObjectiveConfig, model: Any, teacher: Any, segment: Segment) -> list[Tensor]:
-    return [cross_entropy(model(segment.input_ids).logits[0], segment.labels, reduction="sum")]
+    return [cross_entropy(model(segment.input_ids)[0][0], segment.labels, reduction="sum")]
 
 
 def _pairs(settings: ObjectiveConfig, model: Any, teacher: Any, segment: Segment) -> list[Tensor]:

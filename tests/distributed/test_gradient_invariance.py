@@ -49,6 +49,10 @@ OBJECTIVES = {
     "span": ["--objective.masking", "span"],
     "mlm+nsp": ["--objective.name", "mlm+nsp", "--data.packing", "pairs_nsp"],
     "mlm+sop": ["--objective.name", "mlm+sop", "--data.packing", "pairs_sop", "--model.family", "albert"],
+    "mixture": [
+        *("--data.packing", "pairs_nsp", "--objective.mixture"),
+        "[{name: mlm, weight: 0.5}, {name: mlm, label: dense, mask_rate: 0.4, weight: 0.5}, {name: mlm+nsp}]",
+    ],
     "clm": ["--model.family", "gpt2", "--objective.name", "clm"],
     "static": ["--objective.mask_copies", "1"],
     "context": ["--model.family", "gpt2", "--objective.name", "clm", "--data.context_tokens", "4"],

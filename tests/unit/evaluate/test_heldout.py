@@ -59,6 +59,7 @@ def test_terms_have_means_of_their_own() -> None:
     result = total.result()
     assert result.metrics() == {
         "loss": 2.0 + 0.5 * 0.75, "loss_mlm": 2.0, "loss_nsp": 0.75, "perplexity": math.exp(2.0),
+        "bits_per_token": 2.0 / math.log(2),
     }  # fmt: skip
     assert result.num_predictions == 6
 
@@ -66,7 +67,20 @@ def test_terms_have_means_of_their_own() -> None:
 def test_a_term_that_counts_nothing_is_left_out() -> None:
     total = HeldOutLoss(TWO)
     total.add([6.0, 0.0], [3, 0])
-    assert total.result().metrics() == {"loss": 2.0, "loss_mlm": 2.0, "perplexity": math.exp(2.0)}
+    expected = {"loss": 2.0, "loss_mlm": 2.0, "perplexity": math.exp(2.0), "bits_per_token": 2.0 / math.log(2)}
+    assert total.result().metrics() == expected
+
+
+def test_shares_are_of_all_ranks_and_left_out_where_there_is_nothing() -> None:
+    total = HeldOutLoss(TWO, ("accuracy_mlm", "accuracy_nsp", "recall_rtd"))
+    total.add([6.0, 0.0], [3, 0], [(1.0, 3.0), (2.0, 2.0), (0.0, 0.0)])
+    total.add([6.0, 0.0], [5, 0], [(1.0, 5.0), (0.0, 0.0), (0.0, 0.0)])
+    assert total.result().shares == {"accuracy_mlm": 0.25, "accuracy_nsp": 1.0}
+    twice = total.result(
+        lambda mine: [a + b for a, b in zip(mine, [0, 0, 8, 0, 6.0, 8.0, 0, 2.0, 0, 4.0], strict=True)]
+    )
+    assert twice.shares == {"accuracy_mlm": 0.5, "accuracy_nsp": 0.5, "recall_rtd": 0.0}
+    assert twice.metrics().items() >= twice.shares.items()
 
 
 def test_a_rank_without_rows_takes_part() -> None:

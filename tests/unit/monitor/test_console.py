@@ -43,6 +43,8 @@ def test_a_plain_line_says_all_that_was_measured() -> None:
     more = {"step": 2, "loss": math.nan, "mfu": 0.412, "memory_gb": 3.21, "validation_loss": 5.912}
     text = format_line({**more, "validation_perplexity": 369.44}, 4)
     assert text == "step 2/4 loss nan mfu 41.2 % mem 3.2 GB validation loss 5.912 perplexity 369.4"
+    shares = {"validation_accuracy_mlm": 0.1234, "validation_recall_rtd": 0.5, "validation_accuracy_rtd": 1.0}
+    assert format_line({**more, **shares}, 4).endswith("loss 5.912 mlm 12.3 % right rtd 100.0 % right")
 
 
 def test_a_loss_of_several_terms_is_followed_by_them() -> None:
