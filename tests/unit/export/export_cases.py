@@ -20,9 +20,9 @@ from pipeline.config.run import (
     DataConfig,
     Family,
     ModelConfig,
-    ObjectiveConfig,
     ObjectiveName,
     RunConfig,
+    RunObjectiveConfig,
     TrainConfig,
 )
 from pipeline.monitor.json_lines import encode_line
@@ -105,7 +105,7 @@ def run_config(run_directory: Path, corpus: Path, kind: str) -> RunConfig:
             max_positions=48,
             initializer_range=0.2,  # logits of a few units: a wrong position or mask is no rounding error
         ),
-        objective=ObjectiveConfig(name=objective),
+        objective=RunObjectiveConfig(name=objective),
         train=TrainConfig(steps=400, global_batch_size=8, precision="fp32", strategy="single", device="cpu"),
     )
 
