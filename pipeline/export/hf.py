@@ -23,7 +23,7 @@ from pipeline.export.checkpoint_weights import load_strictly
 from pipeline.export.gate import GateResult, auto_class, compare, gate_segments
 from pipeline.export.model_card import ModelFacts, RunFacts, model_card
 from pipeline.export.tokenizer_files import copy_tokenizer
-from pipeline.models.build import build_model, hf_config
+from pipeline.models.build import build_model, hf_config, stock_state_dict
 from pipeline.models.electra import PARTS, part_of
 from pipeline.models.families import generator_config, model_class_name
 from pipeline.shards.files import CorpusFiles
@@ -79,7 +79,7 @@ def export_model(
     trained = build_model(shape, vocab_size=manifest.vocab_size, special_ids=manifest.special_ids, head=head)
     load_strictly(trained.float().eval(), weights, checkpoint)
     with directory_made_whole(output) as directory:
-        save_stock(weights, shape, head, manifest, directory)
+        save_stock(stock_state_dict(trained), shape, head, manifest, directory)
         copy_tokenizer(files, directory, max_length=stages_of(config).longest_row(facts.step))
         result = compare(trained, directory, gate_segments(files, manifest, config, facts.step), manifest)
         card = model_card(config, facts, _model_facts(trained, result))

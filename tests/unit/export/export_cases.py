@@ -38,7 +38,7 @@ SEQUENCE_LENGTH = 32
 def family_and_objective(kind: str) -> tuple[Family, ObjectiveName]:
     """Of ``bert``, say, or ``bert+nsp``."""
     family, _, pairs = kind.partition("+")
-    objective = f"mlm+{pairs}" if pairs else "clm" if family == "gpt2" else "mlm"
+    objective = f"mlm+{pairs}" if pairs else {"gpt2": "clm", "bart": "denoise"}.get(family, "mlm")
     return cast("Family", family), cast("ObjectiveName", objective)
 
 
@@ -48,12 +48,12 @@ def make_tokenizer(family: Family) -> Any:
     from transformers import BertTokenizer, GPT2Tokenizer, RobertaTokenizer
 
     letters = [chr(ord("a") + number) for number in range(26)]
-    if family in ("bert", "distilbert", "albert"):
+    if family in ("bert", "distilbert", "albert", "modernbert"):
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         vocabulary = [*special, *letters, *(f"##{letter}" for letter in letters), "the", "whale", "."]
         return BertTokenizer(vocab={token: number for number, token in enumerate(vocabulary)}, do_lower_case=True)
     alphabet = sorted(ByteLevel.alphabet())
-    if family == "roberta":
+    if family in ("roberta", "bart"):
         vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *alphabet, "<mask>"]
         return RobertaTokenizer(vocab={token: number for number, token in enumerate(vocabulary)}, merges=[])
     return GPT2Tokenizer(vocab={token: number for number, token in enumerate([*alphabet, "<|endoftext|>"])}, merges=[])
@@ -112,7 +112,7 @@ def run_config(run_directory: Path, corpus: Path, kind: str) -> RunConfig:
 
 def save_step(config: RunConfig, manifest: Manifest, step: int, fingerprint: str | None = None) -> Path:
     """A checkpoint as `pretrain train` leaves one, with random weights of that step."""
-    from pipeline.models.build import build_model, stock_state_dict
+    from pipeline.models.build import build_model
 
     model = build_model(
         config.model,
@@ -133,7 +133,7 @@ def save_step(config: RunConfig, manifest: Manifest, step: int, fingerprint: str
         facts={"versions": {"torch": "2.13"}},
     )
     write_meta(directory, meta)
-    write_weights(directory, stock_state_dict(model))
+    write_weights(directory, {name: tensor.detach() for name, tensor in model.named_parameters()})
     write_rank_file(directory / rank_file_name(1), [])
     return directory
 
