@@ -33,12 +33,13 @@ from tests.distributed.plain_training import Steps, plain_training
 from tests.rankpool import RankPool
 from tests.runs import column, run_rank, write_config
 
+# Initial weights of 0.1: of 0.2 the plain loop itself, in fp32, is up to 2e-6 away from fp64; of these 5e-7 at most.
 STEPS = 4
 VOCAB_SIZE = 200
 CLIP_NORM = 0.05
 SETTINGS = [
     *("--train.steps", str(STEPS), "--train.global_batch_size", "7", "--train.gradient_clip_norm", str(CLIP_NORM)),
-    *("--model.hidden_dropout", "0", "--model.initializer_range", "0.2", "--optimizer.learning_rate", "2"),
+    *("--model.hidden_dropout", "0", "--model.initializer_range", "0.1", "--optimizer.learning_rate", "2"),
     *("--schedule.warmup_steps", "0", "--evaluation.every_steps", "0", "--evaluation.rows", "1"),
 ]
 OBJECTIVES = {
@@ -51,8 +52,6 @@ OBJECTIVES = {
     "rtd": [
         *("--model.family", "electra", "--objective.name", "rtd", "--model.generator_size", "0.5"),
         *("--objective.mask_token_share", "1", "--objective.random_token_share", "0"),
-        # Of 0.2, the plain loop itself has an error of 1.7e-6 in fp32; of this, 1.4e-7.
-        *("--model.initializer_range", "0.1"),
     ],
     "distil": ["--objective.name", "distil", "--objective.teacher", "bert"],
     "distil gpt2": ["--model.family", "gpt2", "--objective.name", "distil", "--objective.teacher", "gpt2"],
