@@ -17,12 +17,13 @@ def format_line(metrics: Mapping[str, Any], total_steps: int, eta_seconds: float
     """A line of metrics for a log.
 
     ``step 120/1000 loss 6.123 lr 1.0e-3 grad 0.85 12.3k tok/s mfu 41.2 % wait 0.1 % mem 3.2 GB eta 3:20``; what was
-    not measured is left out, and a validation appends ``validation loss 5.912 perplexity 369.4``.
+    not measured is left out, and a validation appends ``validation loss 5.912 perplexity 369.4``. A loss of several
+    terms is followed by them: ``loss 6.816 (mlm 6.123 nsp 0.693)``.
     """
     value = {name: number(item) for name, item in plain_value(metrics).items()}
     parts = [f"step {int(metrics['step'])}/{total_steps}"]
     for name, form in (
-        ("loss", lambda x: f"loss {x:.3f}"),
+        ("loss", lambda x: f"loss {x:.3f}{_terms(value, 'loss')}"),
         ("lr", lambda x: f"lr {x:.1e}".replace("e-0", "e-") if x else "lr 0"),
         ("grad_norm", lambda x: f"grad {x:.2f}"),
         ("tokens_per_second", lambda x: f"{format_count(x)} tok/s"),
@@ -30,7 +31,7 @@ def format_line(metrics: Mapping[str, Any], total_steps: int, eta_seconds: float
         ("data_wait_fraction", lambda x: f"wait {x * 100:.1f} %"),
         ("memory_gb", lambda x: f"mem {x:.1f} GB"),
         ("budget_share", lambda x: f"budget {x * 100:.1f} %"),
-        ("validation_loss", lambda x: f"validation loss {x:.3f}"),
+        ("validation_loss", lambda x: f"validation loss {x:.3f}{_terms(value, 'validation_loss')}"),
         ("validation_perplexity", lambda x: f"perplexity {x:.1f}"),
     ):
         found = value.get(name)
@@ -39,6 +40,13 @@ def format_line(metrics: Mapping[str, Any], total_steps: int, eta_seconds: float
     if eta_seconds is not None:
         parts.append(f"eta {format_seconds(eta_seconds)}")
     return " ".join(parts)
+
+
+def _terms(value: Mapping[str, float | None], loss: str) -> str:
+    """`` (mlm 6.123 nsp 0.693)``, or nothing where the loss has one term."""
+    names = [name for name in value if name.startswith(f"{loss}_") and name != "loss_scale"]  # which fp16 logs
+    parts = [f"{name.removeprefix(loss)[1:]} {found:.3f}" for name in names if (found := value[name]) is not None]
+    return f" ({' '.join(parts)})" if parts else ""
 
 
 def format_event(name: str, facts: Mapping[str, Any]) -> str:
