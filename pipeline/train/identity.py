@@ -62,6 +62,9 @@ _MEANING = {
 
 _ABSENT = "(absent)"
 
+_STREAM_DEFAULTS = {"stream.context_tokens": 0}
+"""Settings of the stream that have come after its first version, as they were before."""
+
 
 def run_identity(
     config: RunConfig, corpus_fingerprint: str, stream_settings: Mapping[str, Any], step: int
@@ -73,23 +76,27 @@ def run_identity(
         stream_settings: of the steps up to the resumed one, from ``RowStream.settings_before``.
         step: the resumed one.
     """
-    settings = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in leaves(to_plain(config)).items()
-        if not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)
-    }
     return {
         "corpus_fingerprint": corpus_fingerprint,
         **{f"stream.{key}": value for key, value in stream_settings.items()},
-        **settings,
+        **_settings(config),
         "train.skip_steps": sorted({skipped for skipped in config.train.skip_steps if skipped <= step}),
+    }
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in leaves(to_plain(config)).items()
+        if not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)
     }
 
 
 def check_identity(
     saved: dict[str, Any], present: dict[str, Any], checkpoint: str, accepted: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Refuse to resume another run.
+    """Refuse to resume another run. What a checkpoint of an older version does not name has its default there: a new
+    setting changes nothing unless it is set.
 
     Args:
         accepted: keys that may differ all the same.
@@ -107,6 +114,7 @@ def check_identity(
             near = difflib.get_close_matches(key, keys, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise UserError(f"--accept-change: `{key}` is nothing that a resume compares.{hint}")
+    saved = {**_STREAM_DEFAULTS, **_settings(RunConfig()), **saved}
     differences = {
         key: {"checkpoint": saved.get(key, _ABSENT), "now": present.get(key, _ABSENT)}
         for key in keys
