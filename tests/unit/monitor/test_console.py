@@ -55,14 +55,6 @@ def test_a_loss_of_several_terms_is_followed_by_them() -> None:
     assert format_line({"step": 2, "loss": 6.5, "loss_scale": 65536.0}, 4) == "step 2/4 loss 6.500"
 
 
-def test_a_loss_of_several_terms_is_followed_by_them() -> None:
-    losses = {"loss": 6.816, "loss_mlm": 6.123, "loss_nsp": 0.693, "loss_scale": 65536.0}
-    held_out = {"validation_loss": 5.9, "validation_loss_mlm": 5.3, "validation_loss_nsp": None}
-    text = format_line({"step": 2, **losses, **held_out, "validation_perplexity": 200.3}, 4)
-    assert text == "step 2/4 loss 6.816 (mlm 6.123 nsp 0.693) validation loss 5.900 (mlm 5.300) perplexity 200.3"
-    assert format_line({"step": 2, "loss": 6.5, "loss_scale": 65536.0}, 4) == "step 2/4 loss 6.500"
-
-
 def test_an_event_line_has_its_facts() -> None:
     assert format_event("checkpoint", {"step": 200, "seconds": 1.5}) == "checkpoint at step 200: seconds=1.5"
     assert format_event("world_size_changed", {}) == "world size changed"
