@@ -18,6 +18,12 @@ from pipeline.models.flops import num_parameters
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = sorted(CONFIGS.glob("*.yaml"))
 CORPORA = sorted((CONFIGS / "corpus").glob("*.yaml"))
+EXPERIMENTS = {
+    "language_reads_dna": RunConfig,
+    "dna": CorpusConfig,
+    "language_from_brackets": RunConfig,
+    "brackets": SyntheticConfig,
+}
 
 
 def _presets() -> dict[str, tuple[str, int, int, float]]:
@@ -37,8 +43,14 @@ def test_it_loads(path: Path) -> None:
     assert isinstance(load_any_config(path), of_corpus if path in CORPORA else RunConfig)
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_loads(name: str) -> None:
+    assert isinstance(load_any_config(CONFIGS / "experiments" / f"{name}.yaml"), EXPERIMENTS[name])
+
+
 def test_all_presets_are_there() -> None:
     assert {path.stem for path in RUNS} == {*PRESETS, "demo"}
+    assert {path.stem for path in (CONFIGS / "experiments").iterdir()} == {*EXPERIMENTS}
     assert {path.stem for path in CORPORA} == {"demo", "synthetic", "text_files", "wikipedia_bookcorpus"}
 
 
