@@ -8,6 +8,7 @@ from typing import Final
 from pipeline.config.attention import reasons_against_flash
 from pipeline.config.corpus import MAX_INTEGERS, CorpusConfig, ShardConfig, TokenizerConfig
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
+from pipeline.config.hugging_face import hugging_face_problems
 from pipeline.config.optimization_checks import optimization_problems
 from pipeline.config.ranges import at_least, at_most, not_negative, positive, share
 from pipeline.config.run import PAIR_OBJECTIVES, Family, ObjectiveConfig, ObjectiveName, RunConfig, TrainConfig
@@ -35,6 +36,8 @@ _OBJECTIVES_OF_FAMILY: Final[Mapping[Family, tuple[ObjectiveName, ...]]] = {
     "modernbert": ("mlm", "distil"),
     "bart": ("denoise",),
     "gpt2": ("clm", "distil"),
+    "openai-gpt": ("clm",),
+    "auto": ("mlm", "clm", "denoise"),
 }
 
 _TYPED_IN_HUGGING_FACE = {
@@ -56,6 +59,7 @@ def run_problems(config: RunConfig) -> list[str]:
         *_required(config),
         *data_problems(config),
         *_model_problems(config),
+        *hugging_face_problems(config),
         *_objective_problems(config),
         *start_problems(config.start, config.model.remap_vocabulary),
         *_generator_problems(config),

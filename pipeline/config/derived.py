@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from pipeline.base.errors import UserError
-from pipeline.config.objective import Head, ObjectiveConfig
+from pipeline.config.hugging_face import AUTO
+from pipeline.config.objective import Head, ObjectiveConfig, ObjectiveName
 from pipeline.config.run import PAIR_OBJECTIVES, MixtureSourceConfig, RunConfig
 from pipeline.config.stages import Stage, stages_of
 
@@ -59,7 +61,9 @@ def batch_plan(config: RunConfig, world_size: int) -> BatchPlan:
 
 
 def head_of(config: RunConfig) -> Head:
-    """The head of the model that is trained."""
+    """The head of the model that is trained; of family `auto` it says which class."""
+    if config.model.family == AUTO:
+        return _HEADS_OF_AUTO[config.objective.name]
     return "pairs" if config.objective.name in PAIR_OBJECTIVES else "tokens"
 
 
@@ -68,6 +72,14 @@ def row_objective(config: RunConfig) -> ObjectiveConfig:
     if config.objective.name != "distil":
         return config.objective
     return replace(config.objective, name="clm" if config.model.family == "gpt2" else "mlm")
+
+
+_HEADS_OF_AUTO: Final[Mapping[ObjectiveName, Head]] = {"mlm": "masked", "clm": "causal", "denoise": "seq2seq"}
+
+
+def is_causal(config: RunConfig) -> bool:
+    """Whether a token of the model sees only what stands before it."""
+    return row_objective(config).name == "clm"
 
 
 def corpora_of(config: RunConfig) -> list[MixtureSourceConfig]:

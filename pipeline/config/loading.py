@@ -20,6 +20,7 @@ import yaml
 from pipeline.base.errors import UserError
 from pipeline.config.checks import corpus_problems, run_problems
 from pipeline.config.corpus import CorpusConfig
+from pipeline.config.hugging_face import put_in_hugging_face_config
 from pipeline.config.run import RunConfig
 from pipeline.config.synthetic import SyntheticConfig
 from pipeline.config.synthetic_checks import synthetic_problems
@@ -204,7 +205,11 @@ def _load(
 ) -> Config:
     extra, problems = parse_overrides(overrides)
     bad: dict[str, str] = {}
-    config = _build(_merged(read_layers(path), extra), config_class, "", _Reader(config_class, bad))
+    values = _merged(read_layers(path), extra)
+    unread = put_in_hugging_face_config(values) if config_class is RunConfig else None
+    if unread is not None:
+        bad["model.config"] = unread
+    config = _build(values, config_class, "", _Reader(config_class, bad))
     problems += bad.values()
     # A value that was refused above stands at its default here: do not complain about it a second time.
     problems += [problem for problem in check(config) if re.split(r"[: \[]", problem)[0] not in bad]

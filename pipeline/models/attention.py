@@ -61,7 +61,8 @@ def packed_attention(
     Args:
         module: the stock attention module; ``module.is_causal`` decides where ``is_causal`` is None.
         query: (1, H, Q, D).
-        key, value: (1, H, T, D).
+        key, value: (1, H, T, D); or of fewer heads, of which each serves H / fewer neighbours (Ainslie et al. 2023,
+            "GQA").
         attention_mask: must be None.
         cu_seq_lens_q: int32 (K + 1,), starts of the segments' queries and the end of the last's.
         cu_seq_lens_k: the same of the keys; where causal, the same numbers.
@@ -93,6 +94,8 @@ def packed_attention(
         cu_seq_lens_k = decoder_cu_seq_lens if causal else cu_seq_lens_k
     window = -1 if sliding_window is None else sliding_window - 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if key.shape[1] != query.shape[1]:
+        key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], 1) for tensor in (key, value))
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))  # Q H D, T H D twice
     if _flash_takes(q) and dropout == 0:
         sides = (window, 0) if causal else (window, window)

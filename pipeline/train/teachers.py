@@ -12,7 +12,7 @@ from pipeline.base.errors import UserError
 from pipeline.config.derived import row_objective
 from pipeline.config.model import ModelConfig
 from pipeline.config.run import RunConfig
-from pipeline.models.families import model_config_of
+from pipeline.models.shapes import model_config_of
 from pipeline.models.teacher import read_teacher
 from pipeline.objectives.distil import distillation_loss
 from pipeline.objectives.loss import PackedLoss
