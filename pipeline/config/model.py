@@ -24,8 +24,8 @@ class ModelConfig:
     objective `bert` and `albert` are BertForPreTraining and AlbertForPreTraining."""
 
     config: dict[str, Any] | None = None
-    """Family `auto`: path of a Hugging Face `config.json`, or of its folder; its keys stand here in the resolved config.
-    The fields of the shape below are then left out; vocabulary and special tokens come from the corpus."""
+    """Family `auto`: path of a Hugging Face `config.json`, or of its folder, whose keys the resolved config holds. The
+    fields of the shape below are then left out; vocabulary and special tokens come from the corpus."""
 
     hidden_size: int = 768
     """Width of the model; a multiple of `num_heads`."""

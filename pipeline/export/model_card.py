@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.config.derived import head_of
+from pipeline.config.derived import head_of, is_causal
+from pipeline.config.hugging_face import AUTO, max_positions
 from pipeline.config.optimization import OptimizerConfig, ScheduleConfig, betas_of, epsilon_of, momentum_of
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import stages_of
-from pipeline.models.families import FAMILIES
+from pipeline.models.forms import is_padded
 
 _FAMILY_NAMES = {
     "bert": "BERT",
@@ -21,6 +22,7 @@ _FAMILY_NAMES = {
     "modernbert": "ModernBERT",
     "bart": "BART",
     "gpt2": "GPT-2",
+    "openai-gpt": "GPT",
 }
 
 _DISCRIMINATES = "AutoModelForPreTraining"
@@ -68,12 +70,14 @@ class ModelFacts:
 
 def model_card(config: RunConfig, run: RunFacts, model: ModelFacts) -> str:
     """Markdown with YAML front matter. It states no licence: that is for the author of the model to choose."""
-    causal = FAMILIES[config.model.family].causal
-    family = _FAMILY_NAMES.get(config.model.family, config.model.family)
+    causal, kind = is_causal(config), config.model.family
+    if kind == AUTO:
+        kind = str((config.model.config or {}).get("model_type"))
+    family = _FAMILY_NAMES.get(kind, kind)
     source = config.start.from_pretrained or config.start.from_run
     origin = "from scratch" if source is None else f"further from the weights of `{Path(source).name}`"
     sections = [
-        _front_matter(config.model.family, _task(model, causal), source is None),
+        _front_matter(kind, _task(model, causal), source is None),
         f"# {run.run_name}",
         f"A {family} model (`{model.class_name}`, {model.num_parameters:,} parameters) trained {origin} by "
         f"{_LEARNED[config.objective.name]} on text of its authors' choice.",
@@ -136,7 +140,7 @@ def _usage(model: ModelFacts, causal: bool) -> str:
 
 def _training_rows(config: RunConfig, run: RunFacts) -> list[tuple[str, str]]:
     objective = "causal language modelling"
-    if not FAMILIES[config.model.family].causal:
+    if not is_causal(config):
         unit = {"token": "", "whole_word": " in whole words", "span": " in spans of words"}[config.objective.masking]
         kept = 1 - config.objective.mask_token_share - config.objective.random_token_share
         objective = (
@@ -144,6 +148,7 @@ def _training_rows(config: RunConfig, run: RunFacts) -> list[tuple[str, str]]:
             f"{config.objective.mask_token_share:.0%} masked, {config.objective.random_token_share:.0%} random, "
             f"{kept:.0%} kept"
         )
+    form = "padded" if is_padded(config) else "packed"
     rows = [
         ("Steps", f"{run.step:,} of {config.train.steps:,}"),
         ("Tokens seen", _count(run.tokens_seen)),
@@ -154,7 +159,7 @@ def _training_rows(config: RunConfig, run: RunFacts) -> list[tuple[str, str]]:
         ("Corpus size", _size(run)),
         ("Corpus fingerprint", f"`{run.corpus_fingerprint}`" if run.corpus_fingerprint else ""),
         ("Global batch", "; ".join(map(str, stages_of(config).begun(run.step)))),
-        ("Rows", f"packed (`{config.data.packing}`); "
+        ("Rows", f"{form} (`{config.data.packing}`); "
          f"{'' if config.data.cross_document_attention else 'no '}attention across documents"),
         ("Optimizer", _optimizer(config.optimizer)),
         ("Schedule", _schedule(config.schedule)),
@@ -193,13 +198,18 @@ def _schedule(schedule: ScheduleConfig) -> str:
 
 def _model_rows(config: RunConfig, model: ModelFacts) -> list[tuple[str, str]]:
     shape = config.model
-    return [
+    known = [
         ("Class", f"`{model.class_name}`"),
         ("Parameters", f"{model.num_parameters:,}"),
+        ("Vocabulary", f"{model.vocab_size:,}"),
+    ]
+    if shape.family == AUTO:
+        return [*known, ("Shape", "as in `config.json`")]
+    return [
+        *known,
         ("Layers, hidden size, heads, intermediate size",
          f"{shape.num_layers}, {shape.hidden_size}, {shape.num_heads}, {shape.intermediate_size}"),
         ("Positions", str(shape.max_positions)),
-        ("Vocabulary", f"{model.vocab_size:,}"),
         ("Dropout (hidden, attention)", f"{shape.hidden_dropout:g}, {shape.attention_dropout:g}"),
     ]  # fmt: skip
 
@@ -210,10 +220,11 @@ def _limits(config: RunConfig, causal: bool, step: int) -> list[str]:
         "it beyond the losses above, neither for a task nor for safety.",
     ]
     longest = stages_of(config).longest_row(step)
-    if longest < config.model.max_positions:
+    positions = max_positions(config.model)
+    if positions is not None and longest < positions:
         lines.append(
             f"It was trained on rows of {longest} tokens. Later positions (up to "
-            f"{config.model.max_positions}) have their random initial values; the tokenizer's `model_max_length` is "
+            f"{positions}) have their random initial values; the tokenizer's `model_max_length` is "
             f"{longest}."
         )
     if config.data.packing == "concatenate":
@@ -223,7 +234,7 @@ def _limits(config: RunConfig, causal: bool, step: int) -> list[str]:
     else:
         lines.append("It is an encoder: tune it for a task (classification, tagging, retrieval) before use.")
         untrained = "a pooler and token type 1 are" if config.model.family == "bert" else "a pooler is"
-        if head_of(config) != "pairs":
+        if head_of(config) == "tokens":
             lines.append(f"It was trained without a sentence-pair objective: {untrained} untrained.")
     return lines
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -152,4 +153,5 @@ def counted_shape(config: ModelConfig, head: Head) -> ModelConfig:
     config says in the table's words, where the table has its class; else as it is."""
     if config.family != AUTO or known_entry(config, head) is None:
         return config
-    return model_config_of(auto_config(config, head, 64, {}).to_dict())
+    shape = model_config_of(auto_config(config, head, 64, {}).to_dict())
+    return replace(shape, vocab_size=config.vocab_size, drop_ins=config.drop_ins)

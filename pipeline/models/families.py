@@ -352,7 +352,7 @@ _LOCAL_ATTENTION: Final = 128
 
 def attention_window(config: ModelConfig) -> int | None:
     """How far a token sees to either side in the local layers; None where there are none."""
-    key = FAMILIES[config.family].local_attention
+    key = None if config.family == AUTO else FAMILIES[config.family].local_attention
     return None if key is None else int(config.extra.get(key, _LOCAL_ATTENTION)) // 2
 
 

@@ -24,6 +24,7 @@ from pipeline.models.attention import packed_attention
 from pipeline.models.auto import auto_config, class_of, one_line
 from pipeline.models.families import Family
 from pipeline.models.hooks import prepare_packed, set_family
+from pipeline.models.last_block import POSITIONS
 from pipeline.models.packed import packed_logits, packed_seq2seq_logits
 from pipeline.models.padded import padded_logits, padded_seq2seq_logits
 
@@ -54,7 +55,7 @@ _KNOWN_KEYWORDS: Final = frozenset(
         # What changes no number of the attention.
         "position_ids", "use_cache", "cache_position", "max_length_k", "deterministic", "return_dict",
         "output_attentions", "output_hidden_states", "output_router_logits", "encoder_hidden_states",
-        "past_key_values", "position_embeddings", "logits_to_keep",
+        "past_key_values", "position_embeddings", "logits_to_keep", POSITIONS,
     }
 )  # fmt: skip
 
@@ -76,7 +77,7 @@ class _Recorder:
         if mask is not None:
             raise _NotPackedError("its attention is given a mask or a bias of its own")
         for name, given in keywords.items():
-            if given is not None and name not in _KNOWN_KEYWORDS and name != "decoder_cu_seq_lens":
+            if given is not None and name not in _KNOWN_KEYWORDS:
                 raise _NotPackedError(f"its attention is given `{name}`, which packed attention does not know")
         return packed_attention(module, query, key, value, mask, **keywords)
 
@@ -178,8 +179,8 @@ class _Trial:
         logits = self.model(input_ids=text[None], **self.arguments).logits[0]
         if (logits[:-1] - self.alone[1][:-1]).abs().max() > TOLERANCE * self.scale:
             raise UserError(
-                f"{self.what} sees the tokens that objective `clm` predicts; set what makes it causal in the config, or "
-                "take objective `mlm`."
+                f"{self.what} sees the tokens that objective `clm` predicts; set what makes it causal in the config, "
+                "or take objective `mlm`."
             )
 
     def _packed(self, entry: Family) -> Family:
@@ -221,9 +222,7 @@ class _Trial:
                     self.model, ids, *row, decoder_ids, *row, max(_LENGTHS), torch.arange(total)
                 )
             else:
-                logits = packed_logits(
-                    self.model, ids, positions[None], cu_seqlens, max(_LENGTHS), torch.arange(total)
-                )
+                logits = packed_logits(self.model, ids, positions[None], cu_seqlens, max(_LENGTHS), torch.arange(total))
         except _NotPackedError:
             raise
         except Exception as error:  # whatever a class of another project does with what it does not expect
@@ -309,7 +308,7 @@ def _small_model(config: ModelConfig, head: Head) -> PreTrainedModel:
 def _fewer_layers(config: PreTrainedConfig) -> dict[str, Any]:
     """Keys for a model with one layer of every kind, at least two; empty where the config does not tell layers."""
     names = {config.attribute_map.get("num_hidden_layers", "num_hidden_layers")}
-    names |= {name for name in ("encoder_layers", "decoder_layers", "num_layers", "num_decoder_layers")}
+    names |= {"encoder_layers", "decoder_layers", "num_layers", "num_decoder_layers"}
     counts = {name: getattr(config, name, None) for name in names}
     counts = {name: count for name, count in counts.items() if isinstance(count, int) and count > _LAYERS}
     if len(set(counts.values())) != 1:

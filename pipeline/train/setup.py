@@ -16,6 +16,7 @@ import torch
 
 from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
+from pipeline.base.logs import get_logger
 from pipeline.base.ranks import RankFacts
 from pipeline.base.slurm import own_job_id, own_job_restarts
 from pipeline.checkpoints.meta import CheckpointMeta, read_meta
@@ -28,6 +29,7 @@ from pipeline.models.blocks import checkpoint_activations
 from pipeline.models.build import build_model
 from pipeline.models.electra import build_replaced_token_model, replaced_token_flops
 from pipeline.models.flops import flops_per_step, seq2seq_flops_per_step
+from pipeline.models.forms import form_of, is_padded
 from pipeline.monitor.callback import MonitorCallback, StepCallback, StepCallbacks
 from pipeline.monitor.events import append_event
 from pipeline.monitor.json_lines import utc_time
@@ -122,8 +124,9 @@ def make_module(
 ) -> PretrainModule:
     """The model with what a step computes, compiled if the config says so."""
     taught = config.objective.name == "distil"
-    loss = taught_loss(config, streams, device) if taught else packed_loss(config.objective)
+    loss = taught_loss(config, streams, device) if taught else packed_loss(config.objective, is_padded(config))
     model = make_model(config, streams)
+    get_logger().info("model: %s", form_of(config))
     if start.directory is None:
         load_start(model, config, streams)
     module = PretrainModule(model, loss, config, plan, start.step, start.training_seconds)
@@ -244,7 +247,7 @@ def step_flops(config: RunConfig) -> Callable[..., float]:
 
     def flops(model: ModelConfig, vocab_size: int, *counts: int) -> float:
         of_teacher = 0.0 if teacher is None else flops_per_step(teacher, vocab_size, *counts[:6]) / 3  # forward only
-        return flops_per_step(model, vocab_size, *counts[:6]) + of_teacher
+        return flops_per_step(model, vocab_size, *counts[:6], head=head_of(config)) + of_teacher
 
     return flops
 

@@ -1,0 +1,62 @@
+"""Packed or padded: what a run's model is, in words, and whether its rows suit it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from pipeline.base.errors import UserError
+from pipeline.config.derived import head_of
+from pipeline.config.hugging_face import AUTO, max_positions, one_text_problems
+from pipeline.config.run import RunConfig
+from pipeline.config.stages import stages_of
+from pipeline.models.auto import family_entry
+
+
+def form_of(config: RunConfig) -> str:
+    """How the model of a run reads its rows, and why not packed if it does not.
+
+    Raises:
+        UserError: see :func:`pipeline.models.auto.family_entry`.
+    """
+    entry = family_entry(config.model, head_of(config))
+    if entry.padded is not None:
+        return f"{entry.model_class}, padded: {entry.padded}"
+    return f"{entry.model_class}, packed: every text of a row comes out as it does alone"
+
+
+def is_padded(config: RunConfig) -> bool:
+    """Whether the model of a run reads padded rows."""
+    return family_entry(config.model, head_of(config)).padded is not None
+
+
+def check_form(config: RunConfig, special_ids: Mapping[str, int | None]) -> None:
+    """Refuse rows that the model of a run does not take.
+
+    Args:
+        special_ids: of the corpus; empty where it is not known.
+
+    Raises:
+        UserError: with every problem; or see :func:`pipeline.models.auto.family_entry`.
+    """
+    problems = list(_problems(config, special_ids))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _problems(config: RunConfig, special_ids: Mapping[str, int | None]) -> Iterator[str]:
+    if config.model.family != AUTO:
+        return  # the config's own checks know all of it
+    entry = family_entry(config.model, head_of(config))
+    if entry.padded is not None:
+        yield from one_text_problems(config, entry.padded)
+    positions = max_positions(config.model)
+    if positions is None or not entry.positions_follow_padding:
+        return
+    before = (special_ids.get("pad") or 0) + 1
+    longest = max(stage.sequence_length for stage in stages_of(config).all)
+    if longest > positions - before:
+        yield (
+            f"data.sequence_length: {longest} is longer than the {positions - before} positions that "
+            f"{entry.model_class} has left: it counts them from {before}, after the padding token. Shorten it, or set "
+            f"max_position_embeddings to {longest + before} in model.config."
+        )
