@@ -61,7 +61,7 @@ def auto_config(
         if hasattr(default, "is_decoder") and head != "seq2seq":
             tokens["is_decoder"] = head == "causal"
         made: PreTrainedConfig = config_class.from_dict({**keys, "vocab_size": rows, **tokens, **changes})
-    except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+    except Exception as error:  # whatever a class raises at values that are none of its
         raise UserError(f"model.config: transformers refuses it ({one_line(error)}); correct the file.") from None
     made.architectures = [class_of(made, head)]
     return made

@@ -69,7 +69,7 @@ CASES = {
         NO_INTERFACE,
     ),
     "mpnet": AutoCase("masked", "MPNetForMaskedLM", {"model_type": "mpnet", **ENCODER}, NO_INTERFACE),
-    "t5": AutoCase("seq2seq", "T5ForConditionalGeneration", {"model_type": "t5", **T5}, "two packed rows"),
+    "t5": AutoCase("seq2seq", "T5ForConditionalGeneration", {"model_type": "t5", **T5, "dropout_rate": 0.0}, "two packed rows"),
 }  # fmt: skip
 PACKED = [name for name, case in CASES.items() if case.padded is None]
 PADDED = [name for name, case in CASES.items() if case.padded is not None]
