@@ -38,6 +38,7 @@ NO_INTERFACE = "its attention does not go through transformers' attention interf
 ROPE = {**_SHAPE, "num_key_value_heads": 2}
 ENCODER = {**_SHAPE, **_NO_DROPOUT}
 T5 = {
+    "model_type": "t5",
     "d_model": 32,
     "d_kv": 8,
     "d_ff": 48,
@@ -69,7 +70,7 @@ CASES = {
         NO_INTERFACE,
     ),
     "mpnet": AutoCase("masked", "MPNetForMaskedLM", {"model_type": "mpnet", **ENCODER}, NO_INTERFACE),
-    "t5": AutoCase("seq2seq", "T5ForConditionalGeneration", {"model_type": "t5", **T5, "dropout_rate": 0.0}, "two packed rows"),
+    "t5": AutoCase("seq2seq", "T5ForConditionalGeneration", T5, "two packed rows"),
 }  # fmt: skip
 PACKED = [name for name, case in CASES.items() if case.padded is None]
 PADDED = [name for name, case in CASES.items() if case.padded is not None]
