@@ -136,8 +136,8 @@ def save_stock(
 
 
 def _by_every_name(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights with tied ones under all their names: transformers ties from one of them, which the first in the order
-    of the modules, by which we know a weight, need not be (XLM-RoBERTa)."""
+    """The weights with tied ones under all their names: transformers ties from one of them, which the first in the
+    order of the modules, by which we know a weight, need not be (XLM-RoBERTa)."""
     names_of: dict[int, list[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         names_of.setdefault(id(tensor), []).append(name)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 from pipeline.base.errors import UserError
+from pipeline.config.attention import reasons_against_flash
 from pipeline.config.derived import head_of
 from pipeline.config.hugging_face import AUTO, max_positions, one_text_problems
-from pipeline.config.run import RunConfig
+from pipeline.config.run import ModelConfig, RunConfig
 from pipeline.config.stages import stages_of
-from pipeline.models.auto import family_entry
+from pipeline.models.auto import auto_config, family_entry
 
 
 def form_of(config: RunConfig) -> str:
@@ -27,6 +29,22 @@ def form_of(config: RunConfig) -> str:
 def is_padded(config: RunConfig) -> bool:
     """Whether the model of a run reads padded rows."""
     return family_entry(config.model, head_of(config)).padded is not None
+
+
+def reasons_for_slow_attention(config: RunConfig) -> list[str]:
+    """Why flash attention cannot run on CUDA for a packed model of family ``auto``, whose shape its config holds."""
+    if config.model.family != AUTO or is_padded(config):
+        return []
+    hf = auto_config(config.model, head_of(config), config.model.vocab_size or _ANY_ROWS, {})
+    heads = int(hf.num_attention_heads)
+    width = int(getattr(hf, "head_dim", None) or hf.hidden_size // heads)
+    dropout = max(float(getattr(hf, name, None) or 0.0) for name in _DROPOUT_KEYS)
+    shape = ModelConfig(hidden_size=width * heads, num_heads=heads, attention_dropout=dropout)
+    return [f"model.config, read as ours: {reason}" for reason in reasons_against_flash(shape, "bf16")]
+
+
+_ANY_ROWS: Final = 64
+_DROPOUT_KEYS: Final = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "attention_dropout_prob")
 
 
 def check_form(config: RunConfig, special_ids: Mapping[str, int | None]) -> None:

@@ -118,6 +118,9 @@ class _Trial:
         self.signature = inspect.signature(self.model.forward).parameters
         self.arguments = {"use_cache": False} if "use_cache" in self.signature else {}
         self.texts = [torch.randint(_FIRST_ID, _ROWS, (length,)) for length in _LENGTHS]
+        if head == "masked":
+            for number, text in enumerate(self.texts):  # as unequally as in training: a class may count them (ESM)
+                text[2 : 3 + 2 * number : 2] = _SPECIAL_IDS["mask"]
         set_implementation(self.model, "eager")
         self.head_entry, is_linear = self._output_embeddings()
         self.alone, logits_of_head = self._run_alone()

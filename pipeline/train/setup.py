@@ -29,7 +29,7 @@ from pipeline.models.blocks import checkpoint_activations
 from pipeline.models.build import build_model
 from pipeline.models.electra import build_replaced_token_model, replaced_token_flops
 from pipeline.models.flops import flops_per_step, seq2seq_flops_per_step
-from pipeline.models.forms import form_of, is_padded
+from pipeline.models.forms import form_of, is_padded, reasons_for_slow_attention
 from pipeline.monitor.callback import MonitorCallback, StepCallback, StepCallbacks
 from pipeline.monitor.events import append_event
 from pipeline.monitor.json_lines import utc_time
@@ -127,6 +127,8 @@ def make_module(
     loss = taught_loss(config, streams, device) if taught else packed_loss(config.objective, is_padded(config))
     model = make_model(config, streams)
     get_logger().info("model: %s", form_of(config))
+    for reason in reasons_for_slow_attention(config) if device.type == "cuda" else ():
+        get_logger().warning("%s. The exact operator runs, many times slower.", reason)
     if start.directory is None:
         load_start(model, config, streams)
     module = PretrainModule(model, loss, config, plan, start.step, start.training_seconds)

@@ -70,6 +70,8 @@ CASES = {
         NO_INTERFACE,
     ),
     "mpnet": AutoCase("masked", "MPNetForMaskedLM", {"model_type": "mpnet", **ENCODER}, NO_INTERFACE),
+    # It scales a row by how many of its tokens are masked.
+    "esm": AutoCase("masked", "EsmForMaskedLM", {"model_type": "esm", **ENCODER, "token_dropout": True}, "come out"),
     "t5": AutoCase("seq2seq", "T5ForConditionalGeneration", T5, "two packed rows"),
 }  # fmt: skip
 PACKED = [name for name, case in CASES.items() if case.padded is None]
