@@ -41,7 +41,7 @@ def write_auto(directory: Path, corpus: Path, case: AutoCase, name: str = "run")
 
 def _run(pool: RankPool, config: Path, strategy: str, world_size: int, *more: str) -> list[Any]:
     overrides = ["--train.strategy", strategy, "--train.steps", str(STEPS), "--evaluation.every_steps", "4", *more]
-    pool.run(run_rank, str(config), overrides, world_size=world_size, timeout_seconds=240)
+    pool.run(run_rank, str(config), overrides, world_size=world_size, timeout_seconds=500)
     return [column(config.with_suffix(""), name) for name in ("loss", "grad_norm")]
 
 
@@ -55,7 +55,7 @@ def test_two_ranks_compute_what_one_does_and_a_resumed_run_ends_alike(
     expected = _run(rank_pool, alone, "single", 1)
     shared = write_auto(tmp_path, corpus, case, "shared")
     assert _run(rank_pool, shared, "zero1", 2) == [pytest.approx(values, rel=1e-3) for values in expected]
-    assert expected[0][-1] < expected[0][0]
+    assert min(expected[0]) < expected[0][0] - 0.1
     weights = weights_of(tmp_path / "shared", STEPS)
     shutil.rmtree(checkpoint_directory(tmp_path / "shared", STEPS))  # as if it had been killed after step 5
     _run(rank_pool, shared, "zero1", 2)
