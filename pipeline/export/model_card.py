@@ -70,9 +70,8 @@ class ModelFacts:
 
 def model_card(config: RunConfig, run: RunFacts, model: ModelFacts) -> str:
     """Markdown with YAML front matter. It states no licence: that is for the author of the model to choose."""
-    causal, kind = is_causal(config), config.model.family
-    if kind == AUTO:
-        kind = str((config.model.config or {}).get("model_type"))
+    causal = is_causal(config)
+    kind = str((config.model.config or {})["model_type"]) if config.model.family == AUTO else config.model.family
     family = _FAMILY_NAMES.get(kind, kind)
     source = config.start.from_pretrained or config.start.from_run
     origin = "from scratch" if source is None else f"further from the weights of `{Path(source).name}`"

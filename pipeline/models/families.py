@@ -314,9 +314,9 @@ def model_class_name(config: ModelConfig, head: Head) -> str:
         ValueError: the family has no class with such a head.
     """
     if config.family == AUTO:
-        from pipeline.models.auto import auto_config
+        from pipeline.models.auto import auto_config, class_of
 
-        return str(auto_config(config, head, 64, {}).architectures[0])
+        return class_of(auto_config(config, head, 64, {}), head)
     family = FAMILIES[config.family]
     of_pairs = None if family.pair_head is None else family.pair_head.model_class
     name = {"tokens": family.model_class, "pairs": of_pairs, "discriminator": family.discriminator_class}.get(head)
