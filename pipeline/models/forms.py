@@ -8,18 +8,20 @@ from typing import Final
 from pipeline.base.errors import UserError
 from pipeline.config.attention import reasons_against_flash
 from pipeline.config.derived import head_of
-from pipeline.config.hugging_face import AUTO, max_positions, one_text_problems
+from pipeline.config.hugging_face import AUTO, PADDED_FAMILIES, max_positions, one_text_problems
 from pipeline.config.run import ModelConfig, RunConfig
 from pipeline.config.stages import stages_of
 from pipeline.models.auto import auto_config, family_entry
 
 
-def form_of(config: RunConfig) -> str:
-    """How the model of a run reads its rows, and why not packed if it does not.
+def form_of(config: RunConfig) -> str | None:
+    """How the model of a run reads its rows, and why not packed if it does not; None for the families that always are.
 
     Raises:
         UserError: see :func:`pipeline.models.auto.family_entry`.
     """
+    if config.model.family not in (AUTO, *PADDED_FAMILIES):
+        return None
     entry = family_entry(config.model, head_of(config))
     if entry.padded is not None:
         return f"{entry.model_class}, padded: {entry.padded}"

@@ -126,7 +126,8 @@ def make_module(
     taught = config.objective.name == "distil"
     loss = taught_loss(config, streams, device) if taught else packed_loss(config.objective, is_padded(config))
     model = make_model(config, streams)
-    get_logger().info("model: %s", form_of(config))
+    if (form := form_of(config)) is not None:
+        get_logger().info("model: %s", form)
     for reason in reasons_for_slow_attention(config) if device.type == "cuda" else ():
         get_logger().warning("%s. The exact operator runs, many times slower.", reason)
     if start.directory is None:

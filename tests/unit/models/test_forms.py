@@ -83,4 +83,5 @@ def test_the_first_gpt_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["config", "check", str(path)]) == 0
     assert f"model: OpenAIGPTLMHeadModel, padded: {NO_INTERFACE}" in capsys.readouterr().out
     assert is_padded(load_run_config(path))
-    assert form_of(load_run_config(path)).startswith("OpenAIGPTLMHeadModel")
+    assert str(form_of(load_run_config(path))).startswith("OpenAIGPTLMHeadModel")
+    assert form_of(load_run_config(path.with_name("bert_base.yaml"))) is None
