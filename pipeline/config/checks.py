@@ -9,6 +9,7 @@ from pipeline.config.attention import reasons_against_flash
 from pipeline.config.corpus import MAX_INTEGERS, CorpusConfig, ShardConfig, TokenizerConfig
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
 from pipeline.config.denoise_checks import masked_span_problems
+from pipeline.config.hugging_face import hugging_face_problems
 from pipeline.config.language_checks import language_problems
 from pipeline.config.mixture_checks import mixture_problems
 from pipeline.config.optimization_checks import optimization_problems
@@ -39,6 +40,8 @@ _OBJECTIVES_OF_FAMILY: Final[Mapping[Family, tuple[ObjectiveName, ...]]] = {
     "modernbert": ("mlm", "distil"),
     "bart": ("denoise",),
     "gpt2": ("clm", "distil"),
+    "openai-gpt": ("clm",),
+    "auto": ("mlm", "clm", "denoise"),
 }
 
 _TYPED_IN_HUGGING_FACE = {
@@ -60,6 +63,7 @@ def run_problems(config: RunConfig) -> list[str]:
         *_required(config),
         *data_problems(config),
         *_model_problems(config),
+        *hugging_face_problems(config),
         *mixture_problems(config, _problems_of_objective),
         *start_problems(config.start, config.model.remap_vocabulary),
         *optimization_problems(config),

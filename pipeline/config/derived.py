@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from pipeline.base.errors import UserError
-from pipeline.config.objective import Head, ObjectiveConfig
+from pipeline.config.hugging_face import AUTO
+from pipeline.config.objective import Head, ObjectiveConfig, ObjectiveName
 from pipeline.config.run import PAIR_OBJECTIVES, MixtureSourceConfig, RunConfig
 from pipeline.config.stages import Stage, stages_of
 
@@ -59,8 +61,11 @@ def batch_plan(config: RunConfig, world_size: int) -> BatchPlan:
 
 
 def head_of(config: RunConfig) -> Head:
-    """The head of the model that is trained."""
-    return "pairs" if any(task.name in PAIR_OBJECTIVES for task in config.objective.tasks) else "tokens"
+    """The head of the model that is trained; of family `auto` it says which class."""
+    tasks = config.objective.tasks
+    if config.model.family == AUTO:
+        return _HEADS_OF_AUTO[tasks[0].name]
+    return "pairs" if any(task.name in PAIR_OBJECTIVES for task in tasks) else "tokens"
 
 
 def has_generator(config: RunConfig) -> bool:
@@ -76,6 +81,14 @@ def row_objective(config: RunConfig, task: ObjectiveConfig | None = None) -> Obj
     """
     task = config.objective.tasks[0] if task is None else task
     return replace(task, name="clm" if config.model.family == "gpt2" else "mlm") if task.name == "distil" else task
+
+
+_HEADS_OF_AUTO: Final[Mapping[ObjectiveName, Head]] = {"mlm": "masked", "clm": "causal", "denoise": "seq2seq"}
+
+
+def is_causal(config: RunConfig) -> bool:
+    """Whether a token of the model sees only what stands before it."""
+    return row_objective(config).name == "clm"
 
 
 def corpora_of(config: RunConfig) -> list[MixtureSourceConfig]:

@@ -20,6 +20,7 @@ import yaml
 from pipeline.base.errors import UserError
 from pipeline.config.checks import corpus_problems, run_problems
 from pipeline.config.corpus import CorpusConfig
+from pipeline.config.hugging_face import put_in_hugging_face_config
 from pipeline.config.objective import ObjectiveConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.synthetic import SyntheticConfig
@@ -206,6 +207,9 @@ def _load(
     extra, problems = parse_overrides(overrides)
     bad: dict[str, str] = {}
     values = _with_shared_settings(_merged(read_layers(path), extra))
+    unread = put_in_hugging_face_config(values) if config_class is RunConfig else None
+    if unread is not None:
+        bad["model.config"] = unread
     config = _build(values, config_class, "", _Reader(config_class, bad))
     problems += bad.values()
     # A value that was refused above stands at its default here: do not complain about it a second time.

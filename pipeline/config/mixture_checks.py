@@ -61,6 +61,11 @@ def _sharing_problems(tasks: Sequence[TaskConfig]) -> Iterator[str]:
                 f"objective.mixture: `{name}` trains {model}, and `{other}` does not: a run trains one model with one "
                 f"head. Mix `{name}` with itself under other settings, or leave it out."
             )
+    if "clm" in names and (others := [name for name in names if name not in ("clm", "distil")]):
+        yield (
+            f"objective.mixture: `clm` reads rows without the special tokens of `{others[0]}`, and lets a token see "
+            "nothing after it; keep one of them."
+        )
     if len(packings := _packings(tasks)) > 1:
         pairs = " and ".join(f"`{name}`" for name in names if name in PAIR_OBJECTIVES)
         yield (

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Family = Literal["bert", "roberta", "distilbert", "albert", "electra", "modernbert", "bart", "gpt2"]
+Family = Literal[
+    "bert", "roberta", "distilbert", "albert", "electra", "modernbert", "bart", "gpt2", "openai-gpt", "auto"
+]
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,13 @@ class ModelConfig:
     (AlbertForMaskedLM; `extra: {embedding_size: 128}` is the width of its embeddings), `electra`
     (ElectraForPreTraining, or with objective `mlm` ElectraForMaskedLM; embeddings as `albert`), `modernbert`
     (ModernBertForMaskedLM; `extra: {local_attention: 128}` are the tokens that two layers of three see), `bart`
-    (BartForConditionalGeneration; layers, heads and feed-forward layers of either side) or `gpt2`
-    (GPT2LMHeadModel). With a pair objective `bert` and `albert` are BertForPreTraining and AlbertForPreTraining."""
+    (BartForConditionalGeneration; layers, heads and feed-forward layers of either side), `gpt2`
+    (GPT2LMHeadModel), `openai-gpt` (OpenAIGPTLMHeadModel, the first GPT) or `auto` (what `config` names). With a pair
+    objective `bert` and `albert` are BertForPreTraining and AlbertForPreTraining."""
+
+    config: dict[str, Any] | None = None
+    """Family `auto`: path of a Hugging Face `config.json`, or of its folder, whose keys the resolved config holds. The
+    fields of the shape below are then left out; vocabulary and special tokens come from the corpus."""
 
     hidden_size: int = 768
     """Width of the model; a multiple of `num_heads`."""

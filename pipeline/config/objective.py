@@ -8,9 +8,9 @@ from typing import Literal
 
 ObjectiveName = Literal["mlm", "mlm+nsp", "mlm+sop", "rtd", "distil", "denoise", "clm"]
 Masking = Literal["token", "whole_word", "span"]
-Head = Literal["tokens", "pairs", "discriminator"]
+Head = Literal["tokens", "pairs", "discriminator", "masked", "causal", "seq2seq"]
 """What a stock class has on its body: a head for tokens, one for tokens and one for sentence pairs, or one that tells
-replaced tokens."""
+replaced tokens; of family `auto` the one for masked tokens, for next tokens, or of a decoder."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class ObjectiveConfig:
     """`mlm`: masked tokens (every family but gpt2). `mlm+nsp`, `mlm+sop`: masked tokens and sentence pairs, whether the
     second part is the true next (BERT), whether the parts stand in their order (ALBERT); for bert and albert, with
     `data.packing` `pairs_nsp` and `pairs_sop`. `rtd`: which tokens a small masked language model, trained beside, has
-    replaced (electra). `clm`: the next token (gpt2). `distil`: mlm, or clm for gpt2, with a teacher.
-    `denoise`: the clean text of a noisy one (bart)."""
+    replaced (electra). `clm`: the next token (gpt2, openai-gpt). `distil`: mlm, or clm for gpt2, with a teacher.
+    `denoise`: the clean text of a noisy one (bart). Family `auto` takes `mlm`, `clm` and `denoise`, and with them the
+    class of AutoModelForMaskedLM, AutoModelForCausalLM and AutoModelForSeq2SeqLM."""
 
     mask_rate: float = 0.15
     """mlm: share of the maskable tokens of a row that is predicted; the count is exact, round(rate x maskable)."""

@@ -84,7 +84,7 @@ def _mup_problems(config: RunConfig) -> Iterator[str]:
     if base is None:
         return
     yield from at_least(1, model__mup_base_width=base)
-    if model.family in ("albert", "electra", "bart"):
+    if model.family in ("albert", "electra", "bart", "openai-gpt"):
         yield (
             f"model.mup_base_width: muP is not worked out for `{model.family}`; leave it out, or use another family."
         )

@@ -17,18 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.base.errors import UserError
+from pipeline.config.derived import is_causal
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import stages_of
 from pipeline.data.stream import open_stream
 from pipeline.export.fresh_process import FreshProcessError, run_fresh
-from pipeline.models.families import FAMILIES
-from pipeline.models.packed import (
-    has_pair_head,
-    packed_logits,
-    packed_outputs,
-    packed_pair_logits,
-    packed_seq2seq_logits,
-)
+from pipeline.models.hooks import family_of, has_pair_head
+from pipeline.models.packed import packed_logits, packed_outputs, packed_pair_logits, packed_seq2seq_logits
+from pipeline.models.padded import padded_logits, padded_seq2seq_logits
 from pipeline.shards.files import CorpusFiles
 from pipeline.shards.manifest import Manifest
 
@@ -62,7 +58,7 @@ def gate_segments(files: CorpusFiles, manifest: Manifest, config: RunConfig, ste
     Args:
         step: of the checkpoint; its stages say how long the rows may be.
     """
-    causal = FAMILIES[config.model.family].causal
+    causal = is_causal(config)
     stream = open_stream(
         files,
         kind="gpt" if causal else "bert",
@@ -95,7 +91,9 @@ def trained_logits(model: PreTrainedModel, segments: Sequence[NDArray[np.int64]]
     cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)  # K+1
     everywhere = torch.arange(sum(lengths))
     with torch.no_grad():
-        if FAMILIES[model.config.model_type].has_decoder:
+        if family_of(model).padded is not None:
+            return [torch.cat([_padded_text(model, torch.from_numpy(own)) for own in segments]).numpy()]
+        if family_of(model).has_decoder:
             decoder_ids = torch.cat([shifted(torch.from_numpy(own), model.config.eos_token_id) for own in segments])
             row = (position_ids[0], cu_seqlens)
             logits = packed_seq2seq_logits(model, input_ids, *row, decoder_ids[None], *row, max(lengths), everywhere)
@@ -111,6 +109,15 @@ def trained_logits(model: PreTrainedModel, segments: Sequence[NDArray[np.int64]]
             model, input_ids, position_ids, types, cu_seqlens, max(lengths), everywhere, cu_seqlens[:-1].long()
         )
         return [logits.numpy() for logits in both]
+
+
+def _padded_text(model: PreTrainedModel, text: Tensor) -> Tensor:
+    """Logits (n, V) of one text of n tokens from a model that runs padded, as a row of its own."""
+    ids, is_real, everywhere = text[None], torch.ones(1, len(text), dtype=torch.bool), torch.arange(len(text))
+    if family_of(model).has_decoder:
+        decoder_ids = shifted(text, model.config.eos_token_id)[None]
+        return padded_seq2seq_logits(model, ids, is_real, decoder_ids, is_real, everywhere)
+    return padded_logits(model, ids, is_real, everywhere)
 
 
 def shifted(segment: Tensor, start_id: int) -> Tensor:
@@ -154,7 +161,7 @@ def _compare_once(
     with tempfile.TemporaryDirectory(prefix="pretrain-gate-") as folder:
         ids_path, logits_paths = Path(folder, "input_ids.npy"), [Path(folder, f"{n}.npy") for n in range(len(ours))]
         np.save(ids_path, np.concatenate(segments))
-        pair_head = FAMILIES[model.config.model_type].pair_head if has_pair_head(model) else None
+        pair_head = family_of(model).pair_head if has_pair_head(model) else None
         request = {
             "directory": str(directory.resolve()),
             "auto_class": "AutoModelForPreTraining" if pair_head else auto_class(model),
@@ -162,7 +169,7 @@ def _compare_once(
             "dtype": dtype,
             "input_ids": str(ids_path),
             "lengths": [len(segment) for segment in segments],
-            "decoder_start": model.config.eos_token_id if FAMILIES[model.config.model_type].has_decoder else None,
+            "decoder_start": model.config.eos_token_id if family_of(model).has_decoder else None,
             "logits": [str(path) for path in logits_paths],
             "special_ids": [int(index) for index in manifest.all_special_ids],
         }
@@ -193,9 +200,9 @@ def auto_class(model: PreTrainedModel) -> str:
     """The transformers class that a user loads such a model with; it leaves a head for sentence pairs out."""
     if model.get_output_embeddings() is None:
         return "AutoModelForPreTraining"
-    if FAMILIES[model.config.model_type].has_decoder:
+    if family_of(model).has_decoder:
         return "AutoModelForSeq2SeqLM"
-    return "AutoModelForCausalLM" if FAMILIES[model.config.model_type].causal else "AutoModelForMaskedLM"
+    return "AutoModelForCausalLM" if family_of(model).causal else "AutoModelForMaskedLM"
 
 
 def check_token_ids(response: dict[str, Any], manifest: Manifest) -> None:

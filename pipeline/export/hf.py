@@ -124,7 +124,7 @@ def save_stock(
     hf = hf_config(shape, vocab_size=manifest.vocab_size, special_ids=manifest.special_ids, head=head)
     with torch.device("meta"):
         model = getattr(transformers, model_class_name(shape, head))(hf)
-    model.load_state_dict(dict(weights), strict=False, assign=True)
+    model.load_state_dict(_by_every_name(model, weights), strict=False, assign=True)
     model.tie_weights()
     assert not [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if model.can_generate() and model.generation_config.pad_token_id is None:
@@ -132,6 +132,19 @@ def save_stock(
         model.generation_config.pad_token_id = model.generation_config.eos_token_id
     with _quiet_transformers():
         model.save_pretrained(directory)
+
+
+def _by_every_name(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with tied ones under all their names: transformers ties from one of them, which the first in the
+    order of the modules, by which we know a weight, need not be (XLM-RoBERTa)."""
+    names_of: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names_of.setdefault(id(tensor), []).append(name)
+    named = dict(weights)
+    for names in names_of.values():
+        given = [weights[name] for name in names if name in weights]
+        named |= dict.fromkeys(names, given[0]) if given else {}
+    return named
 
 
 def check_output(output: Path) -> None:

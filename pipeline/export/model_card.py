@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.config.derived import head_of
+from pipeline.config.derived import head_of, is_causal
+from pipeline.config.hugging_face import AUTO, max_positions
 from pipeline.config.objective import ObjectiveConfig
 from pipeline.config.optimization import OptimizerConfig, ScheduleConfig, betas_of, epsilon_of, momentum_of
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import stages_of
-from pipeline.models.families import FAMILIES
+from pipeline.models.forms import is_padded
 
 _FAMILY_NAMES = {
     "bert": "BERT",
@@ -22,6 +23,7 @@ _FAMILY_NAMES = {
     "modernbert": "ModernBERT",
     "bart": "BART",
     "gpt2": "GPT-2",
+    "openai-gpt": "GPT",
 }
 
 _DISCRIMINATES = "AutoModelForPreTraining"
@@ -69,12 +71,13 @@ class ModelFacts:
 
 def model_card(config: RunConfig, run: RunFacts, model: ModelFacts) -> str:
     """Markdown with YAML front matter. It states no licence: that is for the author of the model to choose."""
-    causal = FAMILIES[config.model.family].causal
-    family = _FAMILY_NAMES.get(config.model.family, config.model.family)
+    causal = is_causal(config)
+    kind = str((config.model.config or {})["model_type"]) if config.model.family == AUTO else config.model.family
+    family = _FAMILY_NAMES.get(kind, kind)
     source = config.start.from_pretrained or config.start.from_run
     origin = "from scratch" if source is None else f"further from the weights of `{Path(source).name}`"
     sections = [
-        _front_matter(config.model.family, _task(model, causal), source is None),
+        _front_matter(kind, _task(model, causal), source is None),
         f"# {run.run_name}",
         f"A {family} model (`{model.class_name}`, {model.num_parameters:,} parameters) trained {origin} by "
         f"{_learned(config)} on text of its authors' choice.",
@@ -140,7 +143,7 @@ def _usage(model: ModelFacts, causal: bool) -> str:
 
 
 def _objective(config: RunConfig, task: ObjectiveConfig) -> str:
-    if FAMILIES[config.model.family].causal:
+    if is_causal(config):
         return "causal language modelling"
     unit = {"token": "", "whole_word": " in whole words", "span": " in spans of words"}[task.masking]
     kept = 1 - task.mask_token_share - task.random_token_share
@@ -157,6 +160,7 @@ def _training_rows(config: RunConfig, run: RunFacts) -> list[tuple[str, str]]:
     if tasks:
         total = sum(task.weight for task in tasks)
         objective = "; ".join(f"{task.weight / total:.0%} of the steps {_objective(config, task)}" for task in tasks)
+    form = "padded" if is_padded(config) else "packed"
     rows = [
         ("Steps", f"{run.step:,} of {config.train.steps:,}"),
         ("Tokens seen", _count(run.tokens_seen)),
@@ -167,7 +171,7 @@ def _training_rows(config: RunConfig, run: RunFacts) -> list[tuple[str, str]]:
         ("Corpus size", _size(run)),
         ("Corpus fingerprint", f"`{run.corpus_fingerprint}`" if run.corpus_fingerprint else ""),
         ("Global batch", "; ".join(map(str, stages_of(config).begun(run.step)))),
-        ("Rows", f"packed (`{config.data.packing}`); "
+        ("Rows", f"{form} (`{config.data.packing}`); "
          f"{'' if config.data.cross_document_attention else 'no '}attention across documents"),
         ("Optimizer", _optimizer(config.optimizer)),
         ("Schedule", _schedule(config.schedule)),
@@ -206,13 +210,18 @@ def _schedule(schedule: ScheduleConfig) -> str:
 
 def _model_rows(config: RunConfig, model: ModelFacts) -> list[tuple[str, str]]:
     shape = config.model
-    return [
+    known = [
         ("Class", f"`{model.class_name}`"),
         ("Parameters", f"{model.num_parameters:,}"),
+        ("Vocabulary", f"{model.vocab_size:,}"),
+    ]
+    if shape.family == AUTO:
+        return [*known, ("Shape", "as in `config.json`")]
+    return [
+        *known,
         ("Layers, hidden size, heads, intermediate size",
          f"{shape.num_layers}, {shape.hidden_size}, {shape.num_heads}, {shape.intermediate_size}"),
         ("Positions", str(shape.max_positions)),
-        ("Vocabulary", f"{model.vocab_size:,}"),
         ("Dropout (hidden, attention)", f"{shape.hidden_dropout:g}, {shape.attention_dropout:g}"),
     ]  # fmt: skip
 
@@ -223,10 +232,11 @@ def _limits(config: RunConfig, causal: bool, step: int) -> list[str]:
         "it beyond the losses above, neither for a task nor for safety.",
     ]
     longest = stages_of(config).longest_row(step)
-    if longest < config.model.max_positions:
+    positions = max_positions(config.model)
+    if positions is not None and longest < positions:
         lines.append(
             f"It was trained on rows of {longest} tokens. Later positions (up to "
-            f"{config.model.max_positions}) have their random initial values; the tokenizer's `model_max_length` is "
+            f"{positions}) have their random initial values; the tokenizer's `model_max_length` is "
             f"{longest}."
         )
     if config.data.packing == "concatenate":
@@ -236,7 +246,7 @@ def _limits(config: RunConfig, causal: bool, step: int) -> list[str]:
     else:
         lines.append("It is an encoder: tune it for a task (classification, tagging, retrieval) before use.")
         untrained = "a pooler and token type 1 are" if config.model.family == "bert" else "a pooler is"
-        if head_of(config) != "pairs":
+        if head_of(config) == "tokens":
             lines.append(f"It was trained without a sentence-pair objective: {untrained} untrained.")
     return lines
 

@@ -66,7 +66,7 @@ def packed_attention(
     Args:
         module: the stock attention module; ``module.is_causal`` decides where ``is_causal`` is None.
         query: (1, H, Q, D).
-        key, value: (1, H, T, D).
+        key, value: (1, H, T, D); or of fewer heads, which serve several each (Ainslie et al. 2023, "GQA").
         attention_mask: must be None.
         cu_seq_lens_q: int32 (K + 1,), starts of the segments' queries and the end of the last's.
         cu_seq_lens_k: the same of the keys; where causal, the same numbers.
@@ -81,15 +81,17 @@ def packed_attention(
     Raises:
         ValueError: a mask, or no segments: the model was not called through ``packed_logits``.
     """
-    if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None:
+    if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or attention_mask is not None:
         raise ValueError(_NOT_PACKED)
-    if attention_mask is not None or query.shape[0] != 1:
+    if query.shape[0] != 1:
         raise ValueError(_NOT_PACKED)
     causal = bool(module.is_causal if is_causal is None else is_causal)
     if decoder_cu_seq_lens is not None and getattr(module, "is_decoder", False):
         cu_seq_lens_q, cu_seq_lens_k = decoder_cu_seq_lens, decoder_cu_seq_lens if causal else cu_seq_lens_k
-    window = -1 if sliding_window is None else sliding_window - 1
+    window = (sliding_window or 0) - 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if key.shape[1] != query.shape[1]:
+        key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], 1) for tensor in (key, value))
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))  # Q H D, T H D twice
     if _flash_takes(q) and dropout == 0:
         sides = (window, 0) if causal else (window, window)

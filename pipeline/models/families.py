@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from pipeline.config.hugging_face import AUTO, PADDED_FAMILIES
 from pipeline.config.model import ModelConfig
 from pipeline.config.objective import Head
 
@@ -106,6 +107,12 @@ class Family:
     local_attention: str | None = None
     """Key of the config for the tokens that the attention of most layers spans, to both sides together; every
     :data:`GLOBAL_EVERY`-th layer, from the first, sees all (ModernBERT)."""
+
+    padded: str | None = None
+    """Why no packed row can be given to the class, but rows of one text and a mask; None: packed."""
+
+    logits_after_head: bool = False
+    """The class changes what the head's last layer returns, so that whole logits are needed for the loss."""
 
     narrow_last_block: bool = False
     """The last block can be computed at the predicted positions only (`last_block.py`): its modules are BERT's."""
@@ -278,6 +285,25 @@ FAMILIES: Final[Mapping[str, Family]] = {
         causal=True,
         final_norm=True,
     ),
+    # Radford et al. 2018: the feed-forward layer is always 4 times as wide, and norms follow what they normalise.
+    "openai-gpt": Family(
+        model_class="OpenAIGPTLMHeadModel",
+        config_class="OpenAIGPTConfig",
+        output_norm="transformer.h.-1.ln_2",
+        head_entry="lm_head",
+        config_names={
+            "hidden_size": ("n_embd",),
+            "num_layers": ("n_layer",),
+            "num_heads": ("n_head",),
+            "intermediate_size": (),
+            "hidden_dropout": ("resid_pdrop", "embd_pdrop"),
+            "attention_dropout": ("attn_pdrop",),
+            "initializer_range": ("initializer_range",),
+            "max_positions": ("n_positions",),
+        },
+        causal=True,
+        padded=PADDED_FAMILIES["openai-gpt"],
+    ),
 }
 
 
@@ -287,9 +313,13 @@ def model_class_name(config: ModelConfig, head: Head) -> str:
     Raises:
         ValueError: the family has no class with such a head.
     """
+    if config.family == AUTO:
+        from pipeline.models.auto import auto_config, class_of
+
+        return class_of(auto_config(config, head, 64, {}), head)
     family = FAMILIES[config.family]
     of_pairs = None if family.pair_head is None else family.pair_head.model_class
-    name = {"tokens": family.model_class, "pairs": of_pairs, "discriminator": family.discriminator_class}[head]
+    name = {"tokens": family.model_class, "pairs": of_pairs, "discriminator": family.discriminator_class}.get(head)
     if name is None:
         raise ValueError(f"{config.family} has no class with a head for {HEADS[head]}")
     return name
@@ -299,29 +329,11 @@ HEADS: Final[Mapping[Head, str]] = {
     "tokens": "tokens",
     "pairs": "sentence pairs",
     "discriminator": "replaced tokens",
+    "masked": "masked tokens",
+    "causal": "next tokens",
+    "seq2seq": "a decoder's tokens",
 }
 """What they judge."""
-
-
-_EXTRA_KEYS: Final = ("embedding_size", "type_vocab_size", "local_attention")
-
-
-def model_config_of(hf: Mapping[str, Any]) -> ModelConfig:
-    """Our fields of a Hugging Face config, for counting; its class's defaults where it names nothing.
-
-    Raises:
-        KeyError: the family is not in the table.
-    """
-    family = FAMILIES[hf["model_type"]]
-    found = {
-        name: hf[keys[0]]
-        for name, keys in family.config_names.items()
-        if hf.get(keys[0]) is not None and name in ("hidden_size", "num_layers", "num_heads", "max_positions")
-    }
-    inner = hf.get(family.config_names["intermediate_size"][0])
-    found["intermediate_size"] = 4 * found.get("hidden_size", ModelConfig.hidden_size) if inner is None else inner
-    extra = {key: hf[key] for key in _EXTRA_KEYS if key in hf}
-    return ModelConfig(family=hf["model_type"], vocab_size=hf.get("vocab_size"), extra=extra, **found)
 
 
 def num_positions(config: ModelConfig, pad_id: int = 1) -> int:
@@ -340,7 +352,7 @@ _LOCAL_ATTENTION: Final = 128
 
 def attention_window(config: ModelConfig) -> int | None:
     """How far a token sees to either side in the local layers; None where there are none."""
-    key = FAMILIES[config.family].local_attention
+    key = None if config.family == AUTO else FAMILIES[config.family].local_attention
     return None if key is None else int(config.extra.get(key, _LOCAL_ATTENTION)) // 2
 
 

@@ -30,8 +30,10 @@ attention in full; here it is halved, since half of it is never needed.
 
 from __future__ import annotations
 
+from pipeline.config.hugging_face import AUTO
 from pipeline.config.model import ModelConfig
 from pipeline.config.objective import Head
+from pipeline.models.auto import counted_shape
 from pipeline.models.families import FAMILIES, embedding_size, num_local_layers, num_positions, projects_embeddings
 
 
@@ -59,9 +61,15 @@ def flops_per_step(
         head: of the class; a discriminator judges every token and predicts none.
         token_pairs_in_window: pairs of tokens that see one another in a local layer.
     """
+    rows = config.vocab_size or vocab_size
+    config = counted_shape(config, head)
+    if config.family == AUTO:
+        from pipeline.models.plain_flops import plain_counts, plain_flops
+
+        counted = plain_counts(config, head, rows)
+        return plain_flops(counted, head == "causal", real_tokens, sum_squared_lengths, predictions)
     family = FAMILIES[config.family]
     width, inner = config.hidden_size, config.intermediate_size
-    rows = config.vocab_size or vocab_size
     if family.has_decoder:
         raise ValueError(f"{config.family} has a decoder: see seq2seq_flops_per_step")
     key_value, others = 2 * (2 * width**2), 2 * (2 * width**2 + (3 if family.gated else 2) * width * inner)
@@ -91,6 +99,10 @@ def num_parameters(config: ModelConfig, vocab_size: int, pad_id: int = 1, head: 
         pad_id: id of the padding token, on which RoBERTa's number of positions depends.
         head: of the class.
     """
+    if config.family == AUTO:
+        from pipeline.models.plain_flops import plain_counts
+
+        return plain_counts(config, head, config.vocab_size or vocab_size).parameters
     family = FAMILIES[config.family]
     width, inner, narrow = config.hidden_size, config.intermediate_size, embedding_size(config)
     rows = config.vocab_size or vocab_size
@@ -145,8 +157,21 @@ def seq2seq_flops_per_step(
         sum_squared_encoder_lengths: of the encoder's segments m_i.
         sum_cross_products: of the products of both.
     """
-    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_layers
     rows = config.vocab_size or vocab_size
+    config = counted_shape(config, "seq2seq")
+    if config.family == AUTO:
+        from pipeline.models.plain_flops import plain_counts, plain_seq2seq_flops
+
+        return plain_seq2seq_flops(
+            plain_counts(config, "seq2seq", rows),
+            decoder_tokens,
+            sum_squared_lengths,
+            predictions,
+            encoder_tokens,
+            sum_squared_encoder_lengths,
+            sum_cross_products,
+        )
+    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_layers
     encoder = 2 * (4 * width**2 + 2 * width * inner) * encoder_tokens + 4 * width * sum_squared_encoder_lengths
     decoder = 2 * (6 * width**2 + 2 * width * inner) * decoder_tokens + 4 * width * sum_squared_lengths / 2
     across = 2 * (2 * width**2) * encoder_tokens + 4 * width * sum_cross_products

@@ -68,10 +68,15 @@ class HeadLoss:
         return loss
 
 
-def install_head_loss(model: nn.Module, linear: Any) -> None:
-    """Have the last layer of a model's head, a linear one, compute the loss while it is given labels."""
+def install_head_loss(model: nn.Module, linear: Any, in_head: bool = True) -> None:
+    """Have the last layer of a model's head, a linear one, compute the loss while it is given labels.
+
+    Args:
+        in_head: else the loss is made of the logits, by who has them (``hooks.loss_of_logits``).
+    """
     loss = HeadLoss(linear)
-    linear.forward = loss.forward
+    if in_head:
+        linear.forward = loss.forward
     setattr(model, _NAME, loss)
 
 

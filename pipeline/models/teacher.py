@@ -12,7 +12,7 @@ from pipeline.config.start import StartConfig
 from pipeline.models.attention import ATTENTION_NAME, register_attention
 from pipeline.models.drop_ins import install_drop_ins
 from pipeline.models.families import FAMILIES
-from pipeline.models.packed import prepare_packed
+from pipeline.models.hooks import prepare_packed
 from pipeline.models.starting_points import fit_weights, read_pretrained
 
 if TYPE_CHECKING:
@@ -29,9 +29,10 @@ def read_teacher(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
     source = read_pretrained(folder)
     kind = str(source.config.get("model_type"))
-    if kind not in FAMILIES:
+    if kind not in FAMILIES or FAMILIES[kind].padded:
+        packed = [name for name, family in FAMILIES.items() if not family.padded]
         raise UserError(
-            f"objective.teacher: {folder} is a model of type {kind!r}; teachers can be {', '.join(FAMILIES)}."
+            f"objective.teacher: {folder} is a model of type {kind!r}; teachers can be {', '.join(packed)}."
         )
     family = FAMILIES[kind]
     register_attention()

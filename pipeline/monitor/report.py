@@ -27,6 +27,7 @@ _CONFIG_FACTS = (
     ("Sequence length", "data.sequence_length"),
     ("Packing", "data.packing"),
     ("Model family", "model.family"),
+    ("Model type", "model.config.model_type"),
     ("Layers", "model.num_layers"),
     ("Hidden size", "model.hidden_size"),
     ("Attention heads", "model.num_heads"),
@@ -42,6 +43,8 @@ _CONFIG_FACTS = (
     ("Precision", "train.precision"),
     ("Seed", "seed"),
 )
+
+_SHAPE_KEYS = ("model.num_layers", "model.hidden_size", "model.num_heads")
 
 
 def write_report(run_directory: Path, output: Path | None = None) -> Path:
@@ -203,11 +206,12 @@ def _facts(
     if memory := _values(metrics, "memory_gb"):
         facts.append(("Memory, most on rank 0", f"{max(memory):.2f} GB"))
     facts.append(("Restarts", str(sum(event.get("event") == "resumed" for event in events))))
+    is_named = _lookup(config, "model.config.model_type") is not None  # then the fields of the shape say nothing
     for label, key in _CONFIG_FACTS:
         value = _lookup(config, key)
         if key == "objective.name" and (tasks := _lookup(config, "objective.mixture")):
             value = ", ".join(f"{task['name']} (weight {task['weight']:g})" for task in tasks)
-        if value is not None:
+        if value is not None and not (is_named and key in _SHAPE_KEYS):
             facts.append((label, f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)))
     return facts
 

@@ -101,7 +101,10 @@ class Batch:
     """Replaced-token detection: fp32 (P,), in [0, 1), a number for every prediction, by its row and place."""
 
     is_real: Tensor | None = None
-    """Replaced-token detection: bool (R, S), false in padding."""
+    """Replaced-token detection and models that run padded: bool (R, S), false in padding."""
+
+    decoder_is_real: Tensor | None = None
+    """Encoder and decoder that run padded: the same of the decoder; ``is_real`` is then the encoder's."""
 
     window_real_tokens: int = 0
     """Tokens of this rank in the whole optimizer step that are no padding."""
@@ -159,4 +162,5 @@ _ON_DEVICE: Final = (
     "decoder_cu_seqlens",
     "uniforms",
     "is_real",
+    "decoder_is_real",
 )

@@ -115,6 +115,7 @@ class Denoising(Objective):
         positions = np.empty(num_rows * length, np.int64)
         bounds, decoder_bounds = (np.empty(2 * len(batch.cu_seqlens) - 1, np.int32) for _ in range(2))
         starts = rows.sentence_starts
+        marked = self.marks_padding
         counts = _lay_out_encoder(
             rows.tokens[first_row : first_row + num_rows],
             np.empty((num_rows, 0), np.bool_) if starts is None else starts[first_row : first_row + num_rows],
@@ -136,6 +137,8 @@ class Denoising(Objective):
             decoder_input_ids=batch.input_ids,
             decoder_position_ids=batch.position_ids,
             decoder_cu_seqlens=torch.from_numpy(decoder_bounds),
+            is_real=torch.from_numpy(ids != self.row_format.pad_id).view(num_rows, length) if marked else None,
+            decoder_is_real=batch.is_real,
             num_encoder_tokens=int(counts[0]),
             sum_squared_encoder_lengths=int(counts[1]),
             sum_cross_products=int(counts[2]),

@@ -150,6 +150,29 @@ def _room(num_batches: int, shape: tuple[int, ...], num_bounds: int, num_places:
     )
 
 
+def real_slots(rows: Rows) -> NDArray[np.bool_]:
+    """True where a row has a token, (R, S)."""
+    num_rows, length = rows.tokens.shape
+    changes = np.zeros(num_rows * length + 1, np.int8)
+    first = rows.segment_row.astype(np.int64) * length + rows.segment_start
+    np.add.at(changes, first, 1)
+    np.add.at(changes, first + rows.segment_length, -1)
+    return changes[:-1].cumsum(dtype=np.int8).astype(np.bool_).reshape(num_rows, length)
+
+
+def with_real_slots(batches: Sequence[Sequence[Batch]], rows: Rows) -> list[list[Batch]]:
+    """The micro-batches of several steps, with what of their rows is no padding."""
+    is_real = torch.from_numpy(real_slots(rows))
+    first = 0
+    marked: list[list[Batch]] = []
+    for of_step in batches:
+        marked.append([])
+        for batch in of_step:
+            marked[-1].append(replace(batch, is_real=is_real[first : first + len(batch.row_numbers)]))
+            first += len(batch.row_numbers)
+    return marked
+
+
 def with_digests(batches: Sequence[Batch], row_digests: NDArray[np.uint8]) -> list[Batch]:
     """The micro-batches of a step with the digests of its rows, (R, 32)."""
     parts = np.split(row_digests, len(batches))

@@ -15,7 +15,7 @@ from pipeline.data.digest import row_digests
 from pipeline.data.gather import split_rows
 from pipeline.data.rows import RowFormat, Rows
 from pipeline.objectives.batch import Batch
-from pipeline.objectives.layout import Capacity, as_one_segment, make_batches, with_digests
+from pipeline.objectives.layout import Capacity, as_one_segment, make_batches, with_digests, with_real_slots
 from pipeline.objectives.loss import PackedLoss
 from pipeline.objectives.predictions import Predictions
 
@@ -57,6 +57,9 @@ class Objective(ABC):
 
     needs_sentences: bool = False
     """Whether it reads ``Rows.sentence_starts``."""
+
+    marks_padding: bool = False
+    """Whether its batches say which slots are no padding."""
 
     def __init__(self, capacity: Capacity, cross_document_attention: bool = False) -> None:
         self.capacity = capacity
@@ -112,6 +115,8 @@ class Objective(ABC):
         """
         predictions = self.predictions(rows)
         batches = make_batches(self.as_seen(rows), predictions, self.capacity, num_micro_batches, steps)
+        if self.marks_padding:
+            batches = with_real_slots(batches, rows)
         if digested:
             dense = self._dense(predictions)
             size = len(rows.row_numbers) // len(steps)

@@ -16,6 +16,7 @@ from pipeline.objectives.mlm import MaskedLanguageModel
 from pipeline.objectives.mlm_nsp import MaskedLanguageModelWithNextSentence
 from pipeline.objectives.mlm_sop import MaskedLanguageModelWithSentenceOrder
 from pipeline.objectives.objective import Objective, RowKind, Vocabulary
+from pipeline.objectives.padded_loss import as_padded
 from pipeline.objectives.rtd import ReplacedTokenDetection
 
 _OBJECTIVES: Final[Mapping[str, type[Objective]]] = {
@@ -36,9 +37,14 @@ def row_kind(name: ObjectiveName) -> RowKind:
     return _OBJECTIVES[name].row_kind
 
 
-def packed_loss(config: ObjectiveConfig) -> PackedLoss:
-    """What an objective minimises: the model asks before any row is read."""
+def packed_loss(config: ObjectiveConfig, padded: bool = False) -> PackedLoss:
+    """What an objective minimises: the model asks before any row is read.
+
+    Args:
+        padded: the model runs padded.
+    """
     loss = _OBJECTIVES[config.name].loss
+    loss = as_padded(loss) if padded else loss
     weights = {"rtd": config.discriminator_weight}
     terms = tuple(replace(term, weight=weights.get(term.name, term.weight)) for term in loss.terms)
     return replace(loss, terms=terms)
@@ -54,6 +60,7 @@ def make_objective(
     cross_document_attention: bool = False,
     documents_per_token: float | None = None,
     window: int | None = None,
+    padded: bool = False,
 ) -> Objective:
     """The objective named in the config.
 
@@ -63,6 +70,7 @@ def make_objective(
         cross_document_attention: see :class:`pipeline.objectives.objective.Objective`.
         documents_per_token: of the corpus, if it is known: how many segments a row has on average follows from it.
         window: how far a token sees in local layers of the model, if it has such.
+        padded: the model runs padded: batches say what is no padding.
 
     Raises:
         UserError: the tokenizer has no mask token where one is needed.
@@ -74,6 +82,7 @@ def make_objective(
         mean = documents_per_token * row_format.sequence_length + 2
     # The padded tail of a row is a segment too.
     objective = _OBJECTIVES[config.name].of(config, vocabulary, row_format, seed, segments + 1)
+    objective.marks_padding = objective.marks_padding or padded
     objective.cross_document_attention = cross_document_attention
     objective.capacity = replace(
         objective.capacity, mean_segments_per_row=mean, window=-1 if window is None else window

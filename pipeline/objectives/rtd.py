@@ -142,6 +142,7 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         packed_rtd_loss_and_shares,
     )
 
+    marks_padding = True
     draw_key: int = 0
 
     @classmethod
@@ -156,17 +157,10 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         self, rows: Rows, num_micro_batches: int, steps: Sequence[int], digested: Collection[int] = ()
     ) -> list[list[Batch]]:
         batches = super().prepare_steps(rows, num_micro_batches, steps, digested)
-        is_real = real_slots(rows)
-        first = 0
-        completed: list[list[Batch]] = []
-        for of_step in batches:
-            completed.append([])
-            for batch in of_step:
-                uniforms = uniforms_of(batch, self.draw_key)
-                real = torch.from_numpy(is_real[first : first + len(batch.row_numbers)])
-                completed[-1].append(replace(batch, uniforms=torch.from_numpy(uniforms), is_real=real))
-                first += len(batch.row_numbers)
-        return completed
+        return [
+            [replace(batch, uniforms=torch.from_numpy(uniforms_of(batch, self.draw_key))) for batch in of_step]
+            for of_step in batches
+        ]
 
 
 def uniforms_of(batch: Batch, draw_key: int) -> NDArray[np.float32]:
@@ -174,13 +168,3 @@ def uniforms_of(batch: Batch, draw_key: int) -> NDArray[np.float32]:
     row, place = np.divmod(batch.prediction_positions.numpy(), batch.input_ids.shape[1])
     names = (batch.row_numbers.numpy()[row] << 16) + place
     return ((hashes(draw_key, names) >> np.uint64(40)).astype(np.float64) / 2**24).astype(np.float32)
-
-
-def real_slots(rows: Rows) -> NDArray[np.bool_]:
-    """True where a row has a token, (R, S)."""
-    num_rows, length = rows.tokens.shape
-    changes = np.zeros(num_rows * length + 1, np.int8)
-    first = rows.segment_row.astype(np.int64) * length + rows.segment_start
-    np.add.at(changes, first, 1)
-    np.add.at(changes, first + rows.segment_length, -1)
-    return changes[:-1].cumsum(dtype=np.int8).astype(np.bool_).reshape(num_rows, length)

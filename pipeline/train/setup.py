@@ -16,6 +16,7 @@ import torch
 
 from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
+from pipeline.base.logs import get_logger
 from pipeline.base.ranks import RankFacts
 from pipeline.base.slurm import own_job_id, own_job_restarts
 from pipeline.checkpoints.meta import CheckpointMeta, read_meta
@@ -28,6 +29,7 @@ from pipeline.models.blocks import checkpoint_activations
 from pipeline.models.build import build_model
 from pipeline.models.electra import build_replaced_token_model, replaced_token_flops
 from pipeline.models.flops import flops_per_step, seq2seq_flops_per_step
+from pipeline.models.forms import form_of, reasons_for_slow_attention
 from pipeline.monitor.callback import MonitorCallback, StepCallback, StepCallbacks
 from pipeline.monitor.events import append_event
 from pipeline.monitor.json_lines import utc_time
@@ -122,6 +124,10 @@ def make_module(
     """The model with what a step computes, compiled if the config says so."""
     loss = make_loss(config, streams, device)
     model = make_model(config, streams)
+    if (form := form_of(config)) is not None:
+        get_logger().info("model: %s", form)
+    for reason in reasons_for_slow_attention(config) if device.type == "cuda" else ():
+        get_logger().warning("%s. The exact operator runs, many times slower.", reason)
     if start.directory is None:
         load_start(model, config, streams)
     module = PretrainModule(model, loss, config, plan, start.step, start.training_seconds)
@@ -242,7 +248,7 @@ def step_flops(config: RunConfig) -> Callable[..., float]:
 
     def flops(model: ModelConfig, vocab_size: int, *counts: int) -> float:
         of_teacher = 0.0 if teacher is None else flops_per_step(teacher, vocab_size, *counts[9:15]) / 3  # forward only
-        return flops_per_step(model, vocab_size, *counts[:6]) + of_teacher
+        return flops_per_step(model, vocab_size, *counts[:6], head=head_of(config)) + of_teacher
 
     return flops
 

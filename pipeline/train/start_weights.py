@@ -25,7 +25,7 @@ from pipeline.config.loading import load_run_config
 from pipeline.config.run import RunConfig
 from pipeline.data.corpora import files_at
 from pipeline.models.build import hf_config
-from pipeline.models.families import FAMILIES
+from pipeline.models.hooks import family_of
 from pipeline.models.starting_points import MEAN, Source, fit_weights, read_pretrained
 from pipeline.shards.manifest import read_manifest
 from pipeline.train.streams import Streams
@@ -55,7 +55,7 @@ def load_start(model: Any, config: RunConfig, streams: Streams) -> None:
     ours = read_vocabulary(streams.sources[0].files.tokenizer_directory())
     rows = _rows_of(source, theirs, ours, config, streams.vocab_size)
     before = 0
-    if FAMILIES[config.model.family].positions_follow_padding:
+    if family_of(model).positions_follow_padding:
         before = (streams.manifest.special_ids.get("pad") or 0) + 1
     fitted = fit_weights(source, model, start, rows, positions_before=before)
     model.load_state_dict(fitted.weights, strict=False)

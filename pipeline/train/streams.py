@@ -29,9 +29,11 @@ from pipeline.data.row_format import row_format
 from pipeline.data.rows import Rows
 from pipeline.data.source import Source
 from pipeline.data.stream import RowStream, StreamSettings
+from pipeline.models.auto import counted_shape
 from pipeline.models.electra import num_replaced_token_parameters
 from pipeline.models.families import attention_window
 from pipeline.models.flops import num_parameters
+from pipeline.models.forms import check_form, is_padded
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.registry import make_objective, row_kind
@@ -180,7 +182,8 @@ class Streams:
             packing=self.config.data.packing,
             cross_document_attention=self.config.data.cross_document_attention,
             documents_per_token=self._documents_per_token,
-            window=attention_window(self.config.model),
+            window=attention_window(counted_shape(self.config.model, head_of(self.config))),
+            padded=is_padded(self.config),
         )
 
     @cached_property
@@ -282,6 +285,7 @@ def open_streams(config: RunConfig) -> Streams:
     sources = open_sources(config)
     exclusions = read_exclusions(config.data.exclude)
     streams = Streams(config, stages, sources, exclusions, _reverse_complement(config, sources[0]))
+    check_form(config, streams.manifest.special_ids)
     streams.train.check_rows(config.train.steps)
     for sequence_length in {stage.sequence_length for stage in streams.stages.all}:
         streams.validation(sequence_length)  # what is wrong with it is said now, not at the first evaluation

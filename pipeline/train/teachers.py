@@ -14,7 +14,8 @@ from pipeline.config.derived import row_objective
 from pipeline.config.model import ModelConfig
 from pipeline.config.objective import ObjectiveConfig
 from pipeline.config.run import RunConfig
-from pipeline.models.families import model_config_of
+from pipeline.models.forms import is_padded
+from pipeline.models.shapes import model_config_of
 from pipeline.models.teacher import read_teacher
 from pipeline.objectives.distil import distillation_loss
 from pipeline.objectives.loss import PackedLoss
@@ -32,7 +33,7 @@ def make_loss(config: RunConfig, streams: Streams, device: torch.device) -> Pack
     """
     teacher = None if teacher_task(config) is None else checked_teacher(config, streams, device)
     losses = tuple(
-        packed_loss(task)
+        packed_loss(task, is_padded(config))
         if teacher is None or task.name != "distil"
         else distillation_loss(teacher, task, row_objective(config, task).name)
         for task in config.objective.tasks

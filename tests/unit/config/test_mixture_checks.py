@@ -102,6 +102,12 @@ def test_an_encoder_and_decoder_is_not_mixed_with_others() -> None:
     assert any("`denoise` trains an encoder and a decoder, and `mlm` does not" in problem for problem in problems)
 
 
+def test_causal_and_masked_tokens_are_not_mixed() -> None:
+    """Family ``auto`` has both, one at a time."""
+    problems = run_problems(mixed(MLM, CLM, family="auto"))
+    assert any("`clm` reads rows without the special tokens of `mlm`" in problem for problem in problems)
+
+
 def test_what_follows_from_the_objectives() -> None:
     assert head_of(mixed(MLM, NSP)) == "pairs"
     assert head_of(mixed(MLM, SPAN)) == "tokens"

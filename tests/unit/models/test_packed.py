@@ -13,7 +13,8 @@ from pipeline.config.run import Family
 from pipeline.models.blocks import transformer_blocks
 from pipeline.models.build import build_model, hf_config
 from pipeline.models.families import FAMILIES as TABLE
-from pipeline.models.packed import packed_logits, prepare_packed
+from pipeline.models.hooks import prepare_packed
+from pipeline.models.packed import packed_logits
 from tests.unit.models.packing_cases import FAMILIES, SPECIAL_IDS, VOCAB_SIZE, PackedCase, tiny_config
 
 CASES = {

@@ -26,6 +26,7 @@ from pipeline.models.electra import (
 )
 from pipeline.models.families import generator_config
 from pipeline.objectives import rtd
+from pipeline.objectives.layout import real_slots
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.registry import make_objective, packed_loss
 from tests.corpora import Corpus, random_lengths, write_corpus
@@ -115,7 +116,7 @@ def test_real_slots_are_those_of_segments(corpus: Corpus) -> None:
     expected = np.zeros(rows.tokens.shape, bool)
     for row, start, length in zip(rows.segment_row, rows.segment_start, rows.segment_length, strict=True):
         expected[row, start : start + length] = True
-    np.testing.assert_array_equal(rtd.real_slots(rows), expected)
+    np.testing.assert_array_equal(real_slots(rows), expected)
     batches = objective.prepare(rows, 2)
     assert sum(batch.num_real_tokens for batch in batches) == batches[0].window_real_tokens == expected.sum()
     assert torch.equal(torch.cat([batch.is_real for batch in batches]), torch.from_numpy(expected))  # type: ignore[arg-type]
