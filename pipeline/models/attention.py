@@ -94,9 +94,8 @@ def packed_attention(
         key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], 1) for tensor in (key, value))
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))  # Q H D, T H D twice
     if _flash_takes(q) and dropout == 0:
-        sides = (window, 0) if causal else (window, window)
         lengths = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_q)
-        output = _flash_attention(q, k, v, *lengths, scale=scale, window_size=sides)
+        output = _flash_attention(q, k, v, *lengths, scale=scale, window_size=(window, 0 if causal else window))
     else:
         # Drawn from torch's default generator, so whoever seeds that seeds the dropout.
         seed = torch.randint(2**62, (1,), dtype=torch.int64) if dropout > 0 else None
