@@ -56,26 +56,32 @@ class Kind:
     part: str | None = None
     """What of it is exported."""
 
+    teacher: bool = False
+    """Whether a BERT of 60 steps teaches it."""
+
     def __str__(self) -> str:
         return f"{self.family} {self.objective}"
 
 
-def pairs(packing: str) -> tuple[str, ...]:
+def packed(packing: str) -> tuple[str, ...]:
     return ("--data.packing", packing)
 
 
 # So small a model learns beside a loss of fifty times its weight no word in 200 steps.
 ALIKE = ("--model.generator_size", "1.0", "--objective.discriminator_weight", "1.0")
+WIDE = ("--model.intermediate_size", "256")
 KINDS = (
     Kind("bert", "mlm"),
-    Kind("bert", "mlm+nsp", overrides=pairs("pairs_nsp"), words="validation_loss_mlm"),
+    Kind("bert", "mlm+nsp", overrides=packed("pairs_nsp"), words="validation_loss_mlm"),
     Kind("roberta", "mlm", "roberta"),
-    Kind("albert", "mlm+sop", overrides=pairs("pairs_sop"), words="validation_loss_mlm"),
+    Kind("albert", "mlm+sop", overrides=packed("pairs_sop"), words="validation_loss_mlm"),
     Kind("distilbert", "mlm"),
     Kind("electra", "rtd", words="validation_loss_mlm", overrides=ALIKE, part="generator"),
     Kind("modernbert", "mlm", overrides=("--model.extra", "{local_attention: 16}")),
     Kind("bart", "denoise", "roberta", auto_class="AutoModelForSeq2SeqLM"),
     Kind("gpt2", "clm", "gpt2", auto_class="AutoModelForCausalLM"),
+    Kind("openai-gpt", "clm", "gpt2", (*packed("one_document"), *WIDE), auto_class="AutoModelForCausalLM"),
+    Kind("distilbert", "distil", words="validation_loss_mlm", teacher=True),
 )
 
 
@@ -165,12 +171,18 @@ def test_it_learns_survives_and_leaves(
     text = SETTINGS.replace("data: {", f"data: {{corpus: {corpora[kind.style]}, ")
     config.write_text(f"run_directory: {tmp_path / 'run'}\n{text}")
     overrides = ["--model.family", kind.family, "--objective.name", kind.objective, *kind.overrides]
+    if kind.teacher:
+        teacher = tmp_path / "teacher.yaml"
+        teacher.write_text(config.read_text().replace(str(tmp_path / "run"), str(tmp_path / "teacher")))
+        rank_pool.run(run_rank, str(teacher), ["--train.steps", "60"], world_size=2, timeout_seconds=300)
+        export_run(tmp_path / "teacher", tmp_path / "taught")
+        overrides += ["--objective.teacher", str(tmp_path / "taught")]
     rank_pool.run(run_rank, str(config), overrides, world_size=2, timeout_seconds=300)
     undisturbed = (tmp_path / "run").rename(tmp_path / "undisturbed")
     shutil.copytree(undisturbed, tmp_path / "run", ignore=shutil.ignore_patterns(f"step-*{STEPS}", "metrics.jsonl"))
     with pytest.raises(Exception, match="died with status 9"):
-        rank_pool.run(_killed_at, str(config), overrides, 110, world_size=2, timeout_seconds=300)
-    assert list_checkpoints(tmp_path / "run") == [100]
+        rank_pool.run(_killed_at, str(config), overrides, 160, world_size=2, timeout_seconds=300)
+    assert list_checkpoints(tmp_path / "run") == [150]
     rank_pool.run(run_rank, str(config), overrides, world_size=2, timeout_seconds=300)
     weights, expected = (weights_of(directory, STEPS) for directory in (tmp_path / "run", undisturbed))
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
