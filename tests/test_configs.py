@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import main
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.loading import load_any_config, load_run_config
 from pipeline.config.run import RunConfig
@@ -41,6 +42,12 @@ PRESETS = _presets()
 def test_it_loads(path: Path) -> None:
     of_corpus = SyntheticConfig if path.stem == "synthetic" else CorpusConfig
     assert isinstance(load_any_config(path), of_corpus if path in CORPORA else RunConfig)
+
+
+@pytest.mark.parametrize("path", [*RUNS, *CORPORA], ids=lambda path: path.stem)
+def test_it_passes_the_check(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "check", str(path)]) == 0
+    assert f"{path}: ok" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
