@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from pipeline.config.hugging_face import AUTO
 from pipeline.config.objective import ObjectiveName, TaskConfig, alone
 from pipeline.config.ranges import positive
 from pipeline.config.run import PAIR_OBJECTIVES, RunConfig
@@ -38,6 +39,11 @@ def mixture_problems(config: RunConfig, of_objective: Callable[[RunConfig], Sequ
         for problem in of_objective(replace(config, objective=alone(task))):
             found.append(re.sub(r"^objective\.", f"objective.mixture.{number}.", problem))
     shared = list(_sharing_problems(tasks))
+    if config.model.family == AUTO and {"clm", "mlm"} <= {task.name for task in tasks}:
+        shared.append(
+            "objective.mixture: `clm` reads rows without the special tokens of `mlm`, and lets a token see nothing "
+            "after it; keep one of them."
+        )
     if _packings(tasks)[1:]:  # each would be told to set its own
         found = [problem for problem in found if not problem.startswith("data.packing:")]
     if config.train.bad_steps.spike_factor is not None:
@@ -61,11 +67,6 @@ def _sharing_problems(tasks: Sequence[TaskConfig]) -> Iterator[str]:
                 f"objective.mixture: `{name}` trains {model}, and `{other}` does not: a run trains one model with one "
                 f"head. Mix `{name}` with itself under other settings, or leave it out."
             )
-    if "clm" in names and (others := [name for name in names if name not in ("clm", "distil")]):
-        yield (
-            f"objective.mixture: `clm` reads rows without the special tokens of `{others[0]}`, and lets a token see "
-            "nothing after it; keep one of them."
-        )
     if len(packings := _packings(tasks)) > 1:
         pairs = " and ".join(f"`{name}`" for name in names if name in PAIR_OBJECTIVES)
         yield (

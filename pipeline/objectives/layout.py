@@ -97,7 +97,8 @@ def make_batches(
     most_bounds, usual_bounds = capacity.most_bounds(size), capacity.usual_bounds(size)
     num_predictions = size * capacity.predictions_per_row
     pairs = find_pairs(rows, total) if predictions.with_pairs else None
-    most_places = num_predictions + (most_bounds - 1 if pairs else 0)
+    # No more than there are tokens: the first ones of pairs are never predicted.
+    most_places = min(num_predictions + (most_bounds - 1 if pairs else 0), max(num_predictions, size * length))
     positions, cu_seqlens, predicting, labels, facts = _room(total, rows.tokens.shape, most_bounds, most_places)
     _lay_out(
         (rows.segment_row, rows.segment_start, rows.segment_length),
@@ -112,7 +113,7 @@ def make_batches(
     for number, (num_predicted, num_real, squares, lengths, bounds, near) in enumerate(facts.tolist()):
         part = slice(number * size, (number + 1) * size)
         num_bounds = usual_bounds if bounds <= usual_bounds else most_bounds
-        num_places = num_predictions + (num_bounds - 1 if pairs else 0)
+        num_places = min(num_predictions + (num_bounds - 1 if pairs else 0), most_places)
         batches[number // num_micro_batches].append(
             Batch(
                 input_ids=torch.from_numpy(predictions.input_ids[part]),
@@ -255,7 +256,7 @@ def _lay_out(
             continue
         places = len(predicting[number])
         if places > most_predictions and num_bounds + 1 <= usual_bounds:  # pairs
-            places = most_predictions + usual_bounds - 1
+            places = min(most_predictions + usual_bounds - 1, places)
         chosen = slice(prediction, prediction + num_predictions)
         facts[number, 3] = _place_predictions(
             indices[chosen], ids[chosen], first_slots[of_batch[number] : of_batch[number + 1]],

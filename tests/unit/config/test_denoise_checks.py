@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from pipeline.config.checks import run_problems
-from pipeline.config.run import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
+from pipeline.config.run import DataConfig, ModelConfig, RunConfig, RunObjectiveConfig
 
 ONLY_SPAN = {"span_mask_rate": 0.5, "infilling_rate": 0.0, "permute_sentences": 0.0}
 
 
 def problems_of(family: Any = "bart", **values: Any) -> list[str]:
-    objective = ObjectiveConfig(**{"name": "denoise", **values})
+    objective = RunObjectiveConfig(**{"name": "denoise", **values})
     return run_problems(RunConfig("r", model=ModelConfig(family=family), data=DataConfig("c"), objective=objective))
 
 

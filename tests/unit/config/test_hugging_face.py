@@ -11,17 +11,17 @@ import pytest
 
 from pipeline.config.checks import run_problems
 from pipeline.config.loading import ConfigError, load_run_config, to_yaml
-from pipeline.config.run import DataConfig, ObjectiveConfig, RunConfig
+from pipeline.config.run import DataConfig, RunConfig, RunObjectiveConfig
 from tests.unit.config.test_checks import with_values
 
 KEYS = {"model_type": "llama", "hidden_size": 32, "max_position_embeddings": 512}
 GOOD = with_values(
-    RunConfig(run_directory="r", data=DataConfig(corpus="c"), objective=ObjectiveConfig(name="clm")),
+    RunConfig(run_directory="r", data=DataConfig(corpus="c"), objective=RunObjectiveConfig(name="clm")),
     model__family="auto",
     model__config=KEYS,
 )
 GPT = with_values(
-    RunConfig(run_directory="r", data=DataConfig(corpus="c"), objective=ObjectiveConfig(name="clm")),
+    RunConfig(run_directory="r", data=DataConfig(corpus="c"), objective=RunObjectiveConfig(name="clm")),
     model__family="openai-gpt",
     data__packing="one_document",
 )

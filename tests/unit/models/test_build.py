@@ -74,7 +74,7 @@ def test_config_reaches_the_modules(family: Family) -> None:
 
 
 def test_published_shapes_beyond_the_common_fields() -> None:
-    bert, roberta, distilbert, albert, modernbert, gpt2 = (
+    bert, roberta, distilbert, albert, _, modernbert, gpt2 = (
         hf_config(tiny_config(family), vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS) for family in FAMILIES
     )
     assert (bert.type_vocab_size, bert.layer_norm_eps, bert.hidden_act) == (2, 1e-12, "gelu")

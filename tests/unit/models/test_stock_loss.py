@@ -15,6 +15,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from pipeline.config.hugging_face import PADDED_FAMILIES
 from pipeline.config.run import PAIR_OBJECTIVES, Family, ModelConfig, ObjectiveConfig, ObjectiveName
 from pipeline.data.row_format import row_format
 from pipeline.data.rows import Rows
@@ -271,4 +272,5 @@ def uniforms_by_place(batch: Batch) -> Tensor:
 
 
 def test_no_family_is_left_out() -> None:
-    assert {case.family for case in CASES} == set(FAMILIES)
+    """Families that run padded have theirs in `test_forms.py`."""
+    assert {case.family for case in CASES} == set(FAMILIES) - set(PADDED_FAMILIES)

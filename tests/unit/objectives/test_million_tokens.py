@@ -25,6 +25,7 @@ from pipeline.models.electra import ReplacedTokenModel, build_replaced_token_mod
 from pipeline.objectives import rtd
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.distil import distillation_loss
+from pipeline.objectives.layout import real_slots
 from pipeline.objectives.masking import num_predictions
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.registry import make_objective, packed_loss
@@ -150,7 +151,7 @@ def test_the_discriminator_reads_the_text_and_the_replacements_alone(
     drawn_true = predicted & (read == text)
     assert drawn_true.sum() > 500
     assert not labels[drawn_true].any()
-    assert torch.equal(weights.bool(), torch.from_numpy(rtd.real_slots(rows)).flatten())
+    assert torch.equal(weights.bool(), torch.from_numpy(real_slots(rows)).flatten())
     for batch, (_, positions, cu_seqlens, *rest) in zip(batches, watched.read, strict=True):
         assert torch.equal(positions, batch.position_ids.view(1, -1))
         assert torch.equal(cu_seqlens, batch.cu_seqlens)

@@ -32,13 +32,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return write_corpus(tmp_path_factory.mktemp("pairs") / "corpus", random_lengths(0, 3, 30), vocab_size=200)
 
 
-def rows_and_objective(corpus: Corpus, name: ObjectiveName, step: int = 0) -> tuple[Rows, Objective]:
+def rows_and_objective(corpus: Corpus, name: ObjectiveName, step: int = 0, **settings: Any) -> tuple[Rows, Objective]:
     packing = PAIR_OBJECTIVES.get(name, "pairs_nsp")
     stream = open_stream(
         corpus.files, kind="bert", sequence_length=LENGTH, global_batch_size=NUM_ROWS, packing=packing, seed=1
     )
     form = row_format(corpus.manifest, "bert", LENGTH)
-    objective = make_objective(ObjectiveConfig(name=name), corpus.manifest, form, 3, packing=packing)
+    objective = make_objective(ObjectiveConfig(name=name, **settings), corpus.manifest, form, 3, packing=packing)
     return stream.rows(step), objective
 
 
@@ -74,6 +74,17 @@ def test_a_batch_says_where_pairs_begin_and_what_they_are(
     ):
         expected[row, start:end] = 1
     np.testing.assert_array_equal(types, expected)
+
+
+@pytest.mark.parametrize("settings", [{"mask_copies": 1, "mask_rate": 0.6}, {"mask_rate": 0.95}])
+def test_places_for_predictions_and_pairs_are_no_more_than_tokens(corpus: Corpus, settings: dict[str, Any]) -> None:
+    rows, objective = rows_and_objective(corpus, "mlm+nsp", **settings)
+    for batch in objective.prepare(rows, 4):
+        assert len(batch.prediction_positions) == batch.input_ids.numel()
+        assert torch.equal(batch.prediction_positions, torch.arange(batch.input_ids.numel()))
+        assert int((batch.labels != -100).sum()) == batch.num_predictions
+        assert batch.pair_labels is not None
+        assert int((batch.pair_labels != NO_PAIR).sum()) == batch.num_pairs
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
