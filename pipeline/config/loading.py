@@ -226,8 +226,19 @@ def _with_shared_settings(values: dict[str, Any]) -> dict[str, Any]:
         return values
     settings = {setting.name for setting in dataclasses.fields(ObjectiveConfig)}
     shared = {name: value for name, value in objective.items() if name in settings}
-    entries = [shared | dict(entry) if isinstance(entry, Mapping) else entry for entry in objective["mixture"]]
+    entries = [
+        {name: value for name, value in shared.items() if _is_read(name, entry.get("name", shared.get("name")))} | entry
+        if isinstance(entry, dict)
+        else entry
+        for entry in objective["mixture"]
+    ]
     return values | {"objective": {**objective, "mixture": entries}}
+
+
+def _is_read(setting: str, objective: Any) -> bool:
+    """Whether an entry takes over a setting that some objectives would refuse."""
+    readers = {"teacher": ("distil",), "span_mask_rate": ("denoise",), "predict": ("denoise",)}
+    return objective in readers.get(setting, (objective,)) and not (setting == "masking" and objective == "clm")
 
 
 class _Reader:

@@ -96,7 +96,7 @@ class Denoising(Objective):
     def prepare_steps(
         self, rows: Rows, num_micro_batches: int, steps: Sequence[int], digested: Collection[int] = ()
     ) -> list[list[Batch]]:
-        batches = super().prepare_steps(rows, num_micro_batches, steps, digested)
+        batches = super().prepare_steps(rows, num_micro_batches, steps)
         first = 0
         completed: list[list[Batch]] = []
         for of_step in batches:
@@ -105,7 +105,16 @@ class Denoising(Objective):
                 size = len(batch.row_numbers)
                 completed[-1].append(self._with_encoder(batch, rows, first))
                 first += size
+        if digested:  # of what the encoder reads, which the noise is in; the decoder's inputs follow from the labels
+            noisy = torch.cat([batch.input_ids for of_step in completed for batch in of_step]).numpy()
+            self._digest(completed, rows, steps, digested, (noisy, self._dense(self.predictions(rows))[1]))
         return completed
+
+    def labels_of(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What the encoder reads (R, S) and, at every position of the decoder that predicts, the id it is to predict;
+        -100 elsewhere (R, S)."""
+        (batch,) = self.prepare(rows, 1)
+        return batch.input_ids.numpy(), self._dense(self.predictions(rows))[1]
 
     def _with_encoder(self, batch: Batch, rows: Rows, first_row: int) -> Batch:
         """The micro-batch of rows from ``first_row`` on; what it had so far is the decoder's."""

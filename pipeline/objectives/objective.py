@@ -118,14 +118,28 @@ class Objective(ABC):
         if self.marks_padding:
             batches = with_real_slots(batches, rows)
         if digested:
-            dense = self._dense(predictions)
-            size = len(rows.row_numbers) // len(steps)
-            for number, (step, own) in enumerate(zip(steps, split_rows(rows, [size] * len(steps)), strict=True)):
-                if step in digested:
-                    part = slice(number * size, (number + 1) * size)
-                    digests = row_digests(own, *(cells[part] for cells in dense))
-                    batches[number] = with_digests(batches[number], digests)
+            self._digest(batches, rows, steps, digested, self._dense(predictions))
         return batches
+
+    @staticmethod
+    def _digest(
+        batches: list[list[Batch]],
+        rows: Rows,
+        steps: Sequence[int],
+        digested: Collection[int],
+        dense: tuple[NDArray[np.int64], NDArray[np.int64]],
+    ) -> None:
+        """Give the micro-batches of some steps the digests of their rows.
+
+        Args:
+            dense: of all rows, as :meth:`labels_of`.
+        """
+        size = len(rows.row_numbers) // len(steps)
+        for number, (step, own) in enumerate(zip(steps, split_rows(rows, [size] * len(steps)), strict=True)):
+            if step in digested:
+                part = slice(number * size, (number + 1) * size)
+                digests = row_digests(own, *(cells[part] for cells in dense))
+                batches[number] = with_digests(batches[number], digests)
 
     def as_seen(self, rows: Rows) -> Rows:
         """The rows with segments of tokens that see each other."""

@@ -102,6 +102,17 @@ def test_an_encoder_and_decoder_is_not_mixed_with_others() -> None:
     assert any("`denoise` trains an encoder and a decoder, and `mlm` does not" in problem for problem in problems)
 
 
+def test_entries_take_over_what_they_have_a_use_for(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    mixture = "[{name: distil}, {name: mlm}]"
+    path.write_text(
+        f"run_directory: r\ndata: {{corpus: c}}\nobjective: {{teacher: t, mask_rate: 0.3, mixture: {mixture}}}\n"
+    )
+    taught, alone = load_run_config(path).objective.tasks
+    assert (taught.teacher, alone.teacher) == ("t", None)
+    assert taught.mask_rate == alone.mask_rate == 0.3
+
+
 def test_causal_and_masked_tokens_are_not_mixed() -> None:
     """Family ``auto`` has both, one at a time."""
     problems = run_problems(mixed(MLM, CLM, family="auto"))

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.base.errors import UserError
 from pipeline.config.run import ModelConfig, ObjectiveConfig
+from pipeline.data.digest import row_digests
 from pipeline.data.row_format import row_format
 from pipeline.data.rows import Rows
 from pipeline.data.stream import open_stream
@@ -268,3 +269,16 @@ def test_a_corpus_without_sentences_is_refused(tmp_path_factory: pytest.TempPath
     plain = write_corpus(directory, random_lengths(0, 1, 9), vocab_size=200, sentences=False)
     with pytest.raises(UserError, match=r"does not say where sentences begin\. Build it .* or set it to 0"):
         open_stream(plain.files, kind="bert", sequence_length=LENGTH, global_batch_size=2, sentences=True)
+
+
+@pytest.mark.parametrize("config", [CONFIG, MASS])
+def test_digests_name_the_noise(corpus: Corpus, config: ObjectiveConfig) -> None:
+    rows, objective = rows_and_objective(corpus, config)
+    noisy, labels = objective.labels_of(rows)
+    batches = objective.prepare(rows, 4, digests=True)
+    digests = [batch.row_digests for batch in batches]
+    found = torch.cat([one for one in digests if one is not None]).numpy()
+    np.testing.assert_array_equal(found, row_digests(rows, noisy, labels))
+    np.testing.assert_array_equal(noisy, torch.cat([batch.input_ids for batch in batches]).numpy())
+    _, other = rows_and_objective(corpus, replace(config, token_mask_rate=0.2))
+    assert (other.labels_of(rows)[0] != noisy).any()
