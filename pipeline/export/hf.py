@@ -82,7 +82,7 @@ def export_model(
         save_stock(stock_state_dict(trained), shape, head, manifest, directory)
         copy_tokenizer(files, directory, max_length=stages_of(config).longest_row(facts.step))
         result = compare(trained, directory, gate_segments(files, manifest, config, facts.step), manifest)
-        card = model_card(config, facts, _model_facts(trained, result))
+        card = model_card(config, facts, _model_facts(trained, result, shape, part))
         (directory / "README.md").write_text(card, encoding="utf-8")
     return ExportReport(
         path=output,
@@ -157,13 +157,15 @@ def check_output(output: Path) -> None:
         raise UserError(f"export: {output} exists and is not empty. Name a new directory with --output, or remove it.")
 
 
-def _model_facts(model: PreTrainedModel, result: GateResult) -> ModelFacts:
+def _model_facts(model: PreTrainedModel, result: GateResult, shape: ModelConfig, part: str | None) -> ModelFacts:
     return ModelFacts(
         class_name=result.class_name,
         auto_class=auto_class(model),
         num_parameters=result.num_parameters,
         vocab_size=int(model.config.vocab_size),
         mask_token=result.mask_token,
+        shape=shape,
+        is_generator=part == "generator",
     )
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from pipeline.config.derived import head_of, is_causal
 from pipeline.config.hugging_face import AUTO, max_positions
-from pipeline.config.objective import ObjectiveConfig
+from pipeline.config.model import ModelConfig
 from pipeline.config.optimization import OptimizerConfig, ScheduleConfig, betas_of, epsilon_of, momentum_of
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import stages_of
+from pipeline.export.card_objective import has_several_terms, learned, objective_text
 from pipeline.models.forms import is_padded
 
 _FAMILY_NAMES = {
@@ -28,15 +29,8 @@ _FAMILY_NAMES = {
 
 _DISCRIMINATES = "AutoModelForPreTraining"
 _RESTORES = "AutoModelForSeq2SeqLM"
-_LEARNED = {
-    "mlm": "predicting masked tokens",
-    "mlm+nsp": "predicting masked tokens and next sentences",
-    "mlm+sop": "predicting masked tokens and the order of sentences",
-    "rtd": "telling tokens that a small model had replaced",
-    "clm": "predicting the next token",
-    "denoise": "restoring noisy text",
-    "distil": "predicting tokens as another model does",
-}
+_POOLED = ("bert", "roberta", "albert")
+"""Families with a pooler that the class of their masked language model lacks."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +45,12 @@ class RunFacts:
     training_loss: float | None = None
     validation_loss: float | None = None
     validation_step: int | None = None
+    training_terms: Mapping[str, float] = field(default_factory=dict)
+    """``loss_NAME`` of the last logged step, by NAME: terms of the loss, and objectives of a mixture."""
+
+    validation_terms: Mapping[str, float] = field(default_factory=dict)
+    """The same of the last evaluation."""
+
     corpus_fingerprint: str = ""
     corpus_documents: int | None = None
     corpus_tokens: int | None = None
@@ -67,6 +67,11 @@ class ModelFacts:
     num_parameters: int
     vocab_size: int
     mask_token: str | None
+    shape: ModelConfig | None = None
+    """Of the exported model, where it is not that of the run."""
+
+    is_generator: bool = False
+    """Whether it is the generator of replaced-token detection."""
 
 
 def model_card(config: RunConfig, run: RunFacts, model: ModelFacts) -> str:
@@ -80,24 +85,20 @@ def model_card(config: RunConfig, run: RunFacts, model: ModelFacts) -> str:
         _front_matter(kind, _task(model, causal), source is None),
         f"# {run.run_name}",
         f"A {family} model (`{model.class_name}`, {model.num_parameters:,} parameters) trained {origin} by "
-        f"{_learned(config)} on text of its authors' choice.",
+        f"{learned(config, model.is_generator)} on text of its authors' choice.",
         "## How to load it",
         _usage(model, causal),
         "## Training",
-        _table(_training_rows(config, run)),
+        _table(_training_rows(config, run, model.is_generator)),
         "## Model",
         _table(_model_rows(config, model)),
         "## Limits",
-        "\n".join(f"- {line}" for line in _limits(config, causal, run.step)),
+        "\n".join(f"- {line}" for line in _limits(config, kind, causal, run.step)),
         "## Licence",
         "None is stated here. The author of the model chooses one, with a view to the licences of the text it was "
         "trained on, and adds it to the front matter (`license: ...`).",
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def _learned(config: RunConfig) -> str:
-    return ", and by ".join(dict.fromkeys(_LEARNED[task.name] for task in config.objective.tasks))
 
 
 def _task(model: ModelFacts, causal: bool) -> str | None:
@@ -142,31 +143,14 @@ def _usage(model: ModelFacts, causal: bool) -> str:
     )
 
 
-def _objective(config: RunConfig, task: ObjectiveConfig) -> str:
-    if is_causal(config):
-        return "causal language modelling"
-    unit = {"token": "", "whole_word": " in whole words", "span": " in spans of words"}[task.masking]
-    kept = 1 - task.mask_token_share - task.random_token_share
-    fixed = "" if task.mask_copies is None else f"; {task.mask_copies} fixed choice(s) of masks, one an epoch in turn"
-    return (
-        f"masked language modelling: {task.mask_rate:.0%} of the tokens{unit}, of these {task.mask_token_share:.0%} "
-        f"masked, {task.random_token_share:.0%} random, {kept:.0%} kept{fixed}"
-    )
-
-
-def _training_rows(config: RunConfig, run: RunFacts) -> list[tuple[str, str]]:
-    tasks = config.objective.mixture
-    objective = _objective(config, config.objective)
-    if tasks:
-        total = sum(task.weight for task in tasks)
-        objective = "; ".join(f"{task.weight / total:.0%} of the steps {_objective(config, task)}" for task in tasks)
+def _training_rows(config: RunConfig, run: RunFacts, generator: bool) -> list[tuple[str, str]]:
     form = "padded" if is_padded(config) else "packed"
     rows = [
         ("Steps", f"{run.step:,} of {config.train.steps:,}"),
         ("Tokens seen", _count(run.tokens_seen)),
-        ("Objective", objective),
-        ("Training loss, last logged", _loss(run.training_loss)),
-        ("Validation loss", _loss(run.validation_loss, run.validation_step)),
+        ("Objective", objective_text(config, generator)),
+        ("Training loss, last logged", _loss(config, run.training_loss, run.training_terms, generator)),
+        ("Validation loss", _held_out(config, run, generator)),
         ("Corpus", ", ".join(run.sources)),
         ("Corpus size", _size(run)),
         ("Corpus fingerprint", f"`{run.corpus_fingerprint}`" if run.corpus_fingerprint else ""),
@@ -209,7 +193,7 @@ def _schedule(schedule: ScheduleConfig) -> str:
 
 
 def _model_rows(config: RunConfig, model: ModelFacts) -> list[tuple[str, str]]:
-    shape = config.model
+    shape = config.model if model.shape is None else model.shape
     known = [
         ("Class", f"`{model.class_name}`"),
         ("Parameters", f"{model.num_parameters:,}"),
@@ -226,28 +210,35 @@ def _model_rows(config: RunConfig, model: ModelFacts) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _limits(config: RunConfig, causal: bool, step: int) -> list[str]:
+def _limits(config: RunConfig, kind: str, causal: bool, step: int) -> list[str]:
     lines = [
         "It knows the text of its corpus and nothing else, with that text's errors and biases. Nobody has evaluated "
         "it beyond the losses above, neither for a task nor for safety.",
     ]
+    if config.start.from_pretrained or config.start.from_run:
+        lines[0] = (
+            "It knows the text of its corpus and of the model that it began from, with their errors and biases. Nobody "
+            "has evaluated it beyond the losses above, neither for a task nor for safety."
+        )
     longest = stages_of(config).longest_row(step)
     positions = max_positions(config.model)
     if positions is not None and longest < positions:
         lines.append(
-            f"It was trained on rows of {longest} tokens. Later positions (up to "
-            f"{positions}) have their random initial values; the tokenizer's `model_max_length` is "
-            f"{longest}."
+            f"It was trained on rows of {longest} tokens. Longer ones (up to {positions} tokens) were not trained "
+            f"here; the tokenizer's `model_max_length` is {longest}."
         )
     if config.data.packing == "concatenate":
         lines.append("Documents were cut at row borders, so some were seen in parts.")
-    if causal:
+    head = head_of(config)
+    if any(task.name == "denoise" for task in config.objective.tasks):
+        lines.append("It restores noisy text: tune it for a task (summaries, translation, answers) before use.")
+    elif causal:
         lines.append("It continues text. It has not been tuned to follow instructions.")
     else:
         lines.append("It is an encoder: tune it for a task (classification, tagging, retrieval) before use.")
-        untrained = "a pooler and token type 1 are" if config.model.family == "bert" else "a pooler is"
-        if head_of(config) == "tokens":
-            lines.append(f"It was trained without a sentence-pair objective: {untrained} untrained.")
+        if kind in _POOLED and head in ("tokens", "masked"):
+            second = "" if kind == "roberta" or head == "masked" else ", and token type 1 was not trained here"
+            lines.append(f"It was trained here without a sentence-pair objective: it has no pooler{second}.")
     return lines
 
 
@@ -260,10 +251,38 @@ def _count(value: int | None) -> str:
     return "" if value is None else f"{value:,}"
 
 
-def _loss(value: float | None, step: int | None = None) -> str:
+def _loss(
+    config: RunConfig, value: float | None, terms: Mapping[str, float], generator: bool, held: bool = False
+) -> str:
+    """A loss and what it is: nats a prediction where it has one term, else a sum of terms or mean of objectives.
+
+    Args:
+        terms: ``loss_NAME`` by NAME.
+        held: it is of an evaluation, which in a mixture has all objectives; a step has one.
+    """
+    if generator:  # its own loss is one term of the run's
+        own = {name: loss for name, loss in terms.items() if name == "mlm" or name.endswith("_mlm")}
+        return f"{_listed(own)} nats a prediction (of the generator)" if own else ""
     if value is None:
         return ""
-    return f"{value:.4f} nats a prediction" + ("" if step is None else f" (step {step:,})")
+    listed = f": {_listed(terms)}" if terms else ""
+    if config.objective.mixture:
+        whole = "the mean of the objectives by weight" if held else "of the objective of that step"
+        return f"{value:.4f}, {whole}{listed}"
+    if has_several_terms(config.objective):
+        return f"{value:.4f}, the weighted sum of the terms{listed}"
+    return f"{value:.4f} nats a prediction"
+
+
+def _listed(terms: Mapping[str, float]) -> str:
+    if list(terms) == ["mlm"]:
+        return f"{terms['mlm']:.4f}"
+    return ", ".join(f"{name} {loss:.4f}" for name, loss in terms.items())
+
+
+def _held_out(config: RunConfig, run: RunFacts, generator: bool) -> str:
+    text = _loss(config, run.validation_loss, run.validation_terms, generator, held=True)
+    return text + (f" (step {run.validation_step:,})" if text and run.validation_step is not None else "")
 
 
 def _size(run: RunFacts) -> str:

@@ -59,9 +59,13 @@ class TaskDraw:
         """Whether one of them reads ``Rows.sentence_starts``."""
         return any(task.needs_sentences for task in self.tasks)
 
+    def number_of_step(self, step: int) -> int:
+        """Which objective a step takes, which is counted from 1."""
+        return tasks_of_steps(self.seed, self.weights, [step])[0]
+
     def of_step(self, step: int) -> Objective:
         """The objective of a step, which is counted from 1."""
-        return self.tasks[tasks_of_steps(self.seed, self.weights, [step])[0]]
+        return self.tasks[self.number_of_step(step)]
 
     def prepare_steps(
         self, rows: Rows, num_micro_batches: int, steps: Sequence[int], digested: Collection[int] = ()

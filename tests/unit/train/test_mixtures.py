@@ -91,7 +91,7 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(corpus: Path, tmp_p
     mean = sum(w * held_out[f"validation_loss_{label}"] for w, label in zip(WEIGHTS, LABELS, strict=True)) / 2
     assert held_out["validation_loss"] == pytest.approx(mean, rel=1e-12)
     assert "validation_accuracy_pairs_nsp" in held_out
-    assert "mlm (weight 0.5), mlm (weight 0.5), mlm+nsp (weight 1)" in write_report(run).read_text()
+    assert "mlm (weight 0.5), dense (weight 0.5), pairs (weight 1)" in write_report(run).read_text()
     for step in list_checkpoints(run):
         if step > 10:
             shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
