@@ -11,17 +11,17 @@ import pytest
 
 from pipeline.config.checks import run_problems
 from pipeline.config.loading import ConfigError, load_run_config, to_yaml
-from pipeline.config.run import DataConfig, ObjectiveConfig, RunConfig
+from pipeline.config.run import DataConfig, RunConfig, RunObjectiveConfig
 from tests.unit.config.test_checks import with_values
 
 KEYS = {"model_type": "llama", "hidden_size": 32, "max_position_embeddings": 512}
 GOOD = with_values(
-    RunConfig(run_directory="r", data=DataConfig(corpus="c"), objective=ObjectiveConfig(name="clm")),
+    RunConfig(run_directory="r", data=DataConfig(corpus="c"), objective=RunObjectiveConfig(name="clm")),
     model__family="auto",
     model__config=KEYS,
 )
 GPT = with_values(
-    RunConfig(run_directory="r", data=DataConfig(corpus="c"), objective=ObjectiveConfig(name="clm")),
+    RunConfig(run_directory="r", data=DataConfig(corpus="c"), objective=RunObjectiveConfig(name="clm")),
     model__family="openai-gpt",
     data__packing="one_document",
 )
@@ -78,6 +78,7 @@ def test_good_ones_have_no_problem() -> None:
         ({"model__config": {**KEYS, "quantization_config": {}}}, "quantised weights cannot be trained here"),
         ({"model__family": "gpt2"}, "model.family: `gpt2` is described by its own fields; set `auto`"),
         ({"model__hidden_size": 1536}, "model.hidden_size: 1536: model.config names the shape"),
+        ({"model__num_heads": 7}, "model.num_heads: 7: model.config names the shape"),
         ({"model__hidden_dropout": 0.2}, "model.hidden_dropout: 0.2: model.config names the shape"),
         ({"model__extra": {"a": 1}}, "model.extra: {'a': 1}: model.config names the shape"),
         ({"model__mup_base_width": 256}, "model.mup_base_width: 256: model.config names the shape"),
