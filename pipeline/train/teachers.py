@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -24,9 +24,6 @@ from pipeline.objectives.mixture_loss import MixtureLoss
 from pipeline.objectives.registry import packed_loss
 from pipeline.train.start_weights import read_vocabulary, tokenizer_difference
 from pipeline.train.streams import Streams
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def make_loss(config: RunConfig, streams: Streams, device: torch.device) -> PackedLoss | MixtureLoss:
@@ -101,7 +98,7 @@ def teacher_shape(config: RunConfig) -> ModelConfig | None:
     return model_config_of(keys)
 
 
-def _num_positions(teacher: PreTrainedModel) -> int:
+def _num_positions(teacher: Any) -> int:
     """The longest text that it reads: RoBERTa's table has rows before the first position."""
     shape = model_config_of(teacher.config.to_dict())
     follows = FAMILIES[shape.family].positions_follow_padding
