@@ -50,10 +50,11 @@ def _form(config: Any) -> str | None:
 
     if not isinstance(config, RunConfig) or config.model.family not in (AUTO, *PADDED_FAMILIES):
         return None
-    from pipeline.models.forms import check_form, form_of
+    from pipeline.models.forms import check_counts, check_form, form_of
 
     form = form_of(config)
     check_form(config, {})
+    check_counts(config)
     return form
 
 

@@ -9,9 +9,10 @@ from pipeline.config.attention import reasons_against_flash
 from pipeline.config.corpus import MAX_INTEGERS, CorpusConfig, ShardConfig, TokenizerConfig
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
 from pipeline.config.denoise_checks import masked_span_problems
-from pipeline.config.hugging_face import hugging_face_problems
+from pipeline.config.hugging_face import AUTO, hugging_face_problems
 from pipeline.config.language_checks import language_problems
 from pipeline.config.mixture_checks import mixture_problems
+from pipeline.config.model import ModelConfig
 from pipeline.config.optimization_checks import optimization_problems
 from pipeline.config.ranges import at_least, at_most, not_negative, positive, share
 from pipeline.config.row_checks import row_problems
@@ -101,6 +102,9 @@ def _required(config: RunConfig) -> Iterator[str]:
 
 def _model_problems(config: RunConfig) -> Iterator[str]:
     model = config.model
+    if model.family == AUTO:  # config names the shape
+        yield from at_least(1, model__vocab_size=model.vocab_size)
+        model = ModelConfig()
     yield from at_least(
         1,
         model__hidden_size=model.hidden_size,

@@ -65,8 +65,14 @@ def max_positions(model: ModelConfig) -> int | None:
     """The longest row that a model takes; None where its config does not say."""
     if model.family != AUTO:
         return model.max_positions
-    found = [value for name in _POSITION_KEYS if isinstance(value := (model.config or {}).get(name), int) and value > 0]
-    return found[0] if found else None
+    found = positions_key(model.config or {})
+    return found[1] if found else None
+
+
+def positions_key(keys: Mapping[str, Any]) -> tuple[str, int] | None:
+    """The key of a Hugging Face config that says how many positions there are, and its value; None: it has none."""
+    found = ((name, keys.get(name)) for name in _POSITION_KEYS)
+    return next(((name, value) for name, value in found if isinstance(value, int) and value > 0), None)
 
 
 def hugging_face_problems(config: RunConfig) -> Iterator[str]:

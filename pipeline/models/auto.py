@@ -64,7 +64,22 @@ def auto_config(
     except Exception as error:  # whatever a class raises at values that are none of its
         raise UserError(f"model.config: transformers refuses it ({one_line(error)}); correct the file.") from None
     made.architectures = [class_of(made, head)]
+    if (inner := getattr(made, "text_config", None)) is not None:
+        raise UserError(
+            f"model.config: a model of type `{kind}` reads more than text. Name the config of its text model: the keys "
+            f"under `text_config`, with model_type `{inner.model_type}`."
+        )
     return made
+
+
+def attention_shape(hf: PreTrainedConfig) -> tuple[int, int] | None:
+    """Heads and their width by the standard names of a config; None: it has none of them, as of models without
+    attention (Mamba)."""
+    heads = getattr(hf, "num_attention_heads", None)
+    if not isinstance(heads, int) or heads < 1:
+        return None
+    width = getattr(hf, "head_dim", None) or getattr(hf, "hidden_size", 0) // heads
+    return heads, int(width)
 
 
 def _token_keys(known: Mapping[str, Any], head: Head, special_ids: Mapping[str, int | None]) -> dict[str, Any]:

@@ -9,8 +9,16 @@ Formula for a plain transformer (Kaplan et al. 2020, section 2.1), a multiply-ad
     training = 3 forward
 
 L, E come from the standard names of the config (`num_hidden_layers`, `num_attention_heads`, `head_dim` or
-`hidden_size`, through the class's `attribute_map`). Not counted as they are: windows (taken as whole segments), experts
-(all of them), layers that share weights (once), attention that is none.
+`hidden_size`, through the class's `attribute_map`). What is not plain is not counted as it is:
+
+- windows as whole segments;
+- layers that share weights once, in M;
+- weights that are no linear layer's not at all: experts in one tensor of three dimensions, convolutions, scans; experts
+  that are linear layers all, however few a token takes;
+- layers without attention (hybrids) as with it, and no attention where the config has no `num_attention_heads` (Mamba).
+
+Of an encoder and a decoder L is the `num_hidden_layers` of the config, the encoder's as a rule (T5, BART), for the
+attention of both sides and for that between them.
 """
 
 from __future__ import annotations
@@ -23,9 +31,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from pipeline.base.errors import UserError
 from pipeline.config.model import ModelConfig
 from pipeline.config.objective import Head
-from pipeline.models.auto import auto_config, class_of
+from pipeline.models.auto import attention_shape, auto_config, class_of, one_line
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,12 @@ def _counts(keys: str, head: Head, rows: int) -> PlainCounts:
     import transformers
 
     hf = auto_config(ModelConfig(family="auto", config=json.loads(keys)), head, rows, {})
-    with torch.device("meta"):
-        model = getattr(transformers, class_of(hf, head))(hf)
+    name = class_of(hf, head)
+    try:
+        with torch.device("meta"):
+            model = getattr(transformers, name)(hf)
+    except Exception as error:  # whatever a class raises at values that are none of its
+        raise UserError(f"model.config: {name} cannot be made: {one_line(error)}.") from None
     of_head = model.get_output_embeddings()
     encoder = cast("Any", model).get_encoder() if head == "seq2seq" else None
     inside = set() if encoder is None else {id(module) for module in encoder.modules()}
@@ -72,14 +85,14 @@ def _counts(keys: str, head: Head, rows: int) -> PlainCounts:
             in_encoder += module.weight.numel()
         else:
             in_decoder += module.weight.numel()
-    heads = hf.num_attention_heads
+    heads, width = attention_shape(hf) or (0, 0)
     return PlainCounts(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         matrix_weights=in_decoder,
         encoder_weights=in_encoder,
         head_weights=0 if of_head is None else of_head.weight.numel(),
-        num_layers=hf.num_hidden_layers,
-        attention_width=heads * (getattr(hf, "head_dim", None) or hf.hidden_size // heads),
+        num_layers=int(getattr(hf, "num_hidden_layers", 0)),
+        attention_width=heads * width,
     )
 
 

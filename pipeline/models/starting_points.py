@@ -98,20 +98,25 @@ class Fitted:
     """Parameters that the source does not have: they keep their initial weights."""
 
     unused: list[str]
-    """What the source has and the model has not."""
+    """Tensors of the source, by its names, that nothing was read of: others than the model's, or of blocks left out."""
 
 
-def read_pretrained(folder: Path) -> Source:
+def read_pretrained(folder: Path, setting: str = "start.from_pretrained") -> Source:
     """The weights of a Hugging Face folder.
+
+    Args:
+        setting: that names it, for messages.
 
     Raises:
         UserError: there is none, its weights are no safetensors, or it is damaged.
     """
     from safetensors import SafetensorError, safe_open
 
-    what = f"start.from_pretrained: {folder}"
+    what = f"{setting}: {folder}"
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("config.json holds no mapping of keys to values")
         index = folder / "model.safetensors.index.json"
         files = ["model.safetensors"]
         if index.is_file():
@@ -177,7 +182,18 @@ def fit_weights(
             "deeper, `start.longer_positions` longer, `start.extend_vocabulary` and `model.remap_vocabulary` give it "
             "other ids."
         )
-    return Fitted(weights, fresh, sorted(given.keys() - expected.keys()))
+    read = {id(given[name]) for name in weights}
+    return Fitted(weights, fresh, sorted(source.weights.keys() - _read_names(source, model, read)))
+
+
+def _read_names(source: Source, model: PreTrainedModel, read: set[int]) -> set[str]:
+    """Names of a source whose tensors, of these identities, went into a model, or are others of tied ones that did."""
+    names = {name for name, tensor in source.weights.items() if id(tensor) in read}
+    tied: dict[int, set[str]] = {}
+    prefix = f"{model.base_model_prefix}."
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        tied.setdefault(id(tensor), set()).update((name, name.removeprefix(prefix)))
+    return names.union(*(same for same in tied.values() if same & names))
 
 
 def translated(source: Source, model: PreTrainedModel) -> Mapping[str, Tensor]:

@@ -40,8 +40,8 @@ _LENGTHS: Final = (7, 12, 5, 9)
 _WINDOW: Final = 6
 """Shorter than most of the texts: a window that is not kept must show."""
 
-_ROWS: Final = 64
-_SPECIAL_IDS: Final = {"pad": 1, "bos": 0, "eos": 2, "cls": 0, "sep": 2, "unk": 3, "mask": 4}
+ROWS: Final = 64
+SPECIAL_IDS: Final = {"pad": 1, "bos": 0, "eos": 2, "cls": 0, "sep": 2, "unk": 3, "mask": 4}
 _FIRST_ID: Final = 5
 _LAYERS: Final = 2
 _SEED: Final = 0x7E57
@@ -113,14 +113,14 @@ class _Trial:
     def __init__(self, config: ModelConfig, head: Head, known: Family | None, recorder: _Recorder) -> None:
         self.head, self.recorder, self.known = head, recorder, known
         self.narrow = config.drop_ins
-        self.model = _small_model(config, head)
+        self.model = small_model(config, head, ROWS, SPECIAL_IDS)
         self.what = f"model.config: {type(self.model).__name__}"
         self.signature = inspect.signature(self.model.forward).parameters
         self.arguments = {"use_cache": False} if "use_cache" in self.signature else {}
-        self.texts = [torch.randint(_FIRST_ID, _ROWS, (length,)) for length in _LENGTHS]
+        self.texts = [torch.randint(_FIRST_ID, ROWS, (length,)) for length in _LENGTHS]
         if head == "masked":
             for number, text in enumerate(self.texts):  # as unequally as in training: a class may count them (ESM)
-                text[2 : 3 + 2 * number : 2] = _SPECIAL_IDS["mask"]
+                text[2 : 3 + 2 * number : 2] = SPECIAL_IDS["mask"]
         set_implementation(self.model, "eager")
         self.head_entry, is_linear = self._output_embeddings()
         self.alone, logits_of_head = self._run_alone()
@@ -178,7 +178,7 @@ class _Trial:
 
     def _check_causality(self) -> None:
         text = self.texts[1].clone()
-        text[-1] = _FIRST_ID + (text[-1] - _FIRST_ID + 1) % (_ROWS - _FIRST_ID)
+        text[-1] = _FIRST_ID + (text[-1] - _FIRST_ID + 1) % (ROWS - _FIRST_ID)
         logits = self.model(input_ids=text[None], **self.arguments).logits[0]
         if (logits[:-1] - self.alone[1][:-1]).abs().max() > TOLERANCE * self.scale:
             raise UserError(
@@ -248,12 +248,12 @@ class _Trial:
         prepare_packed(self.model)
         length = max(_LENGTHS)
         is_real = torch.arange(length) < torch.tensor(_LENGTHS)[:, None]  # R S
-        ids = torch.full((len(_LENGTHS), length), _SPECIAL_IDS["pad"])
+        ids = torch.full((len(_LENGTHS), length), SPECIAL_IDS["pad"])
         ids[is_real] = torch.cat(self.texts)
         positions = is_real.flatten().nonzero().flatten()
         try:
             if self.head == "seq2seq":
-                decoder_ids = torch.full_like(ids, _SPECIAL_IDS["pad"])
+                decoder_ids = torch.full_like(ids, SPECIAL_IDS["pad"])
                 decoder_ids[is_real] = torch.cat([text.flip(0) for text in self.texts])
                 logits = padded_seq2seq_logits(self.model, ids, is_real, decoder_ids, is_real, positions)
             else:
@@ -281,16 +281,20 @@ def set_implementation(model: PreTrainedModel, name: str | None) -> None:
         cast("Any", model).set_attn_implementation(own)
 
 
-def _small_model(config: ModelConfig, head: Head) -> PreTrainedModel:
-    """A few layers of the class, in evaluation mode, with weights that leave nothing at 0 or 1."""
+def small_model(config: ModelConfig, head: Head, rows: int, special_ids: Mapping[str, int]) -> PreTrainedModel:
+    """A few layers of the class with ``rows`` ids, in evaluation mode, with weights that leave nothing at 0 or 1.
+
+    Raises:
+        UserError: see :func:`pipeline.models.auto.auto_config`; or the class cannot be made.
+    """
     import transformers
 
-    whole = auto_config(config, head, _ROWS, _SPECIAL_IDS)
+    whole = auto_config(config, head, rows, special_ids)
     model_class = getattr(transformers, class_of(whole, head))
     model: PreTrainedModel | None = None
     for changes in (_fewer_layers(whole), {}):
         try:
-            model = model_class(auto_config(config, head, _ROWS, _SPECIAL_IDS, **_narrowed(whole), **changes))
+            model = model_class(auto_config(config, head, rows, special_ids, **_narrowed(whole), **changes))
             break
         except UserError:
             if not changes:

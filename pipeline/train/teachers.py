@@ -14,9 +14,10 @@ from pipeline.config.derived import row_objective
 from pipeline.config.model import ModelConfig
 from pipeline.config.objective import ObjectiveConfig
 from pipeline.config.run import RunConfig
+from pipeline.models.families import FAMILIES
 from pipeline.models.forms import is_padded
 from pipeline.models.shapes import model_config_of
-from pipeline.models.teacher import read_teacher
+from pipeline.models.teacher import read_teacher, teacher_type
 from pipeline.objectives.distil import distillation_loss
 from pipeline.objectives.loss import PackedLoss
 from pipeline.objectives.mixture_loss import MixtureLoss
@@ -51,12 +52,12 @@ def teacher_task(config: RunConfig) -> ObjectiveConfig | None:
 
 def checked_teacher(config: RunConfig, streams: Streams, device: torch.device) -> nn.Module:
     """The teacher on the device of the student; raises as :func:`make_loss`."""
-    folder, shape = _teacher_folder(config), teacher_shape(config)
+    folder = _teacher_folder(config)
     assert folder is not None
-    assert shape is not None
     where = f"objective.teacher: {folder}"
     half = device.type == "cuda" and config.train.precision != "fp32"
     teacher = read_teacher(folder, torch.bfloat16 if half else torch.float32)
+    shape = model_config_of(teacher.config.to_dict())
     theirs, ours = (read_vocabulary(at) for at in (folder, streams.sources[0].files.tokenizer_directory()))
     if theirs is not None and ours is not None and (difference := tokenizer_difference(theirs, ours)):
         raise UserError(f"{where} has another tokenizer than the corpus: {difference}. Build the corpus with its own.")
@@ -68,11 +69,9 @@ def checked_teacher(config: RunConfig, streams: Streams, device: torch.device) -
         )
     if (shape.family == "gpt2") != (config.model.family == "gpt2"):
         raise UserError(f"{where} is a model of type `{shape.family}`, which predicts other tokens than the student's.")
-    if shape.max_positions < config.data.sequence_length:
-        raise UserError(
-            f"{where} has {shape.max_positions} positions; rows have {config.data.sequence_length} tokens "
-            "(data.sequence_length)."
-        )
+    positions, longest = _num_positions(teacher), max(stage.sequence_length for stage in streams.stages.all)
+    if positions < longest:
+        raise UserError(f"{where} has {positions} positions; rows have up to {longest} tokens (data.sequence_length).")
     compares_hidden = any(task.name == "distil" and task.cosine_weight for task in config.objective.tasks)
     if compares_hidden and shape.hidden_size != config.model.hidden_size:
         raise UserError(
@@ -83,11 +82,27 @@ def checked_teacher(config: RunConfig, streams: Streams, device: torch.device) -
 
 
 def teacher_shape(config: RunConfig) -> ModelConfig | None:
-    """The teacher's shape, from its ``config.json``; None: there is none."""
+    """The teacher's shape, from its ``config.json``; None: there is none.
+
+    Raises:
+        UserError: it cannot be read, or names no model that can teach here.
+    """
     folder = _teacher_folder(config)
     if folder is None:
         return None
-    return model_config_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    try:
+        keys = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        teacher_type(folder, keys)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"objective.teacher: {folder} has no config.json that can be read ({error}).") from None
+    return model_config_of(keys)
+
+
+def _num_positions(teacher: Any) -> int:
+    """The longest text that it reads: RoBERTa's table has rows before the first position."""
+    shape = model_config_of(teacher.config.to_dict())
+    follows = FAMILIES[shape.family].positions_follow_padding
+    return shape.max_positions - ((teacher.config.pad_token_id or 0) + 1 if follows else 0)
 
 
 def _teacher_folder(config: RunConfig) -> Path | None:

@@ -78,6 +78,7 @@ def test_good_ones_have_no_problem() -> None:
         ({"model__config": {**KEYS, "quantization_config": {}}}, "quantised weights cannot be trained here"),
         ({"model__family": "gpt2"}, "model.family: `gpt2` is described by its own fields; set `auto`"),
         ({"model__hidden_size": 1536}, "model.hidden_size: 1536: model.config names the shape"),
+        ({"model__num_heads": 7}, "model.num_heads: 7: model.config names the shape"),
         ({"model__hidden_dropout": 0.2}, "model.hidden_dropout: 0.2: model.config names the shape"),
         ({"model__extra": {"a": 1}}, "model.extra: {'a': 1}: model.config names the shape"),
         ({"model__mup_base_width": 256}, "model.mup_base_width: 256: model.config names the shape"),

@@ -185,6 +185,14 @@ def test_flops_of_a_class_of_the_table_are_the_table_s() -> None:
     assert flops_per_step(CASES["bert"].config, 97, *counts, head="masked") == flops_per_step(bert, 97, *counts)
 
 
+def test_a_class_without_attention_has_none_in_its_flops() -> None:
+    """Mamba names no heads: only the weights of its linear layers count, here of the published shape of one layer."""
+    mamba = ModelConfig(family="auto", config={"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 1})
+    inner, state, rank = 64, 16, 2
+    linear = 32 * 2 * inner + inner * (rank + 2 * state) + rank * inner + inner * 32
+    assert flops_per_step(mamba, 97, 100, 900, 15, 200, head="causal") == 3 * 2 * (linear * 100 + 32 * 97 * 15)
+
+
 def test_flops_of_two_sides_count_both() -> None:
     """T5's linear layers: 8 matrices of 32 x 32 a block and two of 32 x 48, of the encoder 4 and 2."""
     square, wide = 32 * 32, 2 * 32 * 48
@@ -199,6 +207,11 @@ def test_flops_of_two_sides_count_both() -> None:
         ({"model_type": "lama"}, "causal", r"transformers has no model of type 'lama'\. Did you mean `llama`"),
         ({"model_type": "llama"}, "masked", r"no AutoModelForMaskedLM of type `llama`.*it has one for `clm`"),
         ({"model_type": "vit"}, "masked", r"no AutoModelForMaskedLM of type `vit`.*it has none for text"),
+        (
+            {"model_type": "gemma3", "text_config": {"hidden_size": 32}},
+            "causal",
+            r"type `gemma3` reads more than text\. Name the config of its text model.*`text_config`.*`gemma3_text`",
+        ),
         ({**CASES["llama"].keys, "hidden_size": "wide"}, "causal", r"transformers refuses it \(.*hidden_size"),
         (
             {"model_type": "xlm", "emb_dim": 32, "n_layers": 2, "n_heads": 4, "causal": False},

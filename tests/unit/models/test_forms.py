@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,3 +86,59 @@ def test_the_first_gpt_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert is_padded(load_run_config(path))
     assert str(form_of(load_run_config(path))).startswith("OpenAIGPTLMHeadModel")
     assert form_of(load_run_config(path.with_name("bert_base.yaml"))) is None
+
+
+def write_keys(directory: Path, keys: dict[str, Any], objective: str, sequence_length: int) -> Path:
+    """A run with one text a row of a model with these keys."""
+    path = write_run(directory, "llama", "one_document", sequence_length)
+    (directory / "config.json").write_text(json.dumps(keys))
+    path.write_text(path.read_text().replace("name: clm", f"name: {objective}") + "seed: 1\n")
+    return path
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+
+
+@pytest.mark.parametrize(
+    ("keys", "objective", "fits", "message"),
+    [
+        # Tables of 514 and 66 rows: MPNet reads from row 2 whatever the padding token, and so does OPT.
+        ({**SMALL, "model_type": "mpnet"}, "mlm", 510, "511 is longer than the 510 positions .*_embeddings to 513 in"),
+        (
+            {**SMALL, "model_type": "opt", "ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64},
+            "clm", 64, None,
+        ),
+        ({**SMALL, "model_type": "bert"}, "mlm", 512, "513 is longer than the 512 positions .*_embeddings to 513 in"),
+        (
+            {**SMALL, "model_type": "llama"}, "clm", 2048,
+            "2049 is longer than the 2048 positions that LlamaForCausalLM has where the config names none",
+        ),
+        ({"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2}, "clm", 4096, None),
+    ],
+)  # fmt: skip
+def test_the_longest_row_has_positions(
+    keys: dict[str, Any], objective: str, fits: int, message: str | None, tmp_path: Path
+) -> None:
+    check_form(load_run_config(write_keys(tmp_path, keys, objective, fits)), {})
+    if message is not None:
+        with pytest.raises(UserError, match=message):
+            check_form(load_run_config(write_keys(tmp_path, keys, objective, fits + 1)), {})
+
+
+def test_a_config_of_more_than_text_is_one_error_of_check_and_show(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_keys(tmp_path, {"model_type": "gemma3", "text_config": {"hidden_size": 32}}, "clm", 48))
+    for command in (["config", "check", path], ["config", "show", path]):
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert said.count("reads more than text") == 1
+        assert "Traceback" not in said
+
+
+def test_the_parameters_of_a_model_without_heads_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_keys(tmp_path, {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2}, "clm", 48)
+    assert main(["config", "check", str(path)]) == 0
+    assert main(["config", "show", str(path), "--model.vocab_size", "64"]) == 0
+    assert "# parameters" in capsys.readouterr().out
+    assert reasons_for_slow_attention(load_run_config(path)) == []

@@ -153,6 +153,8 @@ def test_every_second_block_of_bert_makes_a_distilbert(tmp_path: Path) -> None:
     start = StartConfig(from_pretrained="there", every_block=2)
     fitted = fit_weights(read_pretrained(saved(teacher, tmp_path)), student, start)
     assert fitted.fresh == []
+    left_out = ("bert.encoder.layer.1.", "bert.embeddings.token_type_embeddings.")
+    assert fitted.unused == sorted(name for name in stock_state_dict(teacher) if name.startswith(left_out))
     load(student, fitted)
     with torch.no_grad():
         teacher.bert.embeddings.token_type_embeddings.weight.zero_()
