@@ -97,7 +97,6 @@ def make_batches(
     most_bounds, usual_bounds = capacity.most_bounds(size), capacity.usual_bounds(size)
     num_predictions = size * capacity.predictions_per_row
     pairs = find_pairs(rows, total) if predictions.with_pairs else None
-    # No more than there are tokens: the first ones of pairs are never predicted.
     most_places = min(num_predictions + (most_bounds - 1 if pairs else 0), max(num_predictions, size * length))
     positions, cu_seqlens, predicting, labels, facts = _room(total, rows.tokens.shape, most_bounds, most_places)
     _lay_out(
@@ -141,7 +140,11 @@ _Room: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]
 
 
 def _room(num_batches: int, shape: tuple[int, ...], num_bounds: int, num_places: int) -> _Room:
-    """What :func:`_lay_out` fills: positions, bounds, predicting positions and their labels, facts."""
+    """What :func:`_lay_out` fills: positions, bounds, predicting positions and their labels, facts.
+
+    Args:
+        num_places: no more than tokens, of pairs too, whose first ones are never predicted.
+    """
     return (
         np.empty(shape, np.int64),
         np.empty((num_batches, num_bounds), np.int32),
