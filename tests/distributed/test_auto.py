@@ -46,7 +46,7 @@ def _run(pool: RankPool, config: Path, strategy: str, world_size: int, *more: st
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["llama", "xlm-roberta", "openai-gpt", "deberta-v2", "t5"])
+@pytest.mark.parametrize("name", ["llama", "openai-gpt", "t5"])
 def test_two_ranks_compute_what_one_does_and_a_resumed_run_ends_alike(
     name: str, rank_pool: RankPool, corpus: Path, tmp_path: Path
 ) -> None:
@@ -64,7 +64,7 @@ def test_two_ranks_compute_what_one_does_and_a_resumed_run_ends_alike(
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["llama", "openai-gpt"])
+@pytest.mark.parametrize("name", ["llama"])
 def test_a_compiled_run_follows(name: str, rank_pool: RankPool, corpus: Path, tmp_path: Path) -> None:
     case = CASES[name]
     eager, compiled = (write_auto(tmp_path, corpus, case, run) for run in ("eager", "compiled"))
