@@ -34,7 +34,7 @@ optimizer: {{learning_rate: 5e-3}}
 schedule: {{warmup_steps: 20}}
 train: {{steps: {STEPS}, global_batch_size: 16, micro_batch_size: 8, strategy: zero1, device: cpu, precision: fp32,
         threads_per_rank: 1}}
-checkpoint: {{every_steps: 100, keep_last: 3}}
+checkpoint: {{every_steps: 150, keep_last: 3}}
 evaluation: {{every_steps: 0, rows: 64}}
 monitor: {{log_every_steps: 20, wandb: "off"}}
 """
