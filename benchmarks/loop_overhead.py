@@ -191,6 +191,8 @@ def our_loop(model: Trivial, batches: Repeated, clock: type[StepClock] = StepClo
     from pipeline.monitor.console import ConsoleSink
     from pipeline.monitor.progress import ProgressFile
     from pipeline.monitor.sinks import JsonlSink
+    from pipeline.objectives.loss import PackedLoss
+    from pipeline.objectives.terms import Term
     from pipeline.train.bad_steps import BadSteps
     from pipeline.train.detector import Detector
     from pipeline.train.faults import StopSignals, fit
@@ -206,9 +208,9 @@ def our_loop(model: Trivial, batches: Repeated, clock: type[StepClock] = StepClo
     facts, device = RankFacts(), torch.device("cpu")
     plan = batch_plan(config, 1)
     quiet_lightning()
-    module = PretrainModule(model, config, plan, 0)
+    loss = PackedLoss((Term("mlm", "predictions"),), lambda model, input_ids, *_: model(input_ids), ("input_ids",))
+    module = PretrainModule(model, loss, config, plan, 0)
     module.clock = clock()
-    module.loss_function = lambda model, input_ids, *_: model(input_ids)
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory)
         sinks = [JsonlSink(run), ConsoleSink(io.StringIO())]

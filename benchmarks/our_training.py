@@ -61,7 +61,8 @@ class OurStep:
     def loss_sum(self, batch: Batch) -> Tensor:
         """Sum of the cross-entropies of a batch on the device, in the precision of the config."""
         with self.autocast():
-            return self.module.loss_sum(batch)
+            (loss_sum,) = self.module.loss_sums(batch)
+            return loss_sum
 
     def autocast(self) -> torch.autocast:
         """The precision of the config."""

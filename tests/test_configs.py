@@ -2,56 +2,77 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from pipeline.cli import main
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.loading import load_any_config, load_run_config
 from pipeline.config.run import RunConfig
+from pipeline.config.synthetic import SyntheticConfig
+from pipeline.export.hf import exported_model
+from pipeline.models.build import build_model
 from pipeline.models.flops import num_parameters
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = sorted(CONFIGS.glob("*.yaml"))
 CORPORA = sorted((CONFIGS / "corpus").glob("*.yaml"))
+EXPERIMENTS = {
+    "language_reads_dna": RunConfig,
+    "dna": CorpusConfig,
+    "language_from_brackets": RunConfig,
+    "brackets": SyntheticConfig,
+}
+
+
+def _presets() -> dict[str, tuple[str, int, int, float]]:
+    """The table of `docs/models.md`: preset -> class, vocabulary, parameters, millions of them in the paper."""
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([\d,]+) \| ([\d,]+) \| ([\d,.]+)", PAGE.read_text(), re.MULTILINE)
+    numbers = {name: [float(text.replace(",", "")) for text in texts] for name, _, *texts in rows}
+    return {name: (kind, int(numbers[name][0]), int(numbers[name][1]), numbers[name][2]) for name, kind, *_ in rows}
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+PRESETS = _presets()
 
 
 @pytest.mark.parametrize("path", [*RUNS, *CORPORA], ids=lambda path: path.stem)
 def test_it_loads(path: Path) -> None:
-    assert isinstance(load_any_config(path), CorpusConfig if path in CORPORA else RunConfig)
+    of_corpus = SyntheticConfig if path.stem == "synthetic" else CorpusConfig
+    assert isinstance(load_any_config(path), of_corpus if path in CORPORA else RunConfig)
+
+
+@pytest.mark.parametrize("path", [*RUNS, *CORPORA], ids=lambda path: path.stem)
+def test_it_passes_the_check(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "check", str(path)]) == 0
+    assert f"{path}: ok" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_loads(name: str) -> None:
+    assert isinstance(load_any_config(CONFIGS / "experiments" / f"{name}.yaml"), EXPERIMENTS[name])
 
 
 def test_all_presets_are_there() -> None:
-    names = {
-        "bert_base",
-        "bert_large",
-        "bert_large_lamb",
-        "demo",
-        "gpt2_medium",
-        "gpt2_small",
-        "gpt2_xl",
-        "roberta_base",
-    }
-    assert {path.stem for path in RUNS} == names
-    assert {path.stem for path in CORPORA} == {"demo", "text_files", "wikipedia_bookcorpus"}
+    assert {path.stem for path in RUNS} == {*PRESETS, "demo"}
+    assert {path.stem for path in (CONFIGS / "experiments").iterdir()} == {*EXPERIMENTS}
+    assert {path.stem for path in CORPORA} == {"demo", "synthetic", "text_files", "wikipedia_bookcorpus"}
 
 
-@pytest.mark.parametrize(
-    ("name", "vocab_size", "parameters"),
-    [
-        # Published: 110M and 340M with pooler (BERT), 125M (RoBERTa), 124M, 355M and 1.5B (GPT-2, as corrected later).
-        ("bert_base", 30522, 109_514_298),
-        ("bert_large", 30522, 335_174_458),
-        ("bert_large_lamb", 30522, 335_174_458),
-        ("roberta_base", 50265, 124_697_433),
-        ("gpt2_small", 50257, 124_439_808),
-        ("gpt2_medium", 50257, 354_823_168),
-        ("gpt2_xl", 50257, 1_557_611_200),
-    ],
-)
-def test_sizes_are_the_published_ones(name: str, vocab_size: int, parameters: int) -> None:
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_it_has_the_parameters_that_the_table_names(name: str) -> None:
+    """By the closed form and by the stock class itself, made without storage; close to what the paper says."""
+    class_name, vocab_size, parameters, published = PRESETS[name]
     config = load_run_config(CONFIGS / f"{name}.yaml")
-    assert num_parameters(config.model, vocab_size) == parameters
+    shape, head = exported_model(config, None)
+    assert num_parameters(shape, vocab_size, head=head) == parameters
+    ids = dict.fromkeys(("pad", "cls", "sep", "mask", "bos", "eos", "unk"), 1)
+    model = build_model(shape, vocab_size=vocab_size, special_ids=ids, head=head, device="meta")
+    assert type(model).__name__ == class_name
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert parameters / 1e6 == pytest.approx(published, rel=0.06)
 
 
 def test_runs_of_different_presets_do_not_share_a_directory() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.errors import UserError
 from pipeline.commands.parsers import add_command, add_group, add_json
 from pipeline.commands.printing import print_facts
 
@@ -31,12 +32,30 @@ def config_check(namespace: argparse.Namespace, _: list[str]) -> int:
     failed = 0
     for file in namespace.files:
         try:
-            load_any_config(file)
-            print(f"{file}: ok")
+            form = _form(load_any_config(file))
+            print(f"{file}: ok" + (f"\n  model: {form}" if form else ""))
         except ConfigError as error:
             failed += 1
             print(error, file=sys.stderr)
+        except UserError as error:
+            failed += 1
+            print(f"{file}: {error}", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _form(config: Any) -> str | None:
+    """How a model reads its rows, where that is a question: for family `auto` a trial tells; None: packed."""
+    from pipeline.config.hugging_face import AUTO, PADDED_FAMILIES
+    from pipeline.config.run import RunConfig
+
+    if not isinstance(config, RunConfig) or config.model.family not in (AUTO, *PADDED_FAMILIES):
+        return None
+    from pipeline.models.forms import check_counts, check_form, form_of
+
+    form = form_of(config)
+    check_form(config, {})
+    check_counts(config)
+    return form
 
 
 def config_show(namespace: argparse.Namespace, overrides: list[str]) -> int:

@@ -16,9 +16,14 @@ def add_corpus_commands(commands: Any) -> None:
     corpus = add_group(commands, "corpus", "build, verify, describe and convert corpora")
     build = add_command(corpus, "build", corpus_build, "make a corpus directory from text", overrides=True)
     build.add_argument("config", type=Path, help="corpus config (YAML)")
-    build.add_argument("--output", type=Path, required=True, metavar="DIR", help="corpus directory to make")
-    build.add_argument("--processes", type=int, metavar="N", help="worker processes (default: one a core)")
-    add_json(build)
+    synthesize = add_command(
+        corpus, "synthesize", corpus_synthesize, "make a corpus directory of a synthetic language", overrides=True
+    )
+    synthesize.add_argument("config", type=Path, help="config of the synthetic corpus (YAML)")
+    for parser in (build, synthesize):
+        parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="corpus directory to make")
+        parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: one a core)")
+        add_json(parser)
     verify = add_command(corpus, "verify", corpus_verify, "check every checksum and count of a corpus")
     stats = add_command(corpus, "stats", corpus_stats, "print what a corpus holds")
     verify.add_argument("directory", type=_local_path, help="corpus directory")
@@ -35,6 +40,7 @@ def add_corpus_commands(commands: Any) -> None:
     rows.add_argument("--packing", default="best_fit", help="as data.packing (default best_fit)")
     rows.add_argument("--kind", choices=("bert", "gpt"), required=True, help="special tokens of the rows")
     rows.add_argument("--sequence-length", type=int, required=True, metavar="S", help="as data.sequence_length")
+    rows.add_argument("--context-tokens", type=int, default=0, metavar="C", help="as data.context_tokens (default 0)")
     add_json(rows)
 
 
@@ -78,6 +84,16 @@ def corpus_build(namespace: argparse.Namespace, overrides: list[str]) -> int:
     summary = build_corpus(
         load_corpus_config(namespace.config, overrides), namespace.output, processes=namespace.processes
     )
+    print_lines(summary.lines(), summary.as_dict(), namespace.json)
+    return 0
+
+
+def corpus_synthesize(namespace: argparse.Namespace, overrides: list[str]) -> int:
+    from pipeline.config.loading import load_synthetic_config
+    from pipeline.corpus.synthesize import synthesize_corpus
+
+    config = load_synthetic_config(namespace.config, overrides)
+    summary = synthesize_corpus(config, namespace.output, processes=namespace.processes)
     print_lines(summary.lines(), summary.as_dict(), namespace.json)
     return 0
 
@@ -148,6 +164,8 @@ def corpus_where(namespace: argparse.Namespace, overrides: list[str]) -> int:
 def corpus_count_rows(namespace: argparse.Namespace, _: list[str]) -> int:
     from pipeline.data.row_tables import count_rows
 
-    facts = count_rows(namespace.directory, namespace.packing, namespace.kind, namespace.sequence_length)
+    facts = count_rows(
+        namespace.directory, namespace.packing, namespace.kind, namespace.sequence_length, namespace.context_tokens
+    )
     print_facts(facts, namespace.json)
     return 0

@@ -39,6 +39,11 @@ def add_run_commands(commands: Any) -> None:
     export.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     export.add_argument("--step", type=int, metavar="N", help="checkpoint (default: the newest)")
     export.add_argument("--corpus", metavar="DIR", help="where the run's corpus is now, if it has moved")
+    export.add_argument(
+        "--part",
+        choices=("discriminator", "generator"),
+        help="objective rtd: which one (default: discriminator)",
+    )
     add_json(export)
     status = add_command(commands, "status", show_status, "say whether a run goes on, and how far it is")
     status.add_argument("run_directory", type=Path, help="run directory")
@@ -126,7 +131,9 @@ def run_batch(namespace: argparse.Namespace, overrides: list[str]) -> int:
 def run_export(namespace: argparse.Namespace, _: list[str]) -> int:
     from pipeline.export.run import export_run
 
-    report = export_run(namespace.run_directory, namespace.output, namespace.step, corpus=namespace.corpus)
+    report = export_run(
+        namespace.run_directory, namespace.output, namespace.step, corpus=namespace.corpus, part=namespace.part
+    )
     print_facts(report.facts(), namespace.json)
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from pipeline.config.hugging_face import PADDED_FAMILIES
 from pipeline.config.run import ModelConfig, PrecisionName
 
 FLASH_WIDTH_MULTIPLE: Final = 8
@@ -13,7 +14,10 @@ FLASH_MAX_HEAD_WIDTH: Final = 256
 
 
 def reasons_against_flash(model: ModelConfig, precision: PrecisionName) -> Iterator[str]:
-    """Why flash attention for packed rows cannot run on CUDA: key, value and what would do; nothing where it can."""
+    """Why flash attention for packed rows cannot run on CUDA: key, value and what would do; nothing where it can, or
+    where a model runs padded, with the attention of its class."""
+    if model.family in PADDED_FAMILIES:
+        return
     if model.attention_dropout > 0:
         yield (
             f"model.attention_dropout: {model.attention_dropout}: flash attention for packed rows has no dropout; 0 is "

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Final
 
 from pipeline.config.attention import reasons_against_flash
-from pipeline.config.corpus import CorpusConfig
+from pipeline.config.corpus import MAX_INTEGERS, CorpusConfig, ShardConfig, TokenizerConfig
 from pipeline.config.data_checks import MAX_SEQUENCE_LENGTH, data_problems
+from pipeline.config.denoise_checks import masked_span_problems
+from pipeline.config.hugging_face import AUTO, hugging_face_problems
+from pipeline.config.language_checks import language_problems
+from pipeline.config.mixture_checks import mixture_problems
+from pipeline.config.model import ModelConfig
 from pipeline.config.optimization_checks import optimization_problems
 from pipeline.config.ranges import at_least, at_most, not_negative, positive, share
-from pipeline.config.run import RunConfig, TrainConfig
+from pipeline.config.row_checks import row_problems
+from pipeline.config.run import PAIR_OBJECTIVES, Family, ObjectiveConfig, ObjectiveName, RunConfig, TrainConfig
+from pipeline.config.start import start_problems
 
 MAX_SHARD_DOCUMENTS = 2**24
 MAX_SHARD_TOKENS = 2**31
 """What a shard's keys and offsets can hold; useful shards are far smaller."""
 
+_SMALLEST_VOCABULARIES = {"wordpiece": 100, "byte_bpe": 300, "unigram": 100, "character": 8, "kmer": 8, "integers": 8}
+"""Special tokens, and the least that the rest is of any use with."""
+
+_MAX_KMERS = 2**21
+"""Ids of a k-mer vocabulary: the embedding of more is larger than the rest of any model."""
+
 _LEAST_SPIKE_WINDOW = 16
 """The median deviation of fewer numbers says little."""
 
-_OBJECTIVE_OF_FAMILY = {"bert": "mlm", "roberta": "mlm", "gpt2": "clm"}
+_OBJECTIVES_OF_FAMILY: Final[Mapping[Family, tuple[ObjectiveName, ...]]] = {
+    "bert": ("mlm", "mlm+nsp", "mlm+sop", "distil"),
+    "roberta": ("mlm", "distil"),
+    "distilbert": ("distil", "mlm"),
+    "albert": ("mlm", "mlm+sop", "mlm+nsp", "distil"),
+    "electra": ("rtd", "mlm"),
+    "modernbert": ("mlm", "distil"),
+    "bart": ("denoise",),
+    "gpt2": ("clm", "distil"),
+    "openai-gpt": ("clm",),
+    "auto": ("mlm", "clm", "denoise"),
+}
 
 _TYPED_IN_HUGGING_FACE = {
     "hidden_size": "hidden_size", "n_embd": "hidden_size",
@@ -39,7 +64,9 @@ def run_problems(config: RunConfig) -> list[str]:
         *_required(config),
         *data_problems(config),
         *_model_problems(config),
-        *_objective_problems(config),
+        *hugging_face_problems(config),
+        *mixture_problems(config, _problems_of_objective),
+        *start_problems(config.start, config.model.remap_vocabulary),
         *optimization_problems(config),
         *_train_problems(config),
         *_bookkeeping_problems(config),
@@ -48,7 +75,22 @@ def run_problems(config: RunConfig) -> list[str]:
 
 def corpus_problems(config: CorpusConfig) -> list[str]:
     """All problems of a corpus config."""
-    return [*_source_problems(config), *_tokenizer_and_shard_problems(config)]
+    return [
+        *_source_problems(config),
+        *_tokenizer_and_cleaning_problems(config),
+        *shard_problems(config.shards),
+        *language_problems(config),
+    ]
+
+
+def shard_problems(shards: ShardConfig) -> Iterator[str]:
+    """All problems of the ``shards`` of a corpus config."""
+    yield from at_most(MAX_SHARD_DOCUMENTS, shards__documents=shards.documents)
+    yield from at_most(MAX_SHARD_TOKENS, shards__tokens=shards.tokens, shards__block_tokens=shards.block_tokens)
+    yield from share(one=False, shards__validation_share=shards.validation_share)
+    yield from at_least(
+        1, shards__tokens=shards.tokens, shards__documents=shards.documents, shards__block_tokens=shards.block_tokens
+    )
 
 
 def _required(config: RunConfig) -> Iterator[str]:
@@ -60,6 +102,9 @@ def _required(config: RunConfig) -> Iterator[str]:
 
 def _model_problems(config: RunConfig) -> Iterator[str]:
     model = config.model
+    if model.family == AUTO:  # config names the shape
+        yield from at_least(1, model__vocab_size=model.vocab_size)
+        model = ModelConfig()
     yield from at_least(
         1,
         model__hidden_size=model.hidden_size,
@@ -86,11 +131,86 @@ def _model_problems(config: RunConfig) -> Iterator[str]:
             )
 
 
+def _pair_problems(config: RunConfig) -> Iterator[str]:
+    objective, data = config.objective.name, config.data
+    packing = PAIR_OBJECTIVES.get(objective)
+    if packing is not None and data.packing != packing:
+        yield f"data.packing: `{objective}` learns from the pairs of `{packing}`; set that instead of `{data.packing}`."
+    if data.cross_document_attention and data.packing.startswith("pairs"):
+        yield (
+            "data.cross_document_attention: the pairs of a row would be one segment, with one first token for all; "
+            "leave it out, or choose another data.packing."
+        )
+    if packing is not None and config.model.extra.get("type_vocab_size") in (0, 1):
+        yield f"model.extra.type_vocab_size: `{objective}` tells the parts of a pair by 2 token types; set 2 or more."
+
+
+def _noise_problems(config: RunConfig) -> Iterator[str]:
+    objective, data = config.objective, config.data
+    yield from masked_span_problems(objective)
+    if objective.name != "denoise":
+        return
+    names = ("infilling_rate", "permute_sentences", "deletion_rate", "token_mask_rate", "rotation", "span_mask_rate")
+    rates = {name: getattr(objective, name) for name in names}
+    yield from share(**{f"objective__{name}": rate for name, rate in rates.items()})
+    yield from positive(objective__infilling_mean=objective.infilling_mean)
+    if objective.infilling_mean > 10:
+        yield f"objective.infilling_mean: {objective.infilling_mean} is above 10; spans have 3 tokens in the paper."
+    if not any(rate > 0 for rate in rates.values()):
+        yield "objective.infilling_rate: without any noise the text is copied; set one of the rates above 0."
+    if data.packing.startswith("pairs"):
+        yield f"data.packing: `denoise` reads whole segments, and `{data.packing}` makes pairs; use `best_fit`."
+    if data.cross_document_attention:
+        yield "data.cross_document_attention: every segment is denoised by itself; leave it out."
+
+
+def _teacher_problems(objective: ObjectiveConfig) -> Iterator[str]:
+    if objective.name != "distil":
+        if objective.teacher is not None:
+            yield f"objective.teacher: `{objective.name}` has none; set objective.name to `distil`, or leave it out."
+        return
+    if not objective.teacher:
+        yield "objective.teacher: required by `distil`; the folder of a Hugging Face model."
+    yield from positive(objective__temperature=objective.temperature)
+    weights = {name: getattr(objective, f"{name}_weight") for name in ("soft", "hard", "cosine")}
+    yield from not_negative(**{f"objective__{name}_weight": weight for name, weight in weights.items()})
+    if not any(weight > 0 for weight in weights.values()):
+        yield "objective.soft_weight: one of the weights of `distil` must be above 0."
+
+
+def _generator_problems(config: RunConfig) -> Iterator[str]:
+    model = config.model
+    if config.objective.name != "rtd":
+        return
+    yield from positive(model__generator_size=model.generator_size)
+    yield from positive(objective__discriminator_weight=config.objective.discriminator_weight)
+    width, heads = round(model.generator_size * model.hidden_size), round(model.generator_size * model.num_heads)
+    if model.generator_size > 0 and width % max(1, heads):
+        yield (
+            f"model.generator_size: {model.generator_size} makes a generator of width {width} with {heads} heads, "
+            "which do not divide it; ELECTRA has 0.25 and 0.333."
+        )
+    if config.start.from_pretrained is not None or config.start.from_run is not None:
+        yield "start: two models are trained by `rtd`, and a source has one; leave `start` out."
+
+
+def _problems_of_objective(config: RunConfig) -> list[str]:
+    return [
+        *_objective_problems(config),
+        *_generator_problems(config),
+        *_teacher_problems(config.objective),
+        *row_problems(config),
+        *_noise_problems(config),
+    ]
+
+
 def _objective_problems(config: RunConfig) -> Iterator[str]:
     objective = config.objective
-    fitting = _OBJECTIVE_OF_FAMILY[config.model.family]
-    if objective.name != fitting:
-        yield f"objective.name: `{objective.name}` does not train family `{config.model.family}`; use `{fitting}`."
+    fitting = _OBJECTIVES_OF_FAMILY[config.model.family]
+    if objective.name not in fitting:
+        uses = " or ".join(f"`{name}`" for name in fitting)
+        yield f"objective.name: `{objective.name}` does not train family `{config.model.family}`; use {uses}."
+    yield from _pair_problems(config)
     yield from share(zero=False, one=False, objective__mask_rate=objective.mask_rate)
     yield from share(
         objective__mask_token_share=objective.mask_token_share,
@@ -104,7 +224,7 @@ def _objective_problems(config: RunConfig) -> Iterator[str]:
     yield from share(zero=False, one=False, objective__span_geometric_p=objective.span_geometric_p)
     yield from at_least(1, objective__span_max_words=objective.span_max_words)
     yield from at_most(MAX_SEQUENCE_LENGTH, objective__span_max_words=objective.span_max_words)
-    if objective.name != "mlm" and objective.masking != "token":
+    if objective.name == "clm" and objective.masking != "token":
         yield f"objective.masking: `{objective.name}` masks nothing, so `{objective.masking}` has no use; leave it out."
 
 
@@ -214,28 +334,52 @@ def _source_problems(config: CorpusConfig) -> Iterator[str]:
         names.add(source.name)
         if not source.path:
             yield f"{where}.path: required for source {source.name!r}."
+        if source.max_symbols < 1:
+            yield f"{where}.max_symbols: {source.max_symbols} is below 1."
+        if (source.kind == "integers") != (config.tokenizer.kind == "integers") and config.tokenizer.path is None:
+            yield (
+                f"{where}.kind: `{source.kind}` does not go with tokenizer.kind `{config.tokenizer.kind}`; `integers` "
+                "takes `integers`, and nothing else does."
+            )
+        elif source.kind == "fasta" and config.tokenizer.kind == "wordpiece" and config.tokenizer.path is None:
+            yield (
+                f"{where}.kind: to `wordpiece` a sequence without spaces is one unknown word; set tokenizer.kind to "
+                "`kmer`, `character`, `byte_bpe` or `unigram`."
+            )
 
 
-def _tokenizer_and_shard_problems(config: CorpusConfig) -> Iterator[str]:
-    tokenizer, shards, cleaning = config.tokenizer, config.shards, config.cleaning
+def _tokenizer_and_cleaning_problems(config: CorpusConfig) -> Iterator[str]:
+    tokenizer, cleaning = config.tokenizer, config.cleaning
     yield from at_least(0, cleaning__min_characters=cleaning.min_characters, tasks=config.tasks)
-    yield from at_most(MAX_SHARD_DOCUMENTS, shards__documents=shards.documents)
-    yield from at_most(MAX_SHARD_TOKENS, shards__tokens=shards.tokens, shards__block_tokens=shards.block_tokens)
     yield from share(cleaning__max_bad_share=cleaning.max_bad_share)
-    yield from share(one=False, shards__validation_share=shards.validation_share)
+    if tokenizer.num_integers is not None:
+        yield from at_most(MAX_INTEGERS, tokenizer__num_integers=tokenizer.num_integers)
     yield from at_least(
         1,
-        shards__tokens=shards.tokens,
-        shards__documents=shards.documents,
-        shards__block_tokens=shards.block_tokens,
         tokenizer__training_documents=tokenizer.training_documents,
+        tokenizer__min_count=tokenizer.min_count,
+        tokenizer__num_integers=tokenizer.num_integers,
     )
     if tokenizer.path is not None:
         return
-    minimum = 300 if tokenizer.kind == "byte_bpe" else 100
-    yield from at_least(minimum, tokenizer__vocab_size=tokenizer.vocab_size)
-    if (tokenizer.kind == "wordpiece") != (tokenizer.style == "bert"):
+    yield from at_least(_SMALLEST_VOCABULARIES[tokenizer.kind], tokenizer__vocab_size=tokenizer.vocab_size)
+    is_bert = tokenizer.style == "bert"
+    if (tokenizer.kind == "wordpiece" and not is_bert) or (tokenizer.kind == "byte_bpe" and is_bert):
         yield (
             f"tokenizer.style: `{tokenizer.style}` does not go with kind `{tokenizer.kind}`; "
             "`wordpiece` takes `bert`, `byte_bpe` takes `roberta` or `gpt2`."
+        )
+    if tokenizer.kind == "kmer":
+        yield from _kmer_problems(tokenizer)
+
+
+def _kmer_problems(tokenizer: TokenizerConfig) -> Iterator[str]:
+    yield from at_least(1, tokenizer__kmer=tokenizer.kmer)
+    letters = tokenizer.kmer_letters
+    if len(set(letters)) != len(letters) or any(letter.isspace() for letter in letters):
+        yield f"tokenizer.kmer_letters: {letters!r} has a letter twice or white space; give each letter once."
+    elif letters and len(letters) ** min(max(tokenizer.kmer, 1), 64) > _MAX_KMERS:
+        yield (
+            f"tokenizer.kmer: {tokenizer.kmer} letters of {len(letters)} make more than {_MAX_KMERS:,} ids; lower it, "
+            "or leave tokenizer.kmer_letters empty to take the observed ones."
         )

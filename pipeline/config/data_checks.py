@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from pipeline.config.hugging_face import max_positions
 from pipeline.config.run import CacheConfig, ExclusionConfig, MixtureSourceConfig, RunConfig, StageConfig
 from pipeline.config.stages import full_steps, stage_shape, stages_of, warmup_sizes
 
@@ -36,7 +37,7 @@ def data_problems(config: RunConfig) -> Iterator[str]:
     yield from _within("data.open_shards", config.data.open_shards, 1)
     yield from _within("data.workers", config.data.workers, 0, MAX_WORKERS)
     yield from _within("data.prefetch_steps", config.data.prefetch_steps, 1, MAX_PREFETCH_STEPS)
-    if config.data.packing.startswith("pairs") and config.objective.name == "clm":
+    if config.data.packing.startswith("pairs") and any(task.name == "clm" for task in config.objective.tasks):
         yield f"data.packing: `{config.data.packing}` makes rows of the BERT kind; choose another for objective `clm`."
     # Each of these counts on the shapes that the one before has checked.
     yield from list(_batch_problems(config)) or list(_warmup_problems(config)) or list(_row_problems(config))
@@ -116,10 +117,11 @@ def _stage_problems(where: str, stage: StageConfig, is_last: bool, config: RunCo
 
 def _length_problems(where: str, length: int, config: RunConfig) -> Iterator[str]:
     yield from _within(where, length, MIN_SEQUENCE_LENGTH, MAX_SEQUENCE_LENGTH)
-    if length > config.model.max_positions:
+    positions = max_positions(config.model)
+    if positions is not None and length > positions:
         yield (
             f"{where}: {length} is longer than the model's positions (model.max_positions: "
-            f"{config.model.max_positions}); shorten the one or raise the other."
+            f"{positions}); shorten the one or raise the other."
         )
 
 

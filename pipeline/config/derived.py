@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from pipeline.base.errors import UserError
-from pipeline.config.run import MixtureSourceConfig, RunConfig
+from pipeline.config.hugging_face import AUTO
+from pipeline.config.objective import Head, ObjectiveConfig, ObjectiveName
+from pipeline.config.run import PAIR_OBJECTIVES, MixtureSourceConfig, RunConfig
 from pipeline.config.stages import Stage, stages_of
 
 
@@ -55,6 +58,37 @@ def batch_plan(config: RunConfig, world_size: int) -> BatchPlan:
     most_tokens = config.train.micro_batch_size * config.data.sequence_length
     accumulation = max(-(-share // max(1, most_tokens // stage.sequence_length)) for stage, share in shares.items())
     return BatchPlan(world_size, accumulation, {stage: -(-share // accumulation) for stage, share in shares.items()})
+
+
+def head_of(config: RunConfig) -> Head:
+    """The head of the model that is trained; of family `auto` it says which class."""
+    tasks = config.objective.tasks
+    if config.model.family == AUTO:
+        return _HEADS_OF_AUTO[tasks[0].name]
+    return "pairs" if any(task.name in PAIR_OBJECTIVES for task in tasks) else "tokens"
+
+
+def has_generator(config: RunConfig) -> bool:
+    """Whether a generator is trained beside the model."""
+    return any(task.name == "rtd" for task in config.objective.tasks)
+
+
+def row_objective(config: RunConfig, task: ObjectiveConfig | None = None) -> ObjectiveConfig:
+    """The objective that rows are prepared for: distillation takes those of its hard loss.
+
+    Args:
+        task: one of the run's objectives; default: the first.
+    """
+    task = config.objective.tasks[0] if task is None else task
+    return replace(task, name="clm" if config.model.family == "gpt2" else "mlm") if task.name == "distil" else task
+
+
+_HEADS_OF_AUTO: Final[Mapping[ObjectiveName, Head]] = {"mlm": "masked", "clm": "causal", "denoise": "seq2seq"}
+
+
+def is_causal(config: RunConfig) -> bool:
+    """Whether a token of the model sees only what stands before it."""
+    return row_objective(config).name == "clm"
 
 
 def corpora_of(config: RunConfig) -> list[MixtureSourceConfig]:

@@ -20,9 +20,13 @@ import yaml
 from pipeline.base.errors import UserError
 from pipeline.config.checks import corpus_problems, run_problems
 from pipeline.config.corpus import CorpusConfig
+from pipeline.config.hugging_face import put_in_hugging_face_config
+from pipeline.config.objective import ObjectiveConfig
 from pipeline.config.run import RunConfig
+from pipeline.config.synthetic import SyntheticConfig
+from pipeline.config.synthetic_checks import synthetic_problems
 
-Config = TypeVar("Config", RunConfig, CorpusConfig)
+Config = TypeVar("Config", RunConfig, CorpusConfig, SyntheticConfig)
 
 
 class ConfigError(UserError):
@@ -81,14 +85,22 @@ def load_corpus_config(path: str | Path, overrides: Sequence[str] = ()) -> Corpu
     return _load(Path(path), overrides, CorpusConfig, corpus_problems)
 
 
-def load_any_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig | CorpusConfig:
-    """A corpus config is recognised by its ``sources``; everything else is a run."""
-    if "sources" in read_layers(Path(path)):
+def load_synthetic_config(path: str | Path, overrides: Sequence[str] = ()) -> SyntheticConfig:
+    """Load, check and freeze the config of a synthetic corpus. Raises as :func:`load_run_config`."""
+    return _load(Path(path), overrides, SyntheticConfig, synthetic_problems)
+
+
+def load_any_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig | CorpusConfig | SyntheticConfig:
+    """A corpus config is recognised by its ``sources``, a synthetic one by its ``kind``; everything else is a run."""
+    layers = read_layers(Path(path))
+    if "sources" in layers:
         return load_corpus_config(path, overrides)
+    if "kind" in layers:
+        return load_synthetic_config(path, overrides)
     return load_run_config(path, overrides)
 
 
-def to_yaml(config: RunConfig | CorpusConfig) -> str:
+def to_yaml(config: RunConfig | CorpusConfig | SyntheticConfig) -> str:
     """The resolved config as YAML, every key present; loading it gives an equal config."""
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
 
@@ -194,13 +206,39 @@ def _load(
 ) -> Config:
     extra, problems = parse_overrides(overrides)
     bad: dict[str, str] = {}
-    config = _build(_merged(read_layers(path), extra), config_class, "", _Reader(config_class, bad))
+    values = _with_shared_settings(_merged(read_layers(path), extra))
+    unread = put_in_hugging_face_config(values) if config_class is RunConfig else None
+    if unread is not None:
+        bad["model.config"] = unread
+    config = _build(values, config_class, "", _Reader(config_class, bad))
     problems += bad.values()
     # A value that was refused above stands at its default here: do not complain about it a second time.
     problems += [problem for problem in check(config) if re.split(r"[: \[]", problem)[0] not in bad]
     if problems:
         raise ConfigError(str(path), problems)
     return config
+
+
+def _with_shared_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """The same where the entries of ``objective.mixture`` have what they do not say from ``objective``."""
+    objective = values.get("objective")
+    if not isinstance(objective, Mapping) or not isinstance(objective.get("mixture"), list):
+        return values
+    settings = {setting.name for setting in dataclasses.fields(ObjectiveConfig)}
+    shared = {name: value for name, value in objective.items() if name in settings}
+    entries = [
+        {name: value for name, value in shared.items() if _is_read(name, entry.get("name", shared.get("name")))} | entry
+        if isinstance(entry, dict)
+        else entry
+        for entry in objective["mixture"]
+    ]
+    return values | {"objective": {**objective, "mixture": entries}}
+
+
+def _is_read(setting: str, objective: Any) -> bool:
+    """Whether an entry takes over a setting that some objectives would refuse."""
+    readers = {"teacher": ("distil",), "span_mask_rate": ("denoise",), "predict": ("denoise",)}
+    return objective in readers.get(setting, (objective,)) and not (setting == "masking" and objective == "clm")
 
 
 class _Reader:

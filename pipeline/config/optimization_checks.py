@@ -84,6 +84,10 @@ def _mup_problems(config: RunConfig) -> Iterator[str]:
     if base is None:
         return
     yield from at_least(1, model__mup_base_width=base)
+    if model.family in ("albert", "electra", "bart", "openai-gpt"):
+        yield (
+            f"model.mup_base_width: muP is not worked out for `{model.family}`; leave it out, or use another family."
+        )
     if not OPTIMIZERS[config.optimizer.name].mup:
         yield (
             f"model.mup_base_width: muP's learning rates are those of Adam-like steps, which `{config.optimizer.name}` "

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.loading import describe_type
 from pipeline.config.run import RunConfig
+from pipeline.config.synthetic import SyntheticConfig
 
 _HEAD = """# Configuration
 
-`pipeline/config/` holds the typed config of a run and of a corpus: frozen dataclasses, a docstring under each field.
-This page is made from them (`python -m pipeline.config.reference`).
+`pipeline/config/` holds the typed config of a run, of a corpus and of a synthetic one: frozen dataclasses, a
+docstring under each field. This page is made from them (`python -m pipeline.config.reference`).
 
 A config is a YAML file with at most one `base:` file under it, whose keys it overrides section by section; dotted
 words on the command line override both: `--data.sequence_length 128`. Scalars are YAML 1.2: `1e-4` is a number, `off`
@@ -27,19 +28,23 @@ message, before torch is imported.
 """
 
 
+_PAGES = (("A run", RunConfig), ("A corpus", CorpusConfig), ("A synthetic corpus", SyntheticConfig))
+
+
 def reference_page() -> str:
     """The page, as Markdown."""
     lines = [_HEAD]
-    for title, config_class in (("A run", RunConfig), ("A corpus", CorpusConfig)):
+    for title, config_class in _PAGES:
         lines += [f"## {title}", "", inspect.cleandoc(config_class.__doc__ or ""), ""]
         lines += _tables(config_class, "")
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _tables(config_class: type, prefix: str) -> Iterator[str]:
+def _tables(config_class: type, prefix: str, told: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Of the fields but those named in ``told``."""
     hints = typing.get_type_hints(config_class)
     texts = field_docstrings(config_class)
-    fields = dataclasses.fields(config_class)
+    fields = [field for field in dataclasses.fields(config_class) if field.name not in told]
     plain = [field for field in fields if _section_of(hints[field.name]) is None]
     if plain:
         yield from ("| key | default | |", "|---|---|---|")
@@ -53,7 +58,16 @@ def _tables(config_class: type, prefix: str) -> Iterator[str]:
             name = f"{prefix}{field.name}"
             many = typing.get_origin(hints[field.name]) is list
             yield from (f"### `{name}`{' (a list)' if many else ''}", "", inspect.cleandoc(section.__doc__ or ""), "")
-            yield from _tables(section, f"{name}.N." if many else f"{name}.")
+            shared = _shared_fields(config_class, section)
+            if shared:
+                yield from (f"An entry has all keys of `{prefix.rstrip('.')}` as well, but `{field.name}`.", "")
+            yield from _tables(section, f"{name}.N." if many else f"{name}.", shared)
+
+
+def _shared_fields(config_class: type, section: type) -> frozenset[str]:
+    """Fields that a section has from a class which the one around it is made from as well."""
+    bases = [base for base in section.__mro__[1:] if dataclasses.is_dataclass(base) and issubclass(config_class, base)]
+    return frozenset(field.name for base in bases for field in dataclasses.fields(base))
 
 
 def _section_of(hint: typing.Any) -> type | None:
@@ -77,16 +91,19 @@ def field_docstrings(config_class: type) -> dict[str, str]:
     Raises:
         ValueError: a field has none.
     """
-    (definition,) = ast.parse(inspect.getsource(config_class)).body
-    assert isinstance(definition, ast.ClassDef)
     texts: dict[str, str] = {}
-    name = ""
-    for node in definition.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            name = node.target.id
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and name:
-            texts[name] = " ".join(str(node.value.value).split()).replace("|", "\\|")
-            name = ""
+    for base in reversed(config_class.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        (definition,) = ast.parse(inspect.getsource(base)).body
+        assert isinstance(definition, ast.ClassDef)
+        name = ""
+        for node in definition.body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                name = node.target.id
+            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and name:
+                texts[name] = " ".join(str(node.value.value).split()).replace("|", "\\|")
+                name = ""
     missing = [field.name for field in dataclasses.fields(config_class) if field.name not in texts]
     if missing:
         raise ValueError(f"{config_class.__name__}: no docstring under {', '.join(missing)}")

@@ -5,20 +5,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pipeline.config.bad_steps import BadStepsConfig
+from pipeline.config.model import Family as Family
+from pipeline.config.model import ModelConfig as ModelConfig
+from pipeline.config.objective import Masking as Masking
+from pipeline.config.objective import ObjectiveConfig as ObjectiveConfig
+from pipeline.config.objective import ObjectiveName as ObjectiveName
+from pipeline.config.objective import RunObjectiveConfig as RunObjectiveConfig
 from pipeline.config.optimization import OptimizerConfig, ScheduleConfig
+from pipeline.config.start import StartConfig
 
-Family = Literal["bert", "roberta", "gpt2"]
-ObjectiveName = Literal["mlm", "clm"]
-Masking = Literal["token", "whole_word", "span"]
 Packing = Literal["best_fit", "concatenate", "one_document", "pairs", "pairs_nsp", "pairs_sop"]
 StrategyName = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 CompileMode = Literal["default", "max-autotune", "reduce-overhead"]
 ActivationCheckpointing = Literal["none", "full", "selective"]
+
+
+PAIR_OBJECTIVES: Final[Mapping[ObjectiveName, Packing]] = {"mlm+nsp": "pairs_nsp", "mlm+sop": "pairs_sop"}
+"""Objectives that judge sentence pairs, and the packing that makes the pairs they judge."""
 
 
 @dataclass(frozen=True)
@@ -106,88 +115,22 @@ class DataConfig:
     """Documents that share a row see each other and their positions run through, as in GPT; clm then predicts across
     their borders. Default: every document by itself."""
 
+    context_tokens: int = 0
+    """clm, packing `best_fit` or `one_document`: of a document longer than a row, every piece but the first begins with
+    so many tokens of the piece before, which are read and not predicted again. At most `sequence_length` - 2."""
+
     open_shards: int = 256
     """Shards the stream mixes at once: lanes x window. More mixes better and keeps more indexes in memory."""
+
+    reverse_complement: float = 0.0
+    """DNA and RNA, tokenizers `character` and `kmer`: probability with which a row to train on is replaced by the
+    reverse complement of its text, drawn anew in every epoch. Validation rows stay as they are."""
 
     workers: int = 0
     """Loader processes a rank. 0: a thread of the training process prepares batches ahead: fastest on tokens."""
 
     prefetch_steps: int = 4
     """Steps prepared ahead of the training loop, a rank (and a worker)."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Shape of a stock Hugging Face model. Defaults are BERT-base."""
-
-    family: Family = "bert"
-    """`bert` (BertForMaskedLM), `roberta` (RobertaForMaskedLM) or `gpt2` (GPT2LMHeadModel)."""
-
-    hidden_size: int = 768
-    """Width of the model; a multiple of `num_heads`."""
-
-    num_layers: int = 12
-    """Transformer blocks."""
-
-    num_heads: int = 12
-    """Attention heads a block."""
-
-    intermediate_size: int = 3072
-    """Width of the feed-forward layer."""
-
-    max_positions: int = 512
-    """Learned positions: the longest sequence the exported model can take."""
-
-    vocab_size: int | None = None
-    """Rows of the embedding. Default: as many as the corpus tokenizer has ids. More is allowed, fewer is an error."""
-
-    hidden_dropout: float = 0.1
-    """Dropout after embeddings, attention output and feed-forward output."""
-
-    attention_dropout: float = 0.0
-    """Dropout of attention weights. On CUDA flash attention has none for packed rows: above 0.0 an exact operator runs
-    there that is many times slower (MosaicBERT and ModernBERT train with 0.0)."""
-
-    initializer_range: float = 0.02
-    """Standard deviation of the initial weights."""
-
-    mup_base_width: int | None = None
-    """muP (Yang et al. 2022): initial weights and learning rates are scaled so that settings tuned on a model with this
-    `hidden_size` (and `intermediate_size` and `num_heads` smaller in proportion) hold for this one. Default: off."""
-
-    drop_ins: bool = True
-    """Faster modules in place of stock ones where a measurement supports it: same weights, same results but for
-    rounding, same export (`docs/performance.md`)."""
-
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Further keys for the Hugging Face config class, passed as they are, e.g. `{hidden_act: gelu_new}`."""
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """What the model learns to predict."""
-
-    name: ObjectiveName = "mlm"
-    """`mlm`: masked tokens (bert, roberta). `clm`: the next token (gpt2)."""
-
-    mask_rate: float = 0.15
-    """mlm: share of the maskable tokens of a row that is predicted; the count is exact, round(rate x maskable)."""
-
-    mask_token_share: float = 0.8
-    """mlm: share of the predicted tokens replaced by the mask token (BERT)."""
-
-    random_token_share: float = 0.1
-    """mlm: share of the predicted tokens replaced by a random token; the rest stay as they are."""
-
-    masking: Masking = "token"
-    """mlm: what is chosen at a time: `token`, `whole_word` (BERT's whole word masking) or `span` of words (SpanBERT).
-    The last two need a corpus built with `shards.words`."""
-
-    span_geometric_p: float = 0.2
-    """span: the p of the geometric distribution of a span's length in words; smaller makes longer spans."""
-
-    span_max_words: int = 10
-    """span: most words of a span."""
 
 
 @dataclass(frozen=True)
@@ -361,8 +304,11 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """Model shape."""
 
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: RunObjectiveConfig = field(default_factory=RunObjectiveConfig)
     """Training objective."""
+
+    start: StartConfig = field(default_factory=StartConfig)
+    """First weights."""
 
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer."""

@@ -8,7 +8,6 @@ stopped.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections import Counter
@@ -28,7 +27,8 @@ from pipeline.corpus.console import BuildConsole
 from pipeline.corpus.counters import make_counters
 from pipeline.corpus.dealing import unigram_entropy
 from pipeline.corpus.disk import disk_errors
-from pipeline.corpus.executor import CorpusExecutor, worker_pool
+from pipeline.corpus.executor import CorpusExecutor, check_processes, worker_pool
+from pipeline.corpus.languages import MIXTURE_NAME, folders_of, language_counts, languages_of, mixture_yaml
 from pipeline.corpus.sharding import Deal, deal_documents, validation_counts, written_facts
 from pipeline.corpus.sources import cut_into_units, find_files
 from pipeline.corpus.stages import (
@@ -39,7 +39,14 @@ from pipeline.corpus.stages import (
     texts_stage,
     tokenizer_stage,
 )
-from pipeline.corpus.summary import SHOWN_PROBLEMS, BuildSummary, bad_share_message, drops_of, summary_of
+from pipeline.corpus.summary import (
+    SHOWN_PROBLEMS,
+    BuildSummary,
+    bad_share_message,
+    drops_of,
+    summary_by_language,
+    summary_of,
+)
 from pipeline.corpus.text_store import read_facts, store_size
 from pipeline.corpus.tokenizer import TokenizerFacts, read_tokenizer_facts
 from pipeline.corpus.units import group_units, write_tasks
@@ -47,7 +54,7 @@ from pipeline.corpus.workspace import (
     LOG_NAME,
     WORK_NAME,
     Workspace,
-    complete_corpus,
+    complete_corpora,
     config_fingerprint,
     locked,
     remove_leftovers,
@@ -75,20 +82,22 @@ def build_corpus(
             full disk. What was finished stays, and the same command goes on from there.
     """
     started = time.monotonic()
-    processes = len(os.sched_getaffinity(0)) if processes is None else processes
-    if processes < 1:
-        raise UserError(f"--processes {processes}: at least 1 is needed.")
+    processes = check_processes(processes)
     output = Path(output)
     with disk_errors(output, _WHEN_FULL):
-        manifest = complete_corpus(config, output)
-        if manifest is not None:
+        manifests = complete_corpora(config, output)
+        was_complete = manifests is not None
+        if manifests is not None:
             shutil.rmtree(output / WORK_NAME, ignore_errors=True)  # a build killed between its last two steps
-            return summary_of(output, manifest, was_complete=True, seconds=time.monotonic() - started)
-        workspace = Workspace(output)
-        with locked(workspace):
-            manifest = _Build(config, workspace, processes, BuildConsole(console)).run()
-            shutil.rmtree(workspace.root)
-    return summary_of(output, manifest, was_complete=False, seconds=time.monotonic() - started)
+        else:
+            workspace = Workspace(output)
+            with locked(workspace):
+                manifests = _Build(config, workspace, processes, BuildConsole(console)).run()
+                shutil.rmtree(workspace.root)
+    seconds = time.monotonic() - started
+    if config.shards.by_language:
+        return summary_by_language(output, manifests, was_complete, seconds)
+    return summary_of(output, manifests[""], was_complete, seconds)
 
 
 class _Build:
@@ -101,7 +110,8 @@ class _Build:
         self.console = console
         self.pool: ProcessPoolExecutor | None = None
 
-    def run(self) -> Manifest:
+    def run(self) -> dict[str, Manifest]:
+        """The manifests of all corpus directories, by their names below the output."""
         config, workspace = self.config, self.workspace
         files = find_files(config.sources, workspace.root)
         if starts_anew(workspace, config, files):
@@ -125,9 +135,12 @@ class _Build:
             self._run(tokenizer_stage(config, workspace, first_documents))
             self._run(encoded_stage(config, workspace, first_documents, num_bytes))
             facts = read_tokenizer_facts(workspace.tokenizer_facts)
-            deal = deal_documents(workspace.texts, workspace.encoded, len(tasks), config.shards, workspace.deal)
+            deal = deal_documents(
+                workspace.texts, workspace.encoded, len(tasks), config.shards, folders_of(config), workspace.deal
+            )
             if not deal.num_documents:
                 raise UserError("No documents are left: the tokenizer gives no token for any text.")
+            self._check_languages(deal)
             self._run(shards_stage(config, workspace, deal, facts))
         return self._finish(len(tasks), problems, deal, facts)
 
@@ -159,49 +172,87 @@ class _Build:
         content = "".join(json.dumps(problem, ensure_ascii=False) + "\n" for problem in named)
         write_bytes_atomically(self.workspace.output / LOG_NAME, content.encode("utf-8", "replace"))
 
-    def _finish(self, num_tasks: int, problems: list[dict[str, Any]], deal: Deal, facts: TokenizerFacts) -> Manifest:
-        """Publish the tokenizer and, last, the manifest."""
-        workspace, output = self.workspace, self.workspace.output
+    def _check_languages(self, deal: Deal) -> None:
+        """Refuse a language without a document: its corpus could not be trained on."""
+        there = {shard.folder for shard in deal.shards}
+        for folder in folders_of(self.config):
+            if folder not in there:
+                raise UserError(
+                    f"No documents are left of language {folder!r}: all were bad, too short, duplicates of others, or "
+                    "without tokens. Check its sources, or take them out."
+                )
+
+    def _finish(
+        self, num_tasks: int, problems: list[dict[str, Any]], deal: Deal, facts: TokenizerFacts
+    ) -> dict[str, Manifest]:
+        """Publish the tokenizers and, last, the manifests (and behind them the mixture)."""
+        workspace, output, config = self.workspace, self.workspace.output, self.config
         counts = self._counts_per_source(num_tasks)
         for task in range(num_tasks):
             problems = problems + read_facts(workspace.encoded, task)[1]
         self._write_log(problems)
-        if (output / "tokenizer").exists():
-            shutil.rmtree(output / "tokenizer")  # of an attempt that was killed right here
-        shutil.rmtree(workspace.root / "publish", ignore_errors=True)  # likewise
-        shutil.copytree(workspace.tokenizer, workspace.root / "publish")
-        publish_directory(workspace.root / "publish", output / "tokenizer")
-        tables = {split: ShardTable.from_facts(shards) for split, shards in self._shards(deal).items() if shards}
-        total: Counter[str] = sum(counts.values(), Counter())
-        extra = {
-            "config_fingerprint": config_fingerprint(self.config),
-            "seed": self.config.seed,
-            "tokenizer": {name: value for name, value in asdict(self.config.tokenizer).items() if value is not None},
-            "documents": deal.num_documents,
-            "tokens": deal.num_tokens,
-            "unknown_tokens": total["unknown_tokens"],
-            "repeated_ids": deal.num_repeated_ids,
-            "validation_unigram_entropy": unigram_entropy(validation_counts(workspace.shard_facts, facts.vocab_size)),
-            "problems": problems[:SHOWN_PROBLEMS],
+        folders = folders_of(config)
+        manifests = {
+            folder: self._manifest(folder, own, counts, problems, deal, facts) for folder, own in folders.items()
         }
-        manifest = Manifest(
+        for folder in folders:
+            self._publish_tokenizer(output / folder / "tokenizer")
+        remove_leftovers(workspace, config)
+        for folder, manifest in manifests.items():
+            write_manifest(output / folder, manifest)
+        if config.shards.by_language:
+            mixture = mixture_yaml(output, folders, config.tokenizer.language_exponent)
+            write_bytes_atomically(output / MIXTURE_NAME, mixture.encode())
+        return manifests
+
+    def _publish_tokenizer(self, target: Path) -> None:
+        if target.exists():
+            shutil.rmtree(target)  # of an attempt that was killed right here
+        copy = self.workspace.root / "publish"
+        shutil.rmtree(copy, ignore_errors=True)  # likewise
+        shutil.copytree(self.workspace.tokenizer, copy)
+        publish_directory(copy, target)
+
+    def _manifest(
+        self,
+        folder: str,
+        sources: list[int],
+        counts: dict[int, Counter[str]],
+        problems: list[dict[str, Any]],
+        deal: Deal,
+        facts: TokenizerFacts,
+    ) -> Manifest:
+        """The manifest of one corpus directory, which these sources went into."""
+        config, shard_facts = self.config, self.workspace.shard_facts
+        total: Counter[str] = sum((counts[number] for number in sources), Counter())
+        shards = written_facts(shard_facts, deal.shards, folder)
+        held_out = validation_counts(shard_facts, deal.shards, folder, facts.vocab_size)
+        extra = {
+            "config_fingerprint": config_fingerprint(config),
+            "seed": config.seed,
+            "tokenizer": {name: value for name, value in asdict(config.tokenizer).items() if value is not None},
+            "documents": total["documents"],
+            "tokens": total["tokens"],
+            "unknown_tokens": total["unknown_tokens"],
+            "repeated_ids": deal.num_repeated_ids[folder],
+            "validation_unigram_entropy": unigram_entropy(held_out),
+            "problems": [problem for problem in problems if problem["source"] in sources][:SHOWN_PROBLEMS],
+        }
+        if languages := languages_of(config):
+            own = {name: languages[name] for name in ([folder] if folder else languages)}
+            extra["languages"] = language_counts(own, deal.by_source)
+        return Manifest(
             tokenizer_fingerprint=facts.fingerprint,
             vocab_size=facts.vocab_size,
             special_ids=facts.special_ids,
             all_special_ids=facts.all_special_ids,
-            splits=tables,
-            has_sentences=self.config.shards.sentences,
-            has_words=self.config.shards.words,
-            sources=[self._provenance(number, counts[number]) for number in range(len(self.config.sources))],
+            splits={split: ShardTable.from_facts(found) for split, found in shards.items() if found},
+            has_sentences=config.shards.sentences,
+            has_words=config.shards.words,
+            sources=[self._provenance(number, counts[number]) for number in sources],
             drops=drops_of(total),
             extra=extra,
         )
-        remove_leftovers(workspace)
-        write_manifest(output, manifest)
-        return manifest
-
-    def _shards(self, deal: Deal) -> dict[str, Any]:
-        return written_facts(self.workspace.shard_facts, deal.shards)
 
     def _counts_per_source(self, num_tasks: int) -> dict[int, Counter[str]]:
         """Records, documents, characters, bytes, tokens and drops of every source."""

@@ -22,6 +22,7 @@ from pipeline.corpus.counters import TaskCounter
 from pipeline.corpus.duplicates import kept_documents
 from pipeline.corpus.sentences import sentence_starts, token_starts
 from pipeline.corpus.special_ids import text_marks
+from pipeline.corpus.symbols import overlapping_kmers
 from pipeline.corpus.text_store import TextStore, durable, save_array, write_facts
 from pipeline.corpus.tokenizer import encoder, read_tokenizer_facts
 from pipeline.corpus.words import word_starts
@@ -157,7 +158,7 @@ class TextEncoder(PipelineStep):
         unknown = facts.special_ids["unk"]
         marks = np.array(text_marks(facts), np.uint32)
         with durable(self.output / f"{rank:05d}.tokens") as file:
-            for document, text, encoded in self._encoded(store, rank):
+            for document, text, encoded in self._encoded(store, rank, facts.overlapping_kmer):
                 tokens = encoded.tokens
                 source = int(store.documents["source"][document])
                 count = counts.setdefault(source, Counter())
@@ -182,7 +183,7 @@ class TextEncoder(PipelineStep):
         write_facts(self.output, rank, counts, problems)
         yield from ()
 
-    def _encoded(self, store: TextStore, rank: int) -> Iterator[tuple[int, str, EncodedText]]:
+    def _encoded(self, store: TextStore, rank: int, kmer: int) -> Iterator[tuple[int, str, EncodedText]]:
         """Index, text and tokens of the kept documents, in input order."""
         backend = encoder(self.tokenizer)
         piece = piece_characters(backend)
@@ -197,7 +198,8 @@ class TextEncoder(PipelineStep):
             texts.append(store.text_of(document))
             num_characters += len(texts[-1])
             if num_characters >= _BATCH_CHARACTERS or index == len(kept) - 1:
-                encoded = encode_texts(backend, texts, piece, sentences=self.sentences, words=self.words)
+                inputs = [overlapping_kmers(text, kmer) for text in texts] if kmer else texts
+                encoded = encode_texts(backend, inputs, piece, sentences=self.sentences, words=self.words)
                 yield from zip(batch, texts, encoded, strict=True)
                 counter.set(int(store.documents["text_end"][document]))
                 batch, texts, num_characters = [], [], 0

@@ -79,13 +79,29 @@ def run_task(executor: CorpusExecutor, rank: int) -> None:
         executor.pipeline = original
 
 
+def check_processes(processes: int | None) -> int:
+    """How many worker processes to use: ``processes``, or one a core that this process may use.
+
+    Raises:
+        UserError: fewer than 1.
+    """
+    if processes is None:
+        return len(os.sched_getaffinity(0))
+    if processes < 1:
+        raise UserError(f"--processes {processes}: at least 1 is needed.")
+    return processes
+
+
 @contextlib.contextmanager
-def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor | None]:
+def worker_pool(processes: int, *, keeps_work: bool = True) -> Iterator[ProcessPoolExecutor | None]:
     """Worker processes for all stages of a build, or None for one process.
 
     They come from a fork server: it imports once and holds no threads (forking a process with the threads of
     `tokenizers` or Arrow may hang). Even if this process is killed, they end with it: each waits for the end of a pipe
     whose other side is here.
+
+    Args:
+        keeps_work: whether the command goes on from finished work when it is run again, for the message.
 
     Raises:
         UserError: a worker was killed.
@@ -108,8 +124,9 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor | None]:
             process.terminate()
         if isinstance(error, BrokenProcessPool):
             raise UserError(
-                "A worker process was killed, most likely because the memory ran out. Finished work is kept: run the "
-                f"command again with fewer processes (--processes {max(1, processes // 2)}; this time {processes})."
+                "A worker process was killed, most likely because the memory ran out. "
+                f"{'Finished work is kept: run' if keeps_work else 'Run'} the command again with fewer processes "
+                f"(--processes {max(1, processes // 2)}; this time {processes})."
             ) from error
         raise
     finally:

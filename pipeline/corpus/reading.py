@@ -11,14 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.readers.base import BaseReader
+from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
 from pipeline.config.corpus import CleaningConfig, SourceConfig
 from pipeline.corpus.cleaning import clean_text
 from pipeline.corpus.counters import TaskCounter
+from pipeline.corpus.fasta import FastaError, sequences
+from pipeline.corpus.integers import ARRAY_ENDINGS, INTEGERS_FIELD, arrays_of, integers_of, parts_of, text_of_integers
 from pipeline.corpus.records import BadRecordError, decode, parse_object, text_of
 from pipeline.corpus.streams import DamagedFileError, chunks, limited, lines, open_binary
 from pipeline.corpus.units import Unit, read_task
@@ -132,6 +136,61 @@ def _read_rows(unit: Unit, source: SourceConfig) -> Iterator[Document]:
         )
 
 
+def _read_fasta(unit: Unit, source: SourceConfig) -> Iterator[Document]:
+    place = unit.file.place
+    with open_binary(unit.file.path) as file:
+        try:
+            for found in sequences(chunks(file, unit.file.path), source.max_symbols, source.uppercase):
+                metadata = {"place": f"{place}:{found.line}"}
+                if found.reason:
+                    metadata |= {"drop": found.reason, "detail": found.detail}
+                yield Document(text=found.letters, id=f"{source.name}/{found.name}", metadata=metadata)
+        except DamagedFileError as error:
+            raise _damaged(place, error) from None
+        except FastaError as error:
+            raise UserError(
+                f"{place}:{error.line}: {error}. Source {source.name!r} is of kind `fasta`: repair the file, remove it "
+                "from the source, or correct `kind`."
+            ) from None
+
+
+def _read_integers(unit: Unit, source: SourceConfig) -> Iterator[Document]:
+    place = unit.file.place
+    if unit.file.path.endswith(ARRAY_ENDINGS):
+        for name, integers in arrays_of(unit.file.path, place):
+            identity = f"{unit.file.name}:{name}" if name else unit.file.name
+            yield from _documents_of_integers(source, identity, f"{place}:{name}" if name else place, integers)
+        return
+    with open_binary(unit.file.path) as file:
+        number = 0
+        try:
+            for number, line in enumerate(lines(chunks(file, unit.file.path)), 1):
+                if line and not line.isspace():
+                    yield from _integers_of_line(line, number, unit, source)
+        except DamagedFileError as error:
+            raise _damaged(f"{place}:{number + 1}", error) from None
+
+
+def _integers_of_line(line: bytes, number: int, unit: Unit, source: SourceConfig) -> Iterator[Document]:
+    place, identity = f"{unit.file.place}:{number}", f"{unit.file.name}:{number}"
+    try:
+        record = parse_object(line)
+        identity = _identity(record, source, identity)
+        integers = integers_of(record, INTEGERS_FIELD)
+    except BadRecordError as error:
+        metadata = {"place": place, "drop": error.reason, "detail": error.detail}
+        yield Document(text="", id=f"{source.name}/{identity}", metadata=metadata)
+        return
+    yield from _documents_of_integers(source, identity, place, integers)
+
+
+def _documents_of_integers(
+    source: SourceConfig, identity: str, place: str, integers: NDArray[np.integer]
+) -> Iterator[Document]:
+    for suffix, part in parts_of(integers, source.max_symbols):
+        yield _document(source, identity + suffix, place, partial(text_of_integers, part))
+
+
 def _damaged(place: str, error: DamagedFileError) -> UserError:
     return UserError(
         f"{place}: the compressed file is damaged ({error}). What follows cannot be read and nobody knows how much "
@@ -144,6 +203,8 @@ _READERS: dict[str, Callable[[Unit, SourceConfig], Iterator[Document]]] = {
     "jsonl": _read_jsonl,
     "parquet": _read_rows,
     "arrow": _read_rows,
+    "fasta": _read_fasta,
+    "integers": _read_integers,
 }
 
 

@@ -5,7 +5,7 @@ Letters: D documents of a shard.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -32,28 +32,59 @@ SPLITS: Final = ("train", "validation")
 
 
 @dataclass(frozen=True)
+class DealtShard:
+    """One shard of the deal."""
+
+    folder: str
+    """Corpus directory below the output; "": the output itself."""
+
+    split: str
+    """``train`` or ``validation``."""
+
+    number: int
+    """In its split."""
+
+
+@dataclass(frozen=True, eq=False)
 class Deal:
     """What the deal came to."""
 
-    shards: list[tuple[str, int]]
-    """Split and number of every shard, in the order of the writing tasks."""
+    shards: list[DealtShard]
+    """All shards, in the order of the writing tasks."""
 
-    num_tokens: int
-    """Tokens of the corpus."""
+    by_source: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
+    """Split -> documents and tokens of every source."""
 
-    num_documents: int
-    """Documents of the corpus."""
+    num_repeated_ids: dict[str, int]
+    """Folder -> documents whose id another document before has."""
 
-    num_repeated_ids: int
-    """Documents whose id another document before has."""
+    @property
+    def num_documents(self) -> int:
+        """Documents of all corpora."""
+        return sum(int(documents.sum()) for documents, _ in self.by_source.values())
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all corpora."""
+        return sum(int(tokens.sum()) for _, tokens in self.by_source.values())
 
 
-def deal_documents(texts: Path, encoded: Path, num_tasks: int, shards: ShardConfig, output: Path) -> Deal:
+def deal_documents(
+    texts: Path,
+    encoded: Path,
+    num_tasks: int,
+    shards: ShardConfig,
+    folders: Mapping[str, Sequence[int]],
+    output: Path,
+) -> Deal:
     """Assign every encoded document a split, a shard and a place in it; one ``.npy`` of :data:`DEALT` a shard.
 
-    Needs about 40 bytes of memory a document.
+    Needs about 45 bytes of memory a document.
+
+    Args:
+        folders: numbers of the sources that go into each corpus directory; all sources together.
     """
-    places, split_keys, order_keys, tokens = [], [], [], []
+    places, split_keys, order_keys, tokens, sources = [], [], [], [], []
     for task in range(num_tasks):
         table = read_encoded(encoded, task)
         documents = read_documents(texts, task)[table["document"]]
@@ -63,20 +94,35 @@ def deal_documents(texts: Path, encoded: Path, num_tasks: int, shards: ShardConf
         split_keys.append(documents["split_key"])
         order_keys.append(documents["order_key"])
         tokens.append(table["tokens"].astype(np.int64))
+        sources.append(documents["source"])
     place, order_key, num_tokens = np.concatenate(places), np.concatenate(order_keys), np.concatenate(tokens)
-    validation = with_both_splits(np.concatenate(split_keys), shards.validation_share)
+    split_key, source = np.concatenate(split_keys), np.concatenate(sources)
     order = np.argsort(order_key, kind="stable")
-    num_repeated = len(order) - len(np.unique(order_key))
+    num_sources = 1 + max(max(numbers) for numbers in folders.values())
+    by_source = {split: (np.zeros(num_sources, np.int64), np.zeros(num_sources, np.int64)) for split in SPLITS}
+    num_repeated: dict[str, int] = {}
     output.mkdir(parents=True, exist_ok=True)
-    dealt: list[tuple[str, int]] = []
-    for split, chosen in zip(SPLITS, (~validation, validation), strict=True):
-        documents = order[chosen[order]]
-        numbers = shard_numbers(num_tokens[documents], shards.tokens, shards.documents)
-        ends = (np.flatnonzero(np.diff(numbers, append=-1)) + 1).tolist()
-        for number, (begin, end) in enumerate(pairwise([0, *ends])):
-            save_array(output / f"{len(dealt):05d}.npy", place[documents[begin:end]])
-            dealt.append((split, number))
-    return Deal(dealt, int(num_tokens.sum()), len(order), num_repeated)
+    dealt: list[DealtShard] = []
+    for folder, own in folders.items():
+        inside = order if len(folders) == 1 else order[np.isin(source[order], own)]
+        num_repeated[folder] = len(inside) - len(np.unique(order_key[inside]))
+        validation = with_both_splits(split_key[inside], shards.validation_share)
+        for split, documents in zip(SPLITS, (inside[~validation], inside[validation]), strict=True):
+            _count_by_source(by_source[split], source[documents], num_tokens[documents])
+            numbers = shard_numbers(num_tokens[documents], shards.tokens, shards.documents)
+            ends = (np.flatnonzero(np.diff(numbers, append=-1)) + 1).tolist()
+            for number, (begin, end) in enumerate(pairwise([0, *ends])):
+                save_array(output / f"{len(dealt):05d}.npy", place[documents[begin:end]])
+                dealt.append(DealtShard(folder, split, number))
+    return Deal(dealt, by_source, num_repeated)
+
+
+def _count_by_source(
+    counts: tuple[NDArray[np.int64], NDArray[np.int64]], source: NDArray[np.uint32], tokens: NDArray[np.int64]
+) -> None:
+    documents, num_tokens = counts
+    documents += np.bincount(source, minlength=len(documents))
+    np.add.at(num_tokens, source, tokens)  # not `bincount(weights=...)`, which counts in floats
 
 
 class ShardStep(PipelineStep):
@@ -94,7 +140,7 @@ class ShardStep(PipelineStep):
         texts: Path,
         encoded: Path,
         deal: Path,
-        dealt: Sequence[tuple[str, int]],
+        dealt: Sequence[DealtShard],
         vocab_size: int,
         dtype: str,
         shards: ShardConfig,
@@ -116,13 +162,14 @@ class ShardStep(PipelineStep):
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Writes shard ``rank``; yields none."""
-        split, number = self.dealt[rank]
+        shard = self.dealt[rank]
+        split = shard.split
         counter = TaskCounter(self.counters, rank)
         dealt = np.load(self.deal / f"{rank:05d}.npy")
         texts, ids = self._gather(dealt)
         counts = np.zeros(self.vocab_size, np.int64)
         with ShardWriter(
-            shard_path(self.output, split, number), np.dtype(self.dtype), self.shards.block_tokens
+            shard_path(self.output / shard.folder, split, shard.number), np.dtype(self.dtype), self.shards.block_tokens
         ) as writer:
             for name, text in zip(ids, texts, strict=True):
                 sentences = text.sentence_starts if self.shards.sentences else None
@@ -151,17 +198,19 @@ class ShardStep(PipelineStep):
         return [text for text, _ in ordered], [name for _, name in ordered]
 
 
-def written_facts(facts: Path, dealt: Sequence[tuple[str, int]]) -> dict[str, list[ShardFacts]]:
-    """What all shard tasks wrote, by split."""
+def written_facts(facts: Path, dealt: Sequence[DealtShard], folder: str) -> dict[str, list[ShardFacts]]:
+    """What the shard tasks of one corpus directory wrote, by split."""
     by_split: dict[str, list[ShardFacts]] = {split: [] for split in SPLITS}
-    for rank, (split, _) in enumerate(dealt):
-        by_split[split].append(ShardFacts(**read_json(facts / f"{rank:05d}.json", "shard facts")))
+    for rank, shard in enumerate(dealt):
+        if shard.folder == folder:
+            by_split[shard.split].append(ShardFacts(**read_json(facts / f"{rank:05d}.json", "shard facts")))
     return by_split
 
 
-def validation_counts(facts: Path, vocab_size: int) -> NDArray[np.int64]:
-    """Tokens of the validation split by id, (vocab_size,)."""
+def validation_counts(facts: Path, dealt: Sequence[DealtShard], folder: str, vocab_size: int) -> NDArray[np.int64]:
+    """Tokens of the validation split of one corpus directory by id, (vocab_size,)."""
     counts = np.zeros(vocab_size, np.int64)
-    for path in sorted(facts.glob("*.counts.npy")):
-        counts += np.load(path)
+    for rank, shard in enumerate(dealt):
+        if shard.folder == folder and shard.split == "validation":
+            counts += np.load(facts / f"{rank:05d}.counts.npy")
     return counts

@@ -11,16 +11,21 @@ from typing import TypeAlias
 from pipeline.base.errors import UserError
 from pipeline.config.corpus import SourceConfig
 from pipeline.corpus.hub import dataset_files
+from pipeline.corpus.integers import ARRAY_ENDINGS
 from pipeline.corpus.streams import COMPRESSED_ENDINGS, DamagedFileError, chunks, cut_at_lines, lines, open_binary
 from pipeline.corpus.units import InputFile, Unit, task_bytes
 
+_FASTA_ENDINGS = (".fasta", ".fa", ".fna", ".ffn", ".faa")
 USUAL_ENDINGS = {
     "text": (".txt",),
     "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
     "parquet": (".parquet",),
+    "fasta": tuple(name + packed for name in _FASTA_ENDINGS for packed in ("", *COMPRESSED_ENDINGS)),
+    "integers": (".jsonl", ".jsonl.gz", ".jsonl.zst", *ARRAY_ENDINGS),
 }
 _Facts: TypeAlias = tuple[str, int, float]
 """What to open, size in bytes, time of the last change."""
+_KINDS_WITH_FIELDS = ("jsonl", "parquet", "datasets")
 _PROBED_RECORDS = 100
 _PROBED_LINES = 1000
 
@@ -39,7 +44,7 @@ def find_files(sources: Sequence[SourceConfig], work: Path) -> list[InputFile]:
     files: list[InputFile] = []
     for number, source in enumerate(sources):
         found = dataset_files(number, source, work) if source.kind == "datasets" else _listed(number, source)
-        if source.kind != "text":
+        if source.kind in _KINDS_WITH_FIELDS:
             _check_fields(source, found)
         files += found
     return files

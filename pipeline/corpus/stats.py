@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.base.errors import UserError
+from pipeline.corpus.summary import language_lines
 from pipeline.shards.files import CorpusFiles, corpus_files
+from pipeline.shards.index import read_index
 from pipeline.shards.manifest import Manifest, read_manifest
-from pipeline.shards.reader import read_index
 
 _PERCENTILES = (5, 25, 50, 75, 95)
 
@@ -20,7 +21,8 @@ def corpus_stats(location: str | Path) -> dict[str, Any]:
 
     Returns:
         fingerprint, vocab_size, dtype, special_ids, has_sentences, has_words, drops, sources (provenance of each),
-        unknown_tokens, validation_unigram_entropy (nats), and per split: documents, tokens, shards, bytes, and the
+        languages (documents and tokens of each, in all and by split; empty if the sources have none), unknown_tokens,
+        validation_unigram_entropy (nats), and per split: documents, tokens, shards, bytes, and the
         document lengths in tokens (mean, shortest, longest, percentiles).
 
     Raises:
@@ -40,6 +42,7 @@ def corpus_stats(location: str | Path) -> dict[str, Any]:
         "splits": {split: _split_stats(files, split, manifest) for split in manifest.splits},
         "sources": [dict(source) for source in manifest.sources],
         "drops": dict(manifest.drops),
+        "languages": extra.get("languages", {}),
         "unknown_tokens": extra.get("unknown_tokens"),
         "validation_unigram_entropy": extra.get("validation_unigram_entropy"),
     }
@@ -104,13 +107,15 @@ def _provenance_lines(stats: dict[str, Any]) -> list[str]:
     lines = []
     for source in stats["sources"]:
         drops = ", ".join(f"{count:,} {reason}" for reason, count in source["drops"].items()) or "none"
-        # An import sees no text.
+        # An import sees no text, and what is synthetic has no path.
+        place = f"{source['kind']}, {source['path']}" if "path" in source else source["kind"]
         characters = f"{source['characters']:,} characters, " if "characters" in source else ""
         lines.append(
-            f"  source {source['name']} ({source['kind']}, {source['path']}): {source['records']:,} records, "
+            f"  source {source['name']} ({place}): {source['records']:,} records, "
             f"{source['documents']:,} documents, {characters}{source['tokens']:,} tokens; "
             f"drops: {drops}"
         )
+    lines += [f"  {line}" for line in language_lines(stats["languages"])]
     if stats["unknown_tokens"]:
         lines.append(f"  unknown tokens: {stats['unknown_tokens']:,}")
     if stats["validation_unigram_entropy"]:

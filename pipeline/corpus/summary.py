@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.corpus.languages import MIXTURE_NAME
 from pipeline.corpus.reading import BAD_REASONS
 from pipeline.shards.manifest import Manifest
 
@@ -48,6 +50,12 @@ class BuildSummary:
     notes: list[str] = field(default_factory=list)
     """Further facts worth a line."""
 
+    languages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Documents and tokens of every language, in all and by split; empty if the sources have none."""
+
+    mixture: str = ""
+    """Where corpora were made by language: the part of a run's config (YAML) that trains on them."""
+
     seconds: float = 0.0
     """Time this command took."""
 
@@ -70,13 +78,18 @@ class BuildSummary:
             shown.append(
                 f"  {split}: {facts['documents']:,} documents, {facts['tokens']:,} tokens ({share:.1f} %), {shards}"
             )
+        shown += [f"  {line}" for line in language_lines(self.languages)]
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in self.drops.items() if count)
         shown.append(f"  dropped: {dropped or 'nothing'}")
         shown += [f"    {format_problem(problem)}" for problem in self.problems]
         num_bad = sum(self.drops.get(reason, 0) for reason in BAD_REASONS)
         if num_bad > len(self.problems):
             shown.append(f"    ... and {num_bad - len(self.problems):,} more in build_log.jsonl")
-        return shown + [f"  {note}" for note in self.notes]
+        shown += [f"  {note}" for note in self.notes]
+        if self.mixture:
+            shown.append(f"  a corpus directory a language; to train on all ({self.output}/{MIXTURE_NAME}):")
+            shown += [f"    {line}" for line in self.mixture.splitlines()]
+        return shown
 
 
 def format_problem(problem: Mapping[str, Any]) -> str:
@@ -121,8 +134,49 @@ def summary_of(output: Path, manifest: Manifest, was_complete: bool, seconds: fl
         drops={reason: int(count) for reason, count in manifest.drops.items()},
         problems=list(extra.get("problems", [])),
         notes=notes,
+        languages=dict(extra.get("languages", {})),
         seconds=round(seconds, 3),
     )
+
+
+def summary_by_language(
+    output: Path, manifests: Mapping[str, Manifest], was_complete: bool, seconds: float
+) -> BuildSummary:
+    """The summary of a build that made a corpus directory a language; ``manifests`` by their names.
+
+    Its ``fingerprint`` is the sha256 of those of the corpora, joined in order.
+    """
+    parts = [summary_of(output, manifest, was_complete, seconds) for manifest in manifests.values()]
+    joined = "".join(part.fingerprint for part in parts)
+    splits: dict[str, Counter[str]] = {}
+    for part in parts:
+        for split, facts in part.splits.items():
+            splits.setdefault(split, Counter()).update(facts)
+    drops: Counter[str] = sum((Counter(part.drops) for part in parts), Counter())
+    return replace(
+        parts[0],
+        fingerprint=hashlib.sha256(joined.encode()).hexdigest(),
+        documents=sum(part.documents for part in parts),
+        tokens=sum(part.tokens for part in parts),
+        splits={split: dict(facts) for split, facts in splits.items()},
+        drops=drops_of(Counter({f"drop:{reason}": count for reason, count in drops.items()})),
+        problems=[problem for part in parts for problem in part.problems][:SHOWN_PROBLEMS],
+        notes=[f"{name}: {note}" for name, part in zip(manifests, parts, strict=True) for note in part.notes],
+        languages={name: found for part in parts for name, found in part.languages.items()},
+        mixture=(output / MIXTURE_NAME).read_text(encoding="utf-8"),
+    )
+
+
+def language_lines(languages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """``language en: 12 documents, 3,456 tokens (held out: 1 and 234)``, a line a language."""
+    lines = []
+    for language, facts in languages.items():
+        held_out = facts["splits"].get("validation", {"documents": 0, "tokens": 0})
+        lines.append(
+            f"language {language}: {facts['documents']:,} documents, {facts['tokens']:,} tokens "
+            f"(held out: {held_out['documents']:,} and {held_out['tokens']:,})"
+        )
+    return lines
 
 
 def drops_of(counts: Counter[str]) -> dict[str, int]:

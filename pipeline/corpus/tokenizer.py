@@ -13,6 +13,7 @@ from typing import Any, Final
 from pipeline.base.errors import UserError
 from pipeline.base.files import directory_made_whole, read_json, sha256_of_file, write_json_atomically
 from pipeline.config.corpus import TokenizerConfig
+from pipeline.corpus.symbols import STYLES, character_tokenizer, integer_tokenizer, kmer_tokenizer, unigram_tokenizer
 from pipeline.corpus.vocabulary import train_byte_bpe, train_wordpiece
 
 _ROBERTA_FIRST: Final = ("<s>", "<pad>", "</s>", "<unk>")
@@ -37,6 +38,9 @@ class TokenizerFacts:
     all_special_ids: list[int]
     """Every id that is no text, sorted."""
 
+    overlapping_kmer: int = 0
+    """Letters of the overlapping k-mers that texts are written out in before they are encoded; 0: not at all."""
+
 
 def make_tokenizer(
     config: TokenizerConfig, texts: Callable[[], Iterable[str]], directory: Path, facts_path: Path
@@ -53,6 +57,21 @@ def make_tokenizer(
     """
     tokenizer = load_tokenizer(config) if config.path else train_tokenizer(config, texts)
     where = f"The tokenizer {config.path!r}" if config.path else "The trained tokenizer"
+    facts = save_tokenizer(tokenizer, directory, where)
+    write_json_atomically(facts_path, vars(facts))
+    return facts
+
+
+def save_tokenizer(tokenizer: Any, directory: Path, where: str) -> TokenizerFacts:
+    """Save a tokenizer of transformers as a corpus keeps it.
+
+    Args:
+        directory: where the Hugging Face files go; replaced if it exists.
+        where: what messages call it.
+
+    Raises:
+        UserError: special tokens are missing that rows need.
+    """
     special_ids = {name: getattr(tokenizer, attribute) for name, attribute in _SPECIAL_ATTRIBUTES.items()}
     _check_special_ids(where, special_ids)
     shutil.rmtree(directory, ignore_errors=True)
@@ -60,14 +79,13 @@ def make_tokenizer(
         tokenizer.save_pretrained(temporary)
         _forget_this_machine(temporary / "tokenizer_config.json")
     vocabulary = tokenizer.get_vocab()
-    facts = TokenizerFacts(
+    return TokenizerFacts(
         fingerprint=sha256_of_file(directory / "tokenizer.json"),
         vocab_size=max(vocabulary.values()) + 1,
         special_ids=special_ids,
         all_special_ids=sorted(set(tokenizer.all_special_ids)),
+        overlapping_kmer=int(tokenizer.init_kwargs.get("overlapping_kmer", 0)),
     )
-    write_json_atomically(facts_path, vars(facts))
-    return facts
 
 
 def read_tokenizer_facts(path: Path) -> TokenizerFacts:
@@ -90,7 +108,21 @@ def encoder(directory: Path) -> Any:
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Any:
-    """A stock Hugging Face tokenizer with a vocabulary trained on ``texts``."""
+    """A stock Hugging Face tokenizer with a vocabulary trained on ``texts``.
+
+    Raises:
+        UserError: the texts hold nothing to train on.
+    """
+    if config.kind == "unigram":
+        return unigram_tokenizer(texts, config.vocab_size, STYLES[config.style])
+    if config.kind == "character":
+        return character_tokenizer(texts, config.vocab_size, config.min_count, STYLES[config.style])
+    if config.kind == "kmer":
+        return kmer_tokenizer(texts, config, STYLES[config.style])
+    if config.kind == "integers":
+        if config.num_integers is None:
+            raise ValueError("num_integers must be known here: the stage counts them")
+        return integer_tokenizer(config.num_integers, STYLES[config.style])
     if config.style == "bert":
         stock = _bert({}, config.lowercase).backend_tokenizer
         return _bert(
@@ -206,6 +238,8 @@ def _forget_this_machine(path: Path) -> None:
     value = json.loads(path.read_text(encoding="utf-8"))
     for name in ("name_or_path", "tokenizer_file", "vocab_file", "merges_file", "is_local", "local_files_only"):
         value.pop(name, None)
+    if value.get("tokenizer_class") == "TokenizersBackend":  # a name of transformers 5; all versions know the older one
+        value["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_json_atomically(path, value)
 
 

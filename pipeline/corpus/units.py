@@ -28,7 +28,7 @@ class InputFile:
     """Index of the source in the config."""
 
     kind: str
-    """How it is read: ``text``, ``jsonl``, ``parquet`` or ``arrow``."""
+    """How it is read: ``text``, ``jsonl``, ``parquet``, ``arrow``, ``fasta`` or ``integers``."""
 
     path: str
     """What to open."""

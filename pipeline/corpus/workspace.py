@@ -14,16 +14,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import read_json, write_json_atomically
-from pipeline.config.corpus import CorpusConfig
+from pipeline.config.corpus import CorpusConfig, ShardConfig, SourceConfig, TokenizerConfig
+from pipeline.corpus.languages import MIXTURE_NAME, folders_of
 from pipeline.corpus.units import InputFile
 from pipeline.shards.files import LocalFiles
 from pipeline.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 BUILD_VERSION = 1
 """Raised when the same config would give other bytes."""
+
+_ADDED_LATER: Final = {
+    "source": ("max_symbols", "uppercase", "language"),
+    "tokenizer": ("min_count", "kmer", "kmer_overlap", "kmer_letters", "num_integers", "language_exponent"),
+    "shards": ("by_language",),
+}
+"""Settings that came after the first corpora and whose defaults change none of them."""
 
 WORK_NAME = ".build"
 LOG_NAME = "build_log.jsonl"
@@ -86,16 +95,29 @@ def config_fingerprint(config: CorpusConfig) -> str:
     """sha256 of all settings that the bytes of the corpus depend on."""
     value = asdict(config)
     del value["cleaning"]["max_bad_share"]  # stops a build or does not; a build may go on with another one
+    for source in value["sources"]:
+        _forget_defaults(source, SourceConfig(), _ADDED_LATER["source"])
+    _forget_defaults(value["tokenizer"], TokenizerConfig(), _ADDED_LATER["tokenizer"])
+    _forget_defaults(value["shards"], ShardConfig(), _ADDED_LATER["shards"])
     return hashlib.sha256(json.dumps([BUILD_VERSION, value], sort_keys=True).encode()).hexdigest()
 
 
-def complete_corpus(config: CorpusConfig, output: Path) -> Manifest | None:
+def _forget_defaults(section: dict[str, Any], defaults: Any, names: Sequence[str]) -> None:
+    """Take settings out that stand at their default, so that a corpus built before they existed is still this one."""
+    for name in names:
+        if section[name] == getattr(defaults, name):
+            del section[name]
+
+
+def complete_corpus(fingerprint: str, output: Path) -> Manifest | None:
     """The manifest, if ``output`` holds the finished corpus of this very config; None if the build has to run.
+
+    Args:
+        fingerprint: of the config, as the manifest's ``config_fingerprint``.
 
     Raises:
         UserError: ``output`` is a file, holds another corpus, an unfinished build of another config, or other files.
     """
-    fingerprint = config_fingerprint(config)
     way_out = "Choose another --output, or delete that directory first."
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; a corpus is a directory. Choose another --output.")
@@ -122,6 +144,29 @@ def complete_corpus(config: CorpusConfig, output: Path) -> Manifest | None:
     if foreign:
         raise UserError(f"{output} is not empty and holds no corpus (found {', '.join(foreign[:5])}). {way_out}")
     return None
+
+
+def complete_corpora(config: CorpusConfig, output: Path) -> dict[str, Manifest] | None:
+    """The manifests by folder below ``output`` ("": itself), if it holds all that this very config makes; else None.
+
+    Raises:
+        UserError: as :func:`complete_corpus`.
+    """
+    fingerprint = config_fingerprint(config)
+    if not (config.shards.by_language and (output / MIXTURE_NAME).exists()):
+        manifest = complete_corpus(fingerprint, output)
+        return None if manifest is None else {"": manifest}
+    manifests: dict[str, Manifest] = {}
+    for folder in folders_of(config):
+        if not (output / folder / MANIFEST_NAME).exists():
+            raise UserError(
+                f"{output} holds corpora by language, but none in {output / folder}: they were built with another "
+                "config, or the folder was removed. Choose another --output, or delete that directory first."
+            )
+        found = complete_corpus(fingerprint, output / folder)
+        assert found is not None
+        manifests[folder] = found
+    return manifests
 
 
 @contextmanager
@@ -159,7 +204,7 @@ def starts_anew(workspace: Workspace, config: CorpusConfig, files: Sequence[Inpu
     if old == state:
         return False
     # The state goes after the shards: while they are there, it says whose they are.
-    for name in _PUBLISHED:
+    for name in _published(config):
         shutil.rmtree(workspace.output / name, ignore_errors=True)
     for child in sorted(workspace.root.iterdir()):
         if child.name not in ("lock", "datasets"):
@@ -168,8 +213,14 @@ def starts_anew(workspace: Workspace, config: CorpusConfig, files: Sequence[Inpu
     return old is not None
 
 
-def remove_leftovers(workspace: Workspace) -> None:
-    """Remove the half-written files of killed attempts from the corpus directory."""
-    for directory in (workspace.output, *(workspace.output / name for name in _PUBLISHED)):
-        for path in directory.glob(".*.tmp"):
-            path.unlink()
+def remove_leftovers(workspace: Workspace, config: CorpusConfig) -> None:
+    """Remove the half-written files of killed attempts from the corpus directory, or that of every language."""
+    for folder in ("", *folders_of(config)):
+        for directory in (workspace.output / folder / name for name in ("", *_PUBLISHED)):
+            for path in directory.glob(".*.tmp"):
+                path.unlink()
+
+
+def _published(config: CorpusConfig) -> list[str]:
+    """Folders that a build makes in its output."""
+    return list(folders_of(config)) if config.shards.by_language else list(_PUBLISHED)

@@ -46,6 +46,7 @@ def gather_rows(
     first_document: NDArray[np.int64],
     row_format: RowFormat,
     words: Sequence[WordBits] | None = None,
+    sentences: Sequence[NDArray[np.int64]] | None = None,
 ) -> Rows:
     """Build rows.
 
@@ -60,14 +61,12 @@ def gather_rows(
         row_numbers, epoch, shard, source: of every row, (R,).
         first_document: documents of the split before the shard of every row, (R,).
         words: of the C shards; given, ``Rows.word_starts`` is filled.
+        sentences: items of the C shards at which sentences begin, ascending; given, ``Rows.sentence_starts`` is filled.
 
     Raises:
         ValueError: pieces that outgrow their row or their shard, or shards of different token types: a bug.
     """
-    dtypes = {flat.dtype for flat in maps}
-    if len(dtypes) > 1:
-        raise ValueError(f"rows of shards with different token types: {sorted(map(str, dtypes))}")
-    tokens = np.empty((len(row_numbers), row_format.sequence_length), dtypes.pop() if dtypes else np.uint16)
+    tokens = np.empty((len(row_numbers), row_format.sequence_length), _dtype_of(maps))
     segments = np.zeros(len(pieces), _SEGMENT)
     memory = np.array([(address_of(flat), len(flat)) for flat in maps], np.uint64).reshape(-1, 2)  # (C, 2)
     form, first_slots = _as_numbers(row_format), np.empty(len(pieces), np.int64)
@@ -75,9 +74,8 @@ def gather_rows(
     if num_segments < 0:
         raise ValueError(f"the pieces of row {-1 - num_segments} of these outgrow it, or lie outside their shard")
     segments = segments[:num_segments]
-    word_starts = None
-    if words is not None:
-        word_starts = _word_starts(pieces, counts, words, map_of_row, first_slots, segments, tokens.shape)
+    word_starts = _word_starts(pieces, counts, words, map_of_row, first_slots, segments, tokens.shape)
+    sentence_starts = _sentence_starts(pieces, counts, sentences, map_of_row, first_slots, tokens.shape)
     names = _OF_SEGMENT + (_OF_PAIR if row_format.middle_ids else ())
     return Rows(
         tokens=tokens,
@@ -86,8 +84,17 @@ def gather_rows(
         shard=shard.astype(np.int32),
         source=source.astype(np.int32),
         word_starts=word_starts,
+        sentence_starts=sentence_starts,
+        segment_context=_contexts(segments["offset"], row_format.context_tokens),
         **{name: np.ascontiguousarray(segments[name]) for name in names},
     )
+
+
+def _dtype_of(maps: Sequence[NDArray[np.unsignedinteger]]) -> np.dtype:
+    dtypes = {flat.dtype for flat in maps}
+    if len(dtypes) > 1:
+        raise ValueError(f"rows of shards with different token types: {sorted(map(str, dtypes))}")
+    return dtypes.pop() if dtypes else np.dtype(np.uint16)
 
 
 _Format: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int, bool]
@@ -206,16 +213,48 @@ def _add_second(segment: Any, first_token: int, first_document: int, piece: Any)
     segment.second_offset = offset
 
 
+def _contexts(offset: NDArray[np.int64], context_tokens: int) -> NDArray[np.int32] | None:
+    """``Rows.segment_context``, (K,): every piece but the first of a document has a context."""
+    return np.where(offset > 0, np.int32(context_tokens), np.int32(0)) if context_tokens else None
+
+
+def _sentence_starts(
+    pieces: NDArray[np.void],
+    counts: NDArray[np.int64],
+    sentences: Sequence[NDArray[np.int64]] | None,
+    map_of_row: NDArray[np.int64],
+    first_slots: NDArray[np.int64],
+    shape: tuple[int, ...],
+) -> NDArray[np.bool_] | None:
+    """Where tokens begin sentences, (R, S), if that is asked for."""
+    if sentences is None:
+        return None
+    flat = np.zeros(shape[0] * shape[1], np.bool_)
+    shard_of_piece = np.repeat(map_of_row, counts)  # (P,)
+    for shard, starts in enumerate(sentences):
+        own = np.flatnonzero(shard_of_piece == shard)
+        item = pieces["item"][own].astype(np.int64)
+        first, last = (np.searchsorted(starts, end) for end in (item, item + pieces["length"][own]))
+        count = last - first
+        # Sentences of all these pieces, one after another.
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(count)])
+        number = np.arange(before[-1]) - np.repeat(before[:-1] - first, count)
+        flat[starts[number] + np.repeat(first_slots[own] - item, count)] = True
+    return flat.reshape(shape)
+
+
 def _word_starts(
     pieces: NDArray[np.void],
     counts: NDArray[np.int64],
-    words: Sequence[WordBits],
+    words: Sequence[WordBits] | None,
     map_of_row: NDArray[np.int64],
     first_slots: NDArray[np.int64],
     segments: NDArray[np.void],
     shape: tuple[int, ...],
-) -> NDArray[np.bool_]:
-    """Where tokens begin words, (R, S)."""
+) -> NDArray[np.bool_] | None:
+    """Where tokens begin words, (R, S), if that is asked for."""
+    if words is None:
+        return None
     starts = np.zeros(shape, np.bool_)
     first_items = np.concatenate([np.zeros(0, np.int64), *(bits.first_items for bits in words)])
     first_block = np.cumsum([0, *(len(bits.first_items) for bits in words)])  # (C+1,)

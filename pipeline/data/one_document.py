@@ -21,8 +21,9 @@ def max_segments(row_format: RowFormat) -> int:
 
 
 def count_rows(shard: ShardLengths, row_format: RowFormat) -> int:
-    """R_s of a shard: ``ceil(n / (S - overhead))`` for a document of n tokens."""
-    return sum(count_cuts(np.array(shard.documents, np.uint32), row_format.sequence_length - row_format.overhead))
+    """R_s of a shard: ``ceil(n / (S - overhead))`` for a document of n tokens, more where pieces have a context."""
+    cap = row_format.sequence_length - row_format.overhead
+    return sum(count_cuts(np.array(shard.documents, np.uint32), cap, row_format.context_tokens))
 
 
 def plan(shard: ShardLengths, row_format: RowFormat, documents_key: int, cuts_key: int) -> ShardPlan:
@@ -34,5 +35,5 @@ def plan(shard: ShardLengths, row_format: RowFormat, documents_key: int, cuts_ke
     """
     del documents_key
     cap = row_format.sequence_length - row_format.overhead
-    pieces, _ = cut_documents(np.array(shard.documents, np.uint32), cap, np.uint64(cuts_key))
+    pieces, _ = cut_documents(np.array(shard.documents, np.uint32), cap, row_format.context_tokens, np.uint64(cuts_key))
     return ShardPlan(as_pieces(pieces), first_piece=np.arange(len(pieces) + 1))

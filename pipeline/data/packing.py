@@ -42,6 +42,9 @@ class Packing:
     needs_sentences: bool = False
     """Whether ``ShardLengths`` must hold the sentences."""
 
+    takes_context: bool = False
+    """Whether its pieces can begin with tokens of the piece before (``RowFormat.context_tokens``)."""
+
 
 def _packing(name: str, module: ModuleType, **facts: Any) -> Packing:
     return Packing(name, module.VERSION, module.count_rows, module.plan, module.max_segments, **facts)
@@ -50,11 +53,15 @@ def _packing(name: str, module: ModuleType, **facts: Any) -> Packing:
 PACKINGS: Final = {
     packing.name: packing
     for packing in (
-        _packing("best_fit", best_fit),
+        _packing("best_fit", best_fit, takes_context=True),
         _packing("concatenate", concatenate, closed_form=concatenate.num_rows),
-        _packing("one_document", one_document),
+        _packing("one_document", one_document, takes_context=True),
         *(
-            replace(_packing(name, pairs, needs_sentences=True), plan=partial(pairs.plan, mode=mode))
+            replace(
+                _packing(name, pairs, needs_sentences=True),
+                count_rows=partial(pairs.count_rows, mode=mode),
+                plan=partial(pairs.plan, mode=mode),
+            )
             for name, mode in pairs.MODES.items()
         ),
     )
@@ -70,6 +77,20 @@ def find_packing(name: str) -> Packing:
     if name not in PACKINGS:
         raise UserError(f"data.packing is {name!r}; it must be one of {', '.join(PACKINGS)}.")
     return PACKINGS[name]
+
+
+def check_context(packing: Packing, context_tokens: int) -> None:
+    """Refuse a context where the packing has none.
+
+    Raises:
+        UserError: naming the packings that have.
+    """
+    if context_tokens and not packing.takes_context:
+        able = " or ".join(name for name, one in PACKINGS.items() if one.takes_context)
+        raise UserError(
+            f"data.context_tokens is {context_tokens}: packing {packing.name} cannot repeat tokens; set data.packing "
+            f"to {able}, or data.context_tokens to 0."
+        )
 
 
 def max_segments_per_row(row_format: RowFormat, packing: str) -> int:

@@ -1,10 +1,12 @@
 """Sentence pairs: chunks of whole sentences, split in two, packed by best fit.
 
 A chunk takes whole sentences up to ``cap = S - overhead`` tokens, greedily from the document's start; a longer sentence
-is cut every ``cap`` tokens first. Chunks depend on no key. A chunk's split point is a keyed border between two of its
-sentences, or, where it has only one, a keyed token within it: BERT's original data gave such a chunk a second part from
-another document (google-research/bert, create_pretraining_data.py), which would make it longer than planned, and a
-corpus of one-sentence documents would have no pairs.
+is cut every ``cap`` tokens first. For ``nsp`` and ``sop`` one chunk in ten is shorter, up to a number of tokens between
+2 and ``cap`` that is drawn for it, or its first sentence where that is longer: BERT's and ALBERT's data have such short
+sequences, lest a model know none but long ones. Chunks depend on no key of the run. A chunk's split point is a keyed
+border between two of its sentences, or, where it has only one, a keyed token within it: BERT's original data gave such
+a chunk a second part from another document (google-research/bert, create_pretraining_data.py), which would make it
+longer than planned, and a corpus of one-sentence documents would have no pairs.
 
 ``nsp`` (Devlin et al. 2019): half of the chunks exchange their second parts with chunks of other documents of the shard
 whose second part is just as long. ``sop`` (Lan et al. 2020): half of the chunks swap their two parts. ``none``: parts
@@ -26,7 +28,7 @@ from pipeline.data.fit import count_fitted_rows, fit_items
 from pipeline.data.pieces import SECOND_PART, ShardLengths, ShardPlan, make_pieces
 from pipeline.data.rows import RowFormat
 
-VERSION = 1
+VERSION = 2
 
 PairMode = Literal["nsp", "sop", "none"]
 
@@ -37,6 +39,13 @@ _SPLIT: Final = 1
 _PARTNERS: Final = 2
 _COINS: Final = 3
 """Names of the keyed choices: split point, who exchanges with whom, whether they do (or swap)."""
+
+
+SHORT_SHARE: Final = 0.1
+"""Share of the chunks that are shorter, for ``nsp`` and ``sop`` (``short_seq_prob`` of google-research/bert)."""
+
+_SHORT_KEY: Final = 0x5407
+"""Of all runs and shards: which chunks are short must not change the number of rows."""
 
 
 class Chunks(NamedTuple):
@@ -58,8 +67,11 @@ class Chunks(NamedTuple):
     """First token of every unit in the shard, then the number of tokens, (U+1,)."""
 
 
-def make_chunks(shard: ShardLengths, cap: int) -> Chunks:
+def make_chunks(shard: ShardLengths, cap: int, with_short: bool) -> Chunks:
     """Chunks of up to ``cap`` tokens.
+
+    Args:
+        with_short: :data:`SHORT_SHARE` of them are shorter.
 
     Raises:
         ValueError: the shard was read without sentences.
@@ -76,7 +88,9 @@ def make_chunks(shard: ShardLengths, cap: int) -> Chunks:
     first_of_document = np.concatenate([[0], part_end])[shard.first_sentence]  # (D+1,)
     document = np.repeat(np.arange(len(shard.documents)), np.diff(first_of_document))  # (U,)
     # The chunk that begins at a unit ends before the first unit that does not fit, or with its document.
-    next_chunk = np.minimum(np.searchsorted(end, unit_start[:-1] + cap, side="right"), first_of_document[document + 1])
+    most = _most_tokens(len(units), cap) if with_short else cap
+    next_chunk = np.minimum(np.searchsorted(end, unit_start[:-1] + most, side="right"), first_of_document[document + 1])
+    next_chunk = np.maximum(next_chunk, np.arange(1, len(units) + 1))  # one unit, however long
     first_unit, unit, follows = [], 0, next_chunk.data  # of the view, single entries are read fastest
     while unit < len(follows):
         first_unit.append(unit)
@@ -87,6 +101,14 @@ def make_chunks(shard: ShardLengths, cap: int) -> Chunks:
     owner = document[first[:-1]]
     document_start = unit_start[first_of_document]  # (D+1,)
     return Chunks(owner, start[:-1] - document_start[owner], np.diff(start), first, unit_start)
+
+
+def _most_tokens(num_units: int, cap: int) -> NDArray[np.int64]:
+    """Most tokens of the chunk that begins at each unit, (U,)."""
+    drawn = hashes(_SHORT_KEY, np.arange(num_units))
+    upper, lower = (drawn >> np.uint64(32)).astype(np.int64), (drawn & np.uint64(2**32 - 1)).astype(np.int64)
+    shorter = np.minimum(2 + (lower * (cap - 1) >> 32), cap)  # 2 .. cap
+    return np.where(upper < int(SHORT_SHARE * 2**32), shorter, cap)
 
 
 def first_parts(chunks: Chunks, base_key: int) -> NDArray[np.int64]:
@@ -146,9 +168,9 @@ def _check_number(num_chunks: int) -> None:
         raise ValueError(f"a shard has {num_chunks} chunks of sentences; at most {MAX_PERMUTATION} can be exchanged")
 
 
-def count_rows(shard: ShardLengths, row_format: RowFormat) -> int:
+def count_rows(shard: ShardLengths, row_format: RowFormat, mode: PairMode = "nsp") -> int:
     """R_s of a shard."""
-    chunks = make_chunks(shard, row_format.sequence_length - row_format.overhead)
+    chunks = make_chunks(shard, row_format.sequence_length - row_format.overhead, with_short=mode != "none")
     length, most = row_format.sequence_length, max_segments(row_format)
     return int(count_fitted_rows(chunks.length + row_format.overhead, length, most))
 
@@ -163,7 +185,7 @@ def plan(
         cuts_key: splits the chunks, and exchanges or swaps their parts.
         mode: what the second parts are.
     """
-    chunks = make_chunks(shard, row_format.sequence_length - row_format.overhead)
+    chunks = make_chunks(shard, row_format.sequence_length - row_format.overhead, with_short=mode != "none")
     _check_number(len(chunks.length))
     item, counts = fit_items(  # (I,), (R,)
         chunks.length + row_format.overhead,

@@ -41,7 +41,8 @@ class ShardLengths:
 
 @dataclass(frozen=True, eq=False)
 class ShardPlan:
-    """The rows of one shard in one epoch; every token of the shard is in exactly one piece."""
+    """The rows of one shard in one epoch; every token of the shard is in exactly one piece,
+    but for the context with which pieces of a cut document may begin."""
 
     pieces: NDArray[np.void]
     """Pieces sorted by row, in the order they stand in it, (K,) of :data:`PIECE`."""

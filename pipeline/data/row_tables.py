@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.base.errors import UserError
 from pipeline.base.keyed import MAX_PERMUTATION
 from pipeline.base.logs import get_logger
-from pipeline.data.packing import Packing, find_packing
+from pipeline.data.packing import Packing, check_context, find_packing
 from pipeline.data.pieces import MAX_ITEMS
 from pipeline.data.row_format import RowKind, row_format
 from pipeline.data.rows import RowFormat
@@ -65,12 +65,13 @@ def rows_per_shard(source: OpenSource, packing: Packing, row_format: RowFormat) 
         return kept
     if source.files.is_remote:
         kind = "gpt" if row_format.end_only_at_document_end else "bert"
+        with_context = f" --context-tokens {row_format.context_tokens}" if row_format.context_tokens else ""
         raise UserError(
             f"{source.files.describe(name)} does not exist, or is no such table: the rows of every shard under packing "
             f"{packing.name} at {row_format.sequence_length} tokens, to be counted from all {len(table)} indexes. Run "
             f"`pretrain corpus count-rows DIRECTORY --packing {packing.name} --kind {kind} --sequence-length "
-            f"{row_format.sequence_length}` on the corpus where it is local and upload its `rows` folder, or set "
-            "data.packing to concatenate, which needs no table."
+            f"{row_format.sequence_length}{with_context}` on the corpus where it is local and upload its `rows` folder,"
+            " or set data.packing to concatenate, which needs no table."
         )
     with source.files.lock_derived():  # ranks of a node start together: one counts, the others read
         kept = _read_table(source.files, name, len(table))
@@ -80,19 +81,23 @@ def rows_per_shard(source: OpenSource, packing: Packing, row_format: RowFormat) 
     return kept
 
 
-def count_rows(directory: Path, packing: str, kind: RowKind, sequence_length: int) -> dict[str, int]:
+def count_rows(
+    directory: Path, packing: str, kind: RowKind, sequence_length: int, context_tokens: int = 0
+) -> dict[str, int]:
     """Make the tables of all splits of a local corpus, for readers who have only its copy elsewhere.
 
     Returns:
         rows of every split.
 
     Raises:
-        UserError: no corpus, no such packing, a tokenizer that lacks what the rows need, or tables that cannot be kept.
+        UserError: no corpus, no such packing, a context that it cannot have, a tokenizer that lacks what the rows need,
+            or tables that cannot be kept.
     """
     files = LocalFiles(directory)
     manifest = read_manifest(files)
     found = find_packing(packing)
-    form = row_format(manifest, kind, sequence_length, pairs=found.needs_sentences)
+    check_context(found, context_tokens)
+    form = row_format(manifest, kind, sequence_length, found.needs_sentences, context_tokens)
     rows = {}
     for split, table in manifest.splits.items():
         if int(table.documents.sum()):
@@ -108,9 +113,11 @@ def count_rows(directory: Path, packing: str, kind: RowKind, sequence_length: in
 
 
 def table_name(split: str, table: ShardTable, packing: Packing, row_format: RowFormat) -> str:
-    """``rows/best_fit-1-512-2.train-<12 hex of the shards' digests>.npy``."""
+    """``rows/best_fit-1-512-2.train-<12 hex of the shards' digests>.npy``; a context follows the overhead."""
     shards = hashlib.sha256(table.sha256.encode()).hexdigest()[:12]
     settings = f"{packing.name}-{packing.version}-{row_format.sequence_length}-{row_format.overhead}"
+    if row_format.context_tokens:
+        settings += f"-{row_format.context_tokens}"
     return f"rows/{settings}.{split}-{shards}.npy"
 
 

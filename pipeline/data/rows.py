@@ -34,6 +34,9 @@ class RowFormat:
     middle_ids: tuple[int, ...] = ()
     """Pairs only: ids between the two parts of a segment, ``(sep,)``."""
 
+    context_tokens: int = 0
+    """GPT kind: tokens of the piece before with which every piece but a document's first begins."""
+
     @property
     def overhead(self) -> int:
         """Special tokens a segment has, at most."""
@@ -79,6 +82,13 @@ class Rows:
     """Where a token begins a word, every special token and every first token of a segment (of a pair: of either part)
     included, (R, S); only for objectives that ask for it."""
 
+    sentence_starts: NDArray[np.bool_] | None = None
+    """Where a token of text begins a sentence, (R, S); only for objectives that ask for it."""
+
+    segment_context: NDArray[np.int32] | None = None
+    """First tokens of every segment that the segment before it in the document has ended with: they are read again and
+    not predicted again, (K,); only where rows have a context. 0 for the first segment of a document."""
+
     second_start: NDArray[np.int32] | None = None
     """Pairs only: slot in its row where the segment's second part begins, (K,); the segment's end where it has none."""
 
@@ -96,7 +106,7 @@ class Rows:
 NO_PAIR: Final = -100
 """Label of a segment of one part: the index that cross-entropy ignores."""
 
-PER_ROW: Final = ("tokens", "row_numbers", "epoch", "shard", "source", "word_starts")
+PER_ROW: Final = ("tokens", "row_numbers", "epoch", "shard", "source", "word_starts", "sentence_starts")
 """Fields of :class:`Rows` with an entry a row."""
 
 PER_SEGMENT: Final = (
@@ -104,6 +114,7 @@ PER_SEGMENT: Final = (
     "segment_length",
     "document",
     "offset",
+    "segment_context",
     "second_start",
     "second_document",
     "second_offset",

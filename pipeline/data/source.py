@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from pipeline.base.errors import UserError
 from pipeline.data.pieces import ShardLengths
 from pipeline.shards.files import CorpusFiles
+from pipeline.shards.index import ShardIndex, read_index
 from pipeline.shards.layout import shard_name
 from pipeline.shards.manifest import Manifest
-from pipeline.shards.reader import Shard, ShardIndex, read_index
+from pipeline.shards.reader import Shard
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

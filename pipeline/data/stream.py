@@ -20,7 +20,7 @@ from pipeline.data.exclusion import Exclusions
 from pipeline.data.gather import gather_rows, split_rows
 from pipeline.data.look_ahead import LookAhead
 from pipeline.data.order import rank_slice, slot_order
-from pipeline.data.packing import find_packing
+from pipeline.data.packing import check_context, find_packing
 from pipeline.data.phase import Phase, PhasePlaces
 from pipeline.data.pieces import is_kept
 from pipeline.data.planned import Planned, check_blocks, plan_rows
@@ -56,6 +56,9 @@ class StreamSettings:
     exponent: float = 1.0
     """Shares of the sources are weight^exponent, normalised."""
 
+    context_tokens: int = 0
+    """Tokens of the piece before with which every piece but the first of a document begins."""
+
 
 class RowStream:
     """Rows of one split of one corpus or of a mixture, step by step, for ever.
@@ -67,6 +70,7 @@ class RowStream:
         sources: at least one; all with the same tokenizer.
         split: ``"train"`` or ``"validation"``.
         words: fill ``Rows.word_starts``.
+        sentences: fill ``Rows.sentence_starts``.
         exclusions: documents to leave out.
 
     Raises:
@@ -80,6 +84,7 @@ class RowStream:
         settings: StreamSettings,
         *,
         words: bool = False,
+        sentences: bool = False,
         exclusions: Exclusions | None = None,
     ) -> None:
         smallest = min(stage.global_batch_size for stage in settings.stages.all)
@@ -93,10 +98,14 @@ class RowStream:
         self.stages = settings.stages
         self.split = split
         self.words = words
+        self.sentences = sentences
         self.packing = find_packing(settings.packing)
+        check_context(self.packing, settings.context_tokens)
         self.sources = [OpenSource(source, number, split, _SPARE_SHARDS) for number, source in enumerate(sources)]
         if words:
             _check_words(self.sources)
+        if sentences:
+            _check_sentences(self.sources)
         self._first_documents = np.cumsum([0, *(int(source.table.documents.sum()) for source in self.sources)])
         self._exclusions = exclusions or Exclusions({})
         self._open()
@@ -138,7 +147,11 @@ class RowStream:
     def format_of(self, sequence_length: int) -> RowFormat:
         """The rows of a stage of this sequence length."""
         return row_format(
-            self.sources[0].manifest, self.settings.kind, sequence_length, pairs=self.packing.needs_sentences
+            self.sources[0].manifest,
+            self.settings.kind,
+            sequence_length,
+            pairs=self.packing.needs_sentences,
+            context_tokens=self.settings.context_tokens,
         )
 
     def phase_of(self, step: int) -> Phase:
@@ -153,7 +166,8 @@ class RowStream:
 
     @property
     def fill(self) -> float:
-        """Share of an epoch's slots that hold text of the corpora (special tokens and padding do not), first phase."""
+        """Share of an epoch's slots that hold text of the corpora for the first time (special tokens, padding and the
+        context of cut documents do not), first phase."""
         slots = self.num_rows * self.phases[0].row_format.sequence_length
         return sum(source.num_tokens for source in self.sources) / slots
 
@@ -261,6 +275,7 @@ class RowStream:
             first_document=first_document[shard_of_row],
             row_format=phase.row_format,
             words=shards if self.words else None,
+            sentences=[shard.sentence_items for shard in shards] if self.sentences else None,
         )
 
     def _without_excluded(self, planned: Planned) -> Planned:
@@ -313,6 +328,7 @@ class RowStream:
             "split": self.split,
             "packing": [self.packing.name, self.packing.version],
             "kind": settings.kind,
+            "context_tokens": settings.context_tokens,
             "special_ids": [*form.begin_ids, *form.middle_ids, *form.end_ids, form.pad_id],
             "open_shards": settings.open_shards,
             "sources": [
@@ -348,6 +364,15 @@ def _check_words(sources: Sequence[OpenSource]) -> None:
             )
 
 
+def _check_sentences(sources: Sequence[OpenSource]) -> None:
+    for source in sources:
+        if not source.manifest.has_sentences:
+            raise UserError(
+                f"objective.permute_sentences: the corpus {source.files.location} does not say where sentences begin. "
+                "Build it from text with `shards.sentences: true`, or set it to 0."
+            )
+
+
 def open_stream(
     location: str | Path | CorpusFiles,
     split: str = "train",
@@ -359,6 +384,8 @@ def open_stream(
     open_shards: int = 256,
     seed: int = 0,
     words: bool = False,
+    sentences: bool = False,
+    context_tokens: int = 0,
 ) -> RowStream:
     """The stream of one corpus with one shape of batch.
 
@@ -367,5 +394,5 @@ def open_stream(
     """
     files = location if isinstance(location, CorpusFiles) else corpus_files(location)
     stages = Stages.single(global_batch_size, sequence_length)
-    settings = StreamSettings(packing, kind, stages, seed, open_shards)
-    return RowStream([Source(files, read_manifest(files))], split, settings, words=words)
+    settings = StreamSettings(packing, kind, stages, seed, open_shards, context_tokens=context_tokens)
+    return RowStream([Source(files, read_manifest(files))], split, settings, words=words, sentences=sentences)

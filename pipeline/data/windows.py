@@ -25,8 +25,8 @@ from pipeline.data.part_kernels import find_parts, hash_names, locate_words, par
 from pipeline.data.pieces import ShardPlan
 from pipeline.data.rows import RowFormat
 from pipeline.data.source import OpenSource, Recent
+from pipeline.shards.index import ShardIndex
 from pipeline.shards.layout import shard_name
-from pipeline.shards.reader import ShardIndex
 
 PartName = tuple[int, int, int]
 """(epoch, number of the window in it, number of the part in that)."""

@@ -12,7 +12,6 @@ from torch import Tensor
 from pipeline.base.errors import UserError
 from pipeline.checkpoints.meta import checkpoint_directory, list_checkpoints
 from pipeline.checkpoints.reading import misfits, read_weights, some_of
-from pipeline.models.build import stock_state_dict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,12 +59,13 @@ def read_finite_weights(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def load_strictly(model: PreTrainedModel, weights: Mapping[str, Tensor], checkpoint: Path) -> None:
-    """Load ``weights``, names as ``save_pretrained`` writes them, into ``model``; each must be there and fit.
+    """Load ``weights``, names as ``save_pretrained`` writes them, into ``model``; each must be there and fit. Buffers,
+    which the stock class makes and no training changes, are in no checkpoint.
 
     Raises:
         UserError: names are missing or left over, or shapes differ.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in stock_state_dict(model).items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     present = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if problems := misfits(present, expected):
         raise UserError(

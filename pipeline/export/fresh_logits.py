@@ -16,9 +16,11 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     """Load, run, report.
 
     Args:
-        request: ``directory``, ``auto_class`` (``AutoModelForMaskedLM`` or ``AutoModelForCausalLM``), ``dtype``,
-            ``input_ids`` (``.npy``, int64, all segments joined), ``lengths`` (of the segments), ``logits`` (path to
-            write), ``special_ids`` (ids to send through the tokenizer and back).
+        request: ``directory``, ``auto_class`` (``AutoModelForMaskedLM``, say), ``dtype``,
+            ``outputs`` (their names: logits of the vocabulary; of sentence pairs, if there are), ``logits`` (paths to
+            write, one an output), ``input_ids`` (``.npy``, int64, all segments joined), ``lengths`` (of the segments),
+            ``decoder_start`` (what a decoder's input begins with; null: there is none),
+            ``special_ids`` (ids to send through the tokenizer and back).
     """
     import numpy as np
     import torch
@@ -31,9 +33,19 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     if wrong or info.get("error_msgs"):
         raise ValueError(f"the weights do not fit the class: {wrong or info['error_msgs']}")
     segments = torch.from_numpy(np.load(request["input_ids"])).split(request["lengths"])
+    start = request["decoder_start"]
+
+    def more(ids: Any) -> dict[str, Any]:
+        if start is not None:
+            return {"decoder_input_ids": torch.cat([torch.tensor([start]), ids[:-1]])[None]}
+        return second_half(ids) if len(request["outputs"]) > 1 else {}
+
     with torch.no_grad():
-        logits = [model(input_ids=segment[None]).logits[0] for segment in segments]
-    np.save(request["logits"], torch.cat(logits).numpy())
+        outputs = [model(input_ids=ids[None], **more(ids)) for ids in segments]
+    vocabulary, *of_pairs = request["outputs"]
+    np.save(request["logits"][0], torch.cat([output[vocabulary][0] for output in outputs]).numpy())
+    for name, path in zip(of_pairs, request["logits"][1:], strict=True):
+        np.save(path, torch.cat([output[name] for output in outputs]).numpy())
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(request["directory"])
     tokens = {str(index): tokenizer.convert_ids_to_tokens(index) for index in request["special_ids"]}
@@ -51,6 +63,13 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
             for index, token in tokens.items()
         },
     }
+
+
+def second_half(ids: Any) -> dict[str, Any]:
+    """Token types of a segment: 1 from its middle on."""
+    import torch
+
+    return {"token_type_ids": (torch.arange(len(ids)) >= len(ids) // 2).long()[None]}
 
 
 if __name__ == "__main__":

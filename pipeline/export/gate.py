@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.base.errors import UserError
+from pipeline.config.derived import is_causal
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import stages_of
 from pipeline.data.stream import open_stream
 from pipeline.export.fresh_process import FreshProcessError, run_fresh
-from pipeline.models.families import FAMILIES
-from pipeline.models.packed import packed_logits
+from pipeline.models.hooks import family_of, has_pair_head
+from pipeline.models.packed import packed_logits, packed_outputs, packed_pair_logits, packed_seq2seq_logits
+from pipeline.models.padded import padded_logits, padded_seq2seq_logits
 from pipeline.shards.files import CorpusFiles
 from pipeline.shards.manifest import Manifest
 
@@ -55,7 +58,7 @@ def gate_segments(files: CorpusFiles, manifest: Manifest, config: RunConfig, ste
     Args:
         step: of the checkpoint; its stages say how long the rows may be.
     """
-    causal = FAMILIES[config.model.family].causal
+    causal = is_causal(config)
     stream = open_stream(
         files,
         kind="gpt" if causal else "bert",
@@ -78,20 +81,53 @@ def gate_segments(files: CorpusFiles, manifest: Manifest, config: RunConfig, ste
     ]
 
 
-def trained_logits(model: PreTrainedModel, segments: Sequence[NDArray[np.int64]]) -> NDArray[np.floating]:
-    """Logits of the training model over all segments packed into one row, (T, V), in the model's dtype."""
+def trained_logits(model: PreTrainedModel, segments: Sequence[NDArray[np.int64]]) -> list[NDArray[np.floating]]:
+    """Logits of the training model over all segments packed into one row, (T, V), in the model's dtype; where it has a
+    head for sentence pairs also its logits, (K, 2), the second half of every segment being the second part; of a
+    discriminator (T,)."""
     lengths = [len(segment) for segment in segments]
-    total = sum(lengths)
+    input_ids = torch.from_numpy(np.concatenate(segments))[None]  # 1 T
+    position_ids = torch.cat([torch.arange(length) for length in lengths])[None]  # 1 T
+    cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)  # K+1
+    everywhere = torch.arange(sum(lengths))
     with torch.no_grad():
-        logits = packed_logits(
-            model,
-            torch.from_numpy(np.concatenate(segments))[None],  # 1 T
-            torch.cat([torch.arange(length) for length in lengths])[None],  # 1 T
-            torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),  # K+1
-            max(lengths),
-            torch.arange(total),
+        if family_of(model).padded is not None:
+            return [torch.cat([_padded_text(model, torch.from_numpy(own)) for own in segments]).numpy()]
+        if family_of(model).has_decoder:
+            decoder_ids = torch.cat([shifted(torch.from_numpy(own), model.config.eos_token_id) for own in segments])
+            row = (position_ids[0], cu_seqlens)
+            logits = packed_seq2seq_logits(model, input_ids, *row, decoder_ids[None], *row, max(lengths), everywhere)
+            return [logits.numpy()]
+        if model.get_output_embeddings() is None:  # a discriminator, which has one logit for every token
+            outputs = packed_outputs(model, input_ids, position_ids, cu_seqlens, max(lengths))
+            return [outputs.logits.squeeze(0).numpy()]
+        if not has_pair_head(model):
+            logits = packed_logits(model, input_ids, position_ids, cu_seqlens, max(lengths), everywhere)
+            return [logits.numpy()]
+        types = torch.cat([second_half(length) for length in lengths])[None]  # 1 T
+        both = packed_pair_logits(
+            model, input_ids, position_ids, types, cu_seqlens, max(lengths), everywhere, cu_seqlens[:-1].long()
         )
-    return logits.numpy()  # T V
+        return [logits.numpy() for logits in both]
+
+
+def _padded_text(model: PreTrainedModel, text: Tensor) -> Tensor:
+    """Logits (n, V) of one text of n tokens from a model that runs padded, as a row of its own."""
+    ids, is_real, everywhere = text[None], torch.ones(1, len(text), dtype=torch.bool), torch.arange(len(text))
+    if family_of(model).has_decoder:
+        decoder_ids = shifted(text, model.config.eos_token_id)[None]
+        return padded_seq2seq_logits(model, ids, is_real, decoder_ids, is_real, everywhere)
+    return padded_logits(model, ids, is_real, everywhere)
+
+
+def shifted(segment: Tensor, start_id: int) -> Tensor:
+    """What a decoder reads that is to write ``segment``."""
+    return torch.cat([torch.tensor([start_id]), segment[:-1]])
+
+
+def second_half(length: int) -> Tensor:
+    """Token types of a segment: 1 from its middle on."""
+    return (torch.arange(length) >= length // 2).long()
 
 
 def compare(
@@ -123,15 +159,18 @@ def _compare_once(
 ) -> GateResult:
     ours = trained_logits(model, segments)  # T V
     with tempfile.TemporaryDirectory(prefix="pretrain-gate-") as folder:
-        ids_path, logits_path = Path(folder, "input_ids.npy"), Path(folder, "logits.npy")
+        ids_path, logits_paths = Path(folder, "input_ids.npy"), [Path(folder, f"{n}.npy") for n in range(len(ours))]
         np.save(ids_path, np.concatenate(segments))
+        pair_head = family_of(model).pair_head if has_pair_head(model) else None
         request = {
             "directory": str(directory.resolve()),
-            "auto_class": auto_class(model.config.model_type),
+            "auto_class": "AutoModelForPreTraining" if pair_head else auto_class(model),
+            "outputs": ["logits"] if pair_head is None else ["prediction_logits", pair_head.logits],
             "dtype": dtype,
             "input_ids": str(ids_path),
             "lengths": [len(segment) for segment in segments],
-            "logits": str(logits_path),
+            "decoder_start": model.config.eos_token_id if family_of(model).has_decoder else None,
+            "logits": [str(path) for path in logits_paths],
             "special_ids": [int(index) for index in manifest.all_special_ids],
         }
         try:
@@ -141,22 +180,29 @@ def _compare_once(
                 f"export refused: the exported folder does not load in a process without this project: {error}. "
                 "Nothing was published."
             ) from None
-        theirs = np.load(logits_path)  # T V
+        theirs = [np.load(path) for path in logits_paths]
     check_token_ids(response, manifest)
-    difference = float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else float("inf")
+    differences = [
+        float(np.abs(own - other).max()) if own.shape == other.shape else float("inf")
+        for own, other in zip(ours, theirs, strict=True)
+    ]
     return GateResult(
-        max_abs_logit_difference=difference,
+        max_abs_logit_difference=float(np.max(differences)),  # NaN where one is
         dtype=dtype,
-        num_tokens=len(ours),
+        num_tokens=len(ours[0]),
         class_name=response["class_name"],
         num_parameters=response["num_parameters"],
         mask_token=response["mask_token"],
     )
 
 
-def auto_class(model_type: str) -> str:
-    """The transformers class that a user loads a family with."""
-    return "AutoModelForCausalLM" if FAMILIES[model_type].causal else "AutoModelForMaskedLM"
+def auto_class(model: PreTrainedModel) -> str:
+    """The transformers class that a user loads such a model with; it leaves a head for sentence pairs out."""
+    if model.get_output_embeddings() is None:
+        return "AutoModelForPreTraining"
+    if family_of(model).has_decoder:
+        return "AutoModelForSeq2SeqLM"
+    return "AutoModelForCausalLM" if family_of(model).causal else "AutoModelForMaskedLM"
 
 
 def check_token_ids(response: dict[str, Any], manifest: Manifest) -> None:

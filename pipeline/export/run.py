@@ -15,13 +15,18 @@ from pipeline.export.hf import ExportReport, check_output, export_model
 from pipeline.export.model_card import RunFacts
 from pipeline.monitor.events import append_event
 from pipeline.monitor.json_lines import number
-from pipeline.monitor.sinks import read_metrics
+from pipeline.monitor.sinks import read_metrics, terms_of
 from pipeline.shards.files import CorpusFiles
 from pipeline.shards.manifest import Manifest, check_tokenizer, read_manifest
 
 
 def export_run(
-    run_directory: Path, output: Path, step: int | None = None, *, corpus: str | Path | None = None
+    run_directory: Path,
+    output: Path,
+    step: int | None = None,
+    *,
+    corpus: str | Path | None = None,
+    part: str | None = None,
 ) -> ExportReport:
     """Export a checkpoint of a run; nothing is published unless it passes the gate.
 
@@ -29,6 +34,7 @@ def export_run(
         output: a new (or empty) directory.
         step: default: the newest checkpoint.
         corpus: where the run's corpus is now; default: ``data.corpus`` of the run's config.
+        part: ``discriminator`` (default) or ``generator`` of a run of replaced-token detection.
 
     Raises:
         UserError: no such run, checkpoint or step; ``output`` exists; the checkpoint is damaged or does not fit the
@@ -52,7 +58,7 @@ def export_run(
     _check_corpus(files, manifest, meta, checkpoint)
     weights = read_finite_weights(checkpoint)
     facts = run_facts(run_directory, step, meta, manifest)
-    report = export_model(weights, config, files, manifest, output, facts, checkpoint)
+    report = export_model(weights, config, files, manifest, output, facts, checkpoint, part)
     try:
         append_event(
             run_directory,
@@ -69,13 +75,8 @@ def export_run(
 def run_facts(run_directory: Path, step: int, meta: CheckpointMeta, manifest: Manifest) -> RunFacts:
     """What the model card says of the run, as of ``step``."""
     metrics = [record for record in read_metrics(run_directory) if int(record["step"]) <= step]
-    losses = [value for record in metrics if (value := number(record.get("loss"))) is not None]
-    validations = [
-        (value, int(record["step"]))
-        for record in metrics
-        if (value := number(record.get("validation_loss"))) is not None
-    ]
-    validation_loss, validation_step = validations[-1] if validations else (None, None)
+    trained = [record for record in metrics if number(record.get("loss")) is not None]
+    validations = [record for record in metrics if number(record.get("validation_loss")) is not None]
     train = manifest.splits.get("train")
     return RunFacts(
         run_name=run_directory.resolve().name,
@@ -83,9 +84,11 @@ def run_facts(run_directory: Path, step: int, meta: CheckpointMeta, manifest: Ma
         tokens_seen=meta.tokens_seen,
         strategy=meta.strategy,
         world_size=meta.world_size,
-        training_loss=losses[-1] if losses else None,
-        validation_loss=validation_loss,
-        validation_step=validation_step,
+        training_loss=number(trained[-1]["loss"]) if trained else None,
+        validation_loss=number(validations[-1]["validation_loss"]) if validations else None,
+        validation_step=int(validations[-1]["step"]) if validations else None,
+        training_terms=terms_of(trained[-1], "loss_") if trained else {},
+        validation_terms=terms_of(validations[-1], "validation_loss_") if validations else {},
         corpus_fingerprint=manifest.fingerprint,
         corpus_documents=None if train is None else int(train.documents.sum()),
         corpus_tokens=None if train is None else int(train.tokens.sum()),

@@ -29,6 +29,11 @@ _FLASH_DTYPES: Final = (torch.float16, torch.bfloat16)
 _FLASH_MIN_CAPABILITY: Final = (8, 0)
 _FLASH_3_MAJOR: Final = 9
 
+_NOT_PACKED: Final = (
+    f"attention `{ATTENTION_NAME}` takes one packed row with cu_seq_lens_q, cu_seq_lens_k and max_length_q and no "
+    "attention_mask: call the model through pipeline.models.packed.packed_logits"
+)
+
 
 def register_attention() -> None:
     """Make :data:`ATTENTION_NAME` known to transformers; may be called again."""
@@ -49,7 +54,9 @@ def packed_attention(
     is_causal: bool | None = None,
     cu_seq_lens_q: Tensor | None = None,
     cu_seq_lens_k: Tensor | None = None,
+    decoder_cu_seq_lens: Tensor | None = None,
     max_length_q: int | None = None,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention inside the segments of one packed row: flash attention on CUDA in bf16 and fp16, else the exact one.
@@ -59,11 +66,14 @@ def packed_attention(
     Args:
         module: the stock attention module; ``module.is_causal`` decides where ``is_causal`` is None.
         query: (1, H, Q, D).
-        key, value: (1, H, T, D).
+        key, value: (1, H, T, D); or of fewer heads, which serve several each (Ainslie et al. 2023, "GQA").
         attention_mask: must be None.
         cu_seq_lens_q: int32 (K + 1,), starts of the segments' queries and the end of the last's.
         cu_seq_lens_k: the same of the keys; where causal, the same numbers.
+        decoder_cu_seq_lens: segments of the decoder, where the model has one; those above are then the encoder's, and
+            the module says which of the two its queries and its keys are.
         max_length_q: bound of the segment lengths, a constant of the run.
+        sliding_window: a token sees those nearer to it than this, as transformers means it; None: all.
 
     Returns:
         (1, Q, H, D), and None for the attention weights.
@@ -71,28 +81,25 @@ def packed_attention(
     Raises:
         ValueError: a mask, or no segments: the model was not called through ``packed_logits``.
     """
-    if (
-        attention_mask is not None
-        or cu_seq_lens_q is None
-        or cu_seq_lens_k is None
-        or max_length_q is None
-        or query.shape[0] != 1
-    ):
-        raise ValueError(
-            f"attention `{ATTENTION_NAME}` takes one packed row with cu_seq_lens_q, cu_seq_lens_k and max_length_q and "
-            "no attention_mask: call the model through pipeline.models.packed.packed_logits"
-        )
+    if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or attention_mask is not None:
+        raise ValueError(_NOT_PACKED)
+    if query.shape[0] != 1:
+        raise ValueError(_NOT_PACKED)
     causal = bool(module.is_causal if is_causal is None else is_causal)
+    if decoder_cu_seq_lens is not None and getattr(module, "is_decoder", False):
+        cu_seq_lens_q, cu_seq_lens_k = decoder_cu_seq_lens, decoder_cu_seq_lens if causal else cu_seq_lens_k
+    window = (sliding_window or 0) - 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if key.shape[1] != query.shape[1]:
+        key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], 1) for tensor in (key, value))
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))  # Q H D, T H D twice
     if _flash_takes(q) and dropout == 0:
-        window = (-1, 0) if causal else (-1, -1)
         lengths = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_q)
-        output = _flash_attention(q, k, v, *lengths, scale=scale, window_size=window)
+        output = _flash_attention(q, k, v, *lengths, scale=scale, window_size=(window, 0 if causal else window))
     else:
         # Drawn from torch's default generator, so whoever seeds that seeds the dropout.
         seed = torch.randint(2**62, (1,), dtype=torch.int64) if dropout > 0 else None
-        output = segment_attention(q, k, v, cu_seq_lens_q, cu_seq_lens_k, seed, dropout, causal, scale)
+        output = segment_attention(q, k, v, cu_seq_lens_q, cu_seq_lens_k, seed, dropout, causal, scale, window)
     return output.unsqueeze(0), None
 
 

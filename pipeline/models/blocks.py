@@ -26,10 +26,15 @@ _KEPT_OPERATORS: Final = frozenset(
 
 
 def transformer_blocks(model: nn.Module) -> list[Any]:
-    """The blocks of a stock model: the longest list of modules of one class in it."""
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    uniform = [blocks for blocks in lists if len(Counter(map(type, blocks))) == 1]
-    return max(uniform, key=len)
+    """The blocks of a stock model, an encoder's before those of its decoder: the modules of every list of modules of
+    one class that is in no other such list."""
+    found: list[Any] = []
+    inside: set[int] = set()
+    for module in model.modules():  # from the outside to the inside
+        if isinstance(module, nn.ModuleList) and id(module) not in inside and len(Counter(map(type, module))) == 1:
+            found += module
+            inside |= {id(part) for part in module.modules()}
+    return found
 
 
 class CheckpointedForward:

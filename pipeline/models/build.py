@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from pipeline.base.errors import UserError
-from pipeline.config.run import ModelConfig
+from pipeline.config.hugging_face import AUTO
+from pipeline.config.model import ModelConfig
+from pipeline.config.objective import Head
 from pipeline.models.attention import ATTENTION_NAME, register_attention
+from pipeline.models.auto import auto_config, family_entry, known_entry
 from pipeline.models.drop_ins import install_drop_ins
-from pipeline.models.families import FAMILIES, num_positions
+from pipeline.models.families import FAMILIES, model_class_name, num_positions
 from pipeline.models.flop_formulas import register_flop_formulas
+from pipeline.models.hooks import prepare_packed, set_family
 from pipeline.models.mup import scale_initial_weights
-from pipeline.models.packed import prepare_packed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -39,6 +42,7 @@ def build_model(
     *,
     vocab_size: int,
     special_ids: Mapping[str, int | None],
+    head: Head = "tokens",
     seed: int | None = None,
     device: str | None = None,
 ) -> PreTrainedModel:
@@ -50,6 +54,7 @@ def build_model(
     Args:
         vocab_size: ids of the tokenizer; the embedding has ``config.vocab_size`` rows where that is set.
         special_ids: ids by the names pad, cls, sep, mask, bos, eos, unk; None where the tokenizer has none.
+        head: of the class.
         device: where the parameters are made, e.g. ``"meta"`` for shapes only. Default: torch's default device.
 
     Raises:
@@ -57,11 +62,13 @@ def build_model(
     """
     import transformers
 
-    hf = hf_config(config, vocab_size=vocab_size, special_ids=special_ids)
+    hf = hf_config(config, vocab_size=vocab_size, special_ids=special_ids, head=head)
     register_attention()
     register_flop_formulas()
-    hf._attn_implementation = ATTENTION_NAME
-    model_class = getattr(transformers, FAMILIES[config.family].model_class)
+    family = family_entry(config, head)
+    if family.padded is None:
+        hf._attn_implementation = ATTENTION_NAME
+    model_class = getattr(transformers, model_class_name(config, head))
     with (
         torch.random.fork_rng(devices=[], enabled=seed is not None),
         torch.device(device or torch.get_default_device()),
@@ -71,13 +78,17 @@ def build_model(
         model = model_class(hf)
     if config.mup_base_width is not None:
         scale_initial_weights(model, config)
-    if config.drop_ins:
+    if config.family == AUTO:
+        set_family(model, family)
+    if config.drop_ins and (config.family != AUTO or known_entry(config, head) is not None):
         install_drop_ins(model)
-    prepare_packed(model, narrow=config.drop_ins)
+    prepare_packed(model, narrow=config.drop_ins and head != "discriminator")
     return model.train()
 
 
-def hf_config(config: ModelConfig, *, vocab_size: int, special_ids: Mapping[str, int | None]) -> PreTrainedConfig:
+def hf_config(
+    config: ModelConfig, *, vocab_size: int, special_ids: Mapping[str, int | None], head: Head = "tokens"
+) -> PreTrainedConfig:
     """The Hugging Face config, as it is exported: it names no attention function of ours.
 
     Raises:
@@ -87,13 +98,15 @@ def hf_config(config: ModelConfig, *, vocab_size: int, special_ids: Mapping[str,
     """
     import transformers
 
-    family = FAMILIES[config.family]
     rows = vocab_size if config.vocab_size is None else config.vocab_size
     if rows < vocab_size:
         raise UserError(
             f"model.vocab_size: {rows} is smaller than the tokenizer of the corpus, which has {vocab_size} ids: "
             f"set it to {vocab_size} or more, or leave it out."
         )
+    if config.family == AUTO:
+        return auto_config(config, head, rows, special_ids)
+    family = FAMILIES[config.family]
     keys: dict[str, Any] = {"vocab_size": rows, **family.defaults}
     for name, hf_names in family.config_names.items():
         keys.update(dict.fromkeys(hf_names, getattr(config, name)))
@@ -109,7 +122,7 @@ def hf_config(config: ModelConfig, *, vocab_size: int, special_ids: Mapping[str,
     keys.update(dict.fromkeys(family.config_names["max_positions"], positions))
     config_class = getattr(transformers, family.config_class)
     _check_extra(config, vars(config_class()))
-    return config_class(**{**keys, **config.extra, "architectures": [family.model_class]})
+    return config_class(**{**keys, **config.extra, "architectures": [model_class_name(config, head)]})
 
 
 def stock_state_dict(model: PreTrainedModel, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

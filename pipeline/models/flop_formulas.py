@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from pipeline.base.window import pairs_in_window
 from pipeline.models import segment_attention  # makes the operators known to torch
 
 
-def attention_flops(query: Tensor, cu_queries: Tensor, cu_keys: Tensor, causal: bool) -> int:
-    """QK^T and PV inside every segment: 4 H D sum(q_i n_i), half of it where causal.
+def attention_flops(query: Tensor, cu_queries: Tensor, cu_keys: Tensor, causal: bool, window: int) -> int:
+    """QK^T and PV inside every segment: 4 H D sum(q_i n_i), half of it where causal; with a window, of the pairs of
+    tokens that are no farther apart.
 
     Args:
         query: (Q, H, D).
@@ -28,7 +30,10 @@ def attention_flops(query: Tensor, cu_queries: Tensor, cu_keys: Tensor, causal: 
         cu_keys: int (K + 1,), the same of the keys.
     """
     num_heads, width = query.shape[-2:]
-    pairs = int((cu_queries.diff().to(torch.int64) * cu_keys.diff()).sum())
+    lengths = cu_keys.diff().to(torch.int64)
+    pairs = int((cu_queries.diff() * lengths).sum())
+    if window >= 0:
+        pairs = sum(pairs_in_window(length, window) for length in lengths.tolist())
     return 4 * num_heads * width * pairs // (2 if causal else 1)
 
 
@@ -50,4 +55,5 @@ def _register(overload: Any, num_forwards: int) -> None:
     @register_flop_formula(overload.overloadpacket, get_raw=True)
     def formula(*values: Any, **named: Any) -> int:
         given = {**dict(zip(names, values, strict=False)), **named}
-        return num_forwards * attention_flops(given["query"], given["cu_queries"], given["cu_keys"], given["causal"])
+        bounds = (given["cu_queries"], given["cu_keys"])
+        return num_forwards * attention_flops(given["query"], *bounds, given["causal"], given.get("window", -1))

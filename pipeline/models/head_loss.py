@@ -21,6 +21,8 @@ from torch.nn.functional import pad
 IGNORED: Final = -100
 """Label of a position that is not predicted: torch's ``ignore_index``."""
 
+_NAME: Final = "head_loss"
+
 VOCABULARY_MULTIPLE: Final = 64
 """Rows of the weight are padded to this: matrix kernels of GPUs want aligned rows of logits."""
 
@@ -48,12 +50,40 @@ class HeadLoss:
     def __init__(self, linear: nn.Linear) -> None:
         self.linear = linear
         self.labels: Tensor | None = None
+        self.counts_hits = False
+        """Whether the forward also counts how many labels are the likeliest of all; only where there are no gradients,
+        since it costs a pass over the logits."""
+
+        self.hits: Tensor | None = None
+        """Of the last forward that counted: labels that are the likeliest of all, and labels, int64 (2,)."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         weight, bias = self.linear.weight, self.linear.bias
         if self.labels is None:
             return nn.functional.linear(hidden, weight, bias)
-        return linear_cross_entropy_sum(hidden.flatten(0, -2), weight, bias, self.labels)
+        hidden = hidden.flatten(0, -2)
+        if not self.counts_hits:
+            return linear_cross_entropy_sum(hidden, weight, bias, self.labels)
+        loss, self.hits = linear_cross_entropy_sum_and_hits(hidden, weight, bias, self.labels)
+        return loss
+
+
+def install_head_loss(model: nn.Module, linear: Any, in_head: bool = True) -> None:
+    """Have the last layer of a model's head, a linear one, compute the loss while it is given labels.
+
+    Args:
+        in_head: else the loss is made of the logits, by who has them (``hooks.loss_of_logits``).
+    """
+    loss = HeadLoss(linear)
+    if in_head:
+        linear.forward = loss.forward
+    setattr(model, _NAME, loss)
+
+
+def head_loss_of(model: nn.Module) -> HeadLoss:
+    """What computes the loss in the head of a model."""
+    loss: HeadLoss = getattr(model, _NAME)
+    return loss
 
 
 def linear_cross_entropy_sum(
@@ -73,16 +103,38 @@ def linear_cross_entropy_sum(
     Returns:
         Scalar, fp32 (fp64 for fp64). Its gradient can be taken once, and not differentiated again.
     """
-    device = hidden.device.type
-    dtype = _product_dtype(hidden)
-    row_bytes = _padded_size(len(weight)) * dtype.itemsize
-    most = max(1, (chunk_bytes or _CHUNK_BYTES.get(device, _CHUNK_BYTES["cuda"])) // row_bytes)
-    num_chunks = max(1, -(-len(labels) // most))
-    num_rows = max(1, -(-len(labels) // num_chunks))  # chunks of one size: no short last one
-    with torch.autocast(device, enabled=False):
+    dtype, num_rows = _chunks(hidden, weight, labels, chunk_bytes)
+    with torch.autocast(hidden.device.type, enabled=False):
         if torch.is_grad_enabled():
             return _LinearCrossEntropySum.apply(hidden, weight, bias, labels, dtype, num_rows)
         return _loss_and_gradients(hidden, weight, bias, labels, dtype, num_rows, with_gradients=False)[0]
+
+
+def linear_cross_entropy_sum_and_hits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk_bytes: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`linear_cross_entropy_sum` without gradients, and how many labels have the largest logit of their position
+    (of equal ones the first), and of how many: int64 (2,)."""
+    dtype, num_rows = _chunks(hidden, weight, labels, chunk_bytes)
+    hits: list[Tensor] = []
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        loss = _loss_and_gradients(hidden, weight, bias, labels, dtype, num_rows, with_gradients=False, hits=hits)[0]
+        return loss, hits_of(torch.cat(hits) if hits else labels, labels)
+
+
+def hits_of(guesses: Tensor, labels: Tensor) -> Tensor:
+    """How many guesses (P,) are the labels (P,), and of how many that count: int64 (2,)."""
+    counted = labels != IGNORED
+    return torch.stack([((guesses == labels) & counted).sum(), counted.sum()])
+
+
+def _chunks(hidden: Tensor, weight: Tensor, labels: Tensor, chunk_bytes: int | None) -> tuple[torch.dtype, int]:
+    """The dtype of the products, and the positions of a chunk."""
+    dtype = _product_dtype(hidden)
+    row_bytes = _padded_size(len(weight)) * dtype.itemsize
+    most = max(1, (chunk_bytes or _CHUNK_BYTES.get(hidden.device.type, _CHUNK_BYTES["cuda"])) // row_bytes)
+    num_chunks = max(1, -(-len(labels) // most))
+    return dtype, max(1, -(-len(labels) // num_chunks))  # chunks of one size: no short last one
 
 
 class _LinearCrossEntropySum(torch.autograd.Function):
@@ -113,8 +165,13 @@ def _loss_and_gradients(
     dtype: torch.dtype,
     num_rows: int,
     with_gradients: bool,
+    hits: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The loss and the gradients of hidden (P, E), weight (V, E) and bias (V,), each in the dtype of its tensor."""
+    """The loss and the gradients of hidden (P, E), weight (V, E) and bias (V,), each in the dtype of its tensor.
+
+    Args:
+        hits: takes the likeliest classes, chunk by chunk, (C,).
+    """
     exact = torch.promote_types(dtype, torch.float32)
     vocabulary = len(weight)
     padding = _padded_size(vocabulary) - vocabulary
@@ -133,7 +190,7 @@ def _loss_and_gradients(
             logits = torch.mm(inputs, padded.T, out=memory[: len(inputs)])  # C U
         counted = (targets != IGNORED)[:, None]  # C 1
         index = torch.where(counted, targets[:, None], 0)  # C 1
-        chosen, of_logits = _softmax(logits, index, vocabulary, shift, exact, with_gradients)  # C 1, C U
+        chosen, of_logits = _softmax(logits, index, vocabulary, shift, exact, with_gradients, hits)  # C 1, C U
         loss = loss - torch.where(counted, chosen, 0).sum()
         if not with_gradients:
             continue
@@ -154,13 +211,20 @@ def _loss_and_gradients(
 
 
 def _softmax(
-    logits: Tensor, index: Tensor, vocabulary: int, shift: Tensor | None, exact: torch.dtype, with_gradients: bool
+    logits: Tensor,
+    index: Tensor,
+    vocabulary: int,
+    shift: Tensor | None,
+    exact: torch.dtype,
+    with_gradients: bool,
+    hits: list[Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     """Logarithms of the probabilities of the classes ``index`` (C, 1), and the gradient of the logits (C, U).
 
     Args:
         logits: (C, U), without the bias; eagerly their memory is given to the gradient.
         shift: the bias, minus infinity in the padding, (U,); None: there is no bias.
+        hits: takes the likeliest classes, (C,), of one part after the other.
     """
     num_rows = len(logits)
     if logits.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -174,6 +238,8 @@ def _softmax(
             scores[:, vocabulary:] = float("-inf")
         log_probabilities = torch.log_softmax(scores, -1)
         chosen.append(log_probabilities.gather(1, classes))
+        if hits is not None:
+            hits.append(scores.argmax(-1))
         if with_gradients:
             gradients.append(_gradient_of_logits(log_probabilities, classes, part))
     # Several parts are never compiled, and then the gradient has taken the place of the logits.

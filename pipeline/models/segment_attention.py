@@ -37,6 +37,7 @@ def segment_attention(
     dropout: float,
     causal: bool,
     scale: float,
+    window: int = -1,
 ) -> Tensor:
     """softmax(scale Q K^T) V of every segment by itself (Vaswani et al. 2017, equation 1).
 
@@ -49,11 +50,13 @@ def segment_attention(
         seed: int64 (1,), draws the dropout; None where ``dropout`` is 0. The same seed gives the same dropout.
         dropout: share of the attention weights that is zeroed, the rest is scaled by 1 / (1 - dropout).
         causal: a token sees itself and the tokens before it in its segment.
+        window: a token sees those at most this far from it; -1: all. With one, ``cu_queries`` and ``cu_keys`` are the
+            same numbers.
 
     Returns:
         (Q, H, D) in the dtype of ``query``; 0 at queries of no segment.
     """
-    return segment_attention_forward(query, key, value, cu_queries, cu_keys, seed, dropout, causal, scale)[0]
+    return segment_attention_forward(query, key, value, cu_queries, cu_keys, seed, dropout, causal, scale, window)[0]
 
 
 @torch.library.custom_op("pretrain::segment_attention", mutates_args=())
@@ -67,6 +70,7 @@ def segment_attention_forward(
     dropout: float,
     causal: bool,
     scale: float,
+    window: int,
 ) -> tuple[Tensor, Tensor]:
     """The output of :func:`segment_attention`, and what the kernel's backward pass needs.
 
@@ -82,10 +86,10 @@ def segment_attention_forward(
             q = _raised(queries.take(query))  # G H M D
             k, v = (_raised(keys.take(tensor)) for tensor in (key, value))  # G H N D
             if generator is None and flash_takes(query):
-                block, sums = flash_forward(q, k, v, causal, scale)  # G H M D, G H M
+                block, sums = flash_forward(q, k, v, causal, scale, _window_of(keys, window))  # G H M D, G H M
                 queries.put(log_sums, sums)
             else:
-                weights = _weights(q * scale, k, causal)  # G H M N
+                weights = _weights(q * scale, k, causal, window)  # G H M N
                 if generator is not None:
                     weights.mul_(_keep(weights, dropout, generator))
                 block = torch.matmul(weights, v)  # G H M D
@@ -107,6 +111,7 @@ def segment_attention_backward(
     dropout: float,
     causal: bool,
     scale: float,
+    window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query (Q, H, D), key and value (T, H, D), from the gradient of the output (Q, H, D)."""
     blocks = list(_blocks(cu_queries, cu_keys, query.shape[1]))
@@ -119,9 +124,10 @@ def segment_attention_backward(
             d_out, q, out = (_raised(queries.take(tensor)) for tensor in (gradient, query, output))  # G H M D
             k, v = (_raised(keys.take(tensor)) for tensor in (key, value))  # G H N D
             if generator is None and flash_takes(query):
-                d_q, d_k, d_v = flash_backward(d_out, q, k, v, out, queries.take(log_sums), causal, scale)
+                own = _window_of(keys, window)
+                d_q, d_k, d_v = flash_backward(d_out, q, k, v, out, queries.take(log_sums), causal, scale, own)
             else:
-                d_q, d_k, d_v = _plain_backward(d_out, q, k, v, out, dropout, generator, causal, scale)
+                d_q, d_k, d_v = _plain_backward(d_out, q, k, v, out, dropout, generator, causal, scale, window)
             queries.put(d_query, d_q)
             keys.put(d_key, d_k)
             keys.put(d_value, d_v)
@@ -145,7 +151,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     gradients = segment_attention_backward(gradient, *ctx.saved_tensors, *ctx.settings)
-    return (*gradients, None, None, None, None, None, None)
+    return (*gradients, None, None, None, None, None, None, None)
 
 
 segment_attention_forward.register_autograd(_backward, setup_context=_save)
@@ -161,6 +167,7 @@ def _plain_backward(
     generator: torch.Generator | None,
     causal: bool,
     scale: float,
+    window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of one block: of queries (G, H, M, D), keys and values (G, H, N, D).
 
@@ -168,7 +175,7 @@ def _plain_backward(
     dQ = scale dS K, dK = scale dS^T Q (Dao et al. 2022, FlashAttention, appendix B.2).
     """
     query = query * scale
-    weights = _weights(query, key, causal)  # G H M N
+    weights = _weights(query, key, causal, window)  # G H M N
     kept = weights
     d_weights = torch.matmul(gradient, value.transpose(-1, -2))  # G H M N
     if generator is not None:
@@ -235,13 +242,21 @@ def _raised_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _weights(scaled_query: Tensor, key: Tensor, causal: bool) -> Tensor:
+def _window_of(keys: _Rows, window: int) -> int:
+    """-1 where the window holds all of a segment."""
+    return window if window < keys.length - 1 else -1
+
+
+def _weights(scaled_query: Tensor, key: Tensor, causal: bool, window: int) -> Tensor:
     """Attention weights (G, H, M, N) before dropout."""
     scores = torch.matmul(scaled_query, key.transpose(-1, -2))  # G H M N
     if causal:
         length = scores.shape[-1]
         future = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu_(1)  # N N
         scores.masked_fill_(future, float("-inf"))
+    if 0 <= window < scores.shape[-1] - 1:
+        place = torch.arange(scores.shape[-1], device=scores.device)
+        scores.masked_fill_((place - place[:, None]).abs() > window, float("-inf"))  # N N
     return torch.softmax(scores, -1)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 
 from pipeline.base.logs import get_logger
 from pipeline.config.run import MonitorConfig
-from pipeline.monitor.meters import memory_gb, own_seconds, perplexity, slowest_rank, step_rates
+from pipeline.monitor.meters import memory_gb, own_seconds, slowest_rank, step_rates
 from pipeline.monitor.progress import ProgressFile
 from pipeline.monitor.sinks import Sink
 from pipeline.monitor.step_clock import StepClock
@@ -91,7 +91,7 @@ class MonitorCallback(StepCallback):
 
     Args:
         sinks: on rank 0; empty on the others.
-        flops: of forward and backward, from the four counts of ``BatchCounts`` in their order.
+        flops: of forward and backward, from what ``module.all_counts`` has counted since the last logged step.
         clock: where the time of this rank goes; other callbacks name their phases on it.
         tokens_before: real tokens of the steps before this start.
     """
@@ -103,7 +103,7 @@ class MonitorCallback(StepCallback):
         *,
         total_steps: int,
         peak_flops_per_device: float | None,
-        flops: Callable[[int, int, int, int], float],
+        flops: Callable[..., float],
         clock: StepClock,
         tokens_before: int,
     ) -> None:
@@ -115,12 +115,12 @@ class MonitorCallback(StepCallback):
         self.clock = clock
         self.tokens_before = tokens_before
         self.added: dict[str, float] = {}
-        self._logged_counts = (0, 0, 0, 0)
+        self._logged_counts: tuple[int, ...] | None = None
         self._steps_to_log = 0
 
-    def add_validation(self, loss: float) -> None:
-        """Have the held-out loss logged with the step at hand."""
-        self.added |= {"validation_loss": loss, "validation_perplexity": perplexity(loss)}
+    def add_validation(self, metrics: Mapping[str, float]) -> None:
+        """Have what was measured on held-out rows logged with the step at hand."""
+        self.added |= {f"validation_{name}": value for name, value in metrics.items()}
 
     def event(self, name: str, **facts: Any) -> None:
         """Tell the sinks what happened (``checkpoint``, ``stopped``)."""
@@ -135,11 +135,11 @@ class MonitorCallback(StepCallback):
         self._steps_to_log += 1
         if not (self.is_due(step) or self.added or module.is_last_step):
             return
-        loss = module.mean_loss()  # waits for the device: the times below are of finished work
+        losses = module.mean_losses()  # waits for the device: the times below are of finished work
         with self.clock.during("logging"):
             metrics = {
                 "step": step,
-                "loss": loss,
+                **losses,
                 "lr": module.current_learning_rate(),
                 "grad_norm": module.read_gradient_norm(),
                 **self._rates(trainer, module),
@@ -157,8 +157,8 @@ class MonitorCallback(StepCallback):
     def _rates(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
         """Tokens so far, and the rates and times since the last logged step."""
         counts, world_size, num_steps = module.counts, trainer.world_size, self._steps_to_log
-        now = tuple(counts)
-        local = [new - old for new, old in zip(now, self._logged_counts, strict=True)]
+        now: tuple[int, ...] = module.all_counts
+        local = [new - old for new, old in zip(now, self._logged_counts or (0,) * len(now), strict=True)]
         seconds = self.clock.read()
         # Each rank has a place of its own in the sum, so that one reduction tells all ranks' times.
         microseconds = [0] * world_size

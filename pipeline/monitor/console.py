@@ -6,23 +6,27 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from functools import partial
+from typing import Any, Final, TextIO
 
 from pipeline.base.logs import LOGGER_NAME
 from pipeline.monitor.json_lines import number, plain_value
 from pipeline.monitor.meters import EtaMeter, format_count, format_seconds
+
+_ACCURACY: Final = "validation_accuracy_"
 
 
 def format_line(metrics: Mapping[str, Any], total_steps: int, eta_seconds: float | None = None) -> str:
     """A line of metrics for a log.
 
     ``step 120/1000 loss 6.123 lr 1.0e-3 grad 0.85 12.3k tok/s mfu 41.2 % wait 0.1 % mem 3.2 GB eta 3:20``; what was
-    not measured is left out, and a validation appends ``validation loss 5.912 perplexity 369.4``.
+    not measured is left out, and a validation appends ``validation loss 5.912 perplexity 369.4 mlm 12.3 % right``. A
+    loss of several terms is followed by them: ``loss 6.816 (mlm 6.123 nsp 0.693)``.
     """
     value = {name: number(item) for name, item in plain_value(metrics).items()}
     parts = [f"step {int(metrics['step'])}/{total_steps}"]
-    for name, form in (
-        ("loss", lambda x: f"loss {x:.3f}"),
+    forms: list[tuple[str, Callable[[float], str]]] = [
+        ("loss", lambda x: f"loss {x:.3f}{_terms(value, 'loss')}"),
         ("lr", lambda x: f"lr {x:.1e}".replace("e-0", "e-") if x else "lr 0"),
         ("grad_norm", lambda x: f"grad {x:.2f}"),
         ("tokens_per_second", lambda x: f"{format_count(x)} tok/s"),
@@ -30,15 +34,30 @@ def format_line(metrics: Mapping[str, Any], total_steps: int, eta_seconds: float
         ("data_wait_fraction", lambda x: f"wait {x * 100:.1f} %"),
         ("memory_gb", lambda x: f"mem {x:.1f} GB"),
         ("budget_share", lambda x: f"budget {x * 100:.1f} %"),
-        ("validation_loss", lambda x: f"validation loss {x:.3f}"),
+        ("validation_loss", lambda x: f"validation loss {x:.3f}{_terms(value, 'validation_loss')}"),
         ("validation_perplexity", lambda x: f"perplexity {x:.1f}"),
-    ):
+    ]
+    for name in value:
+        if name.startswith(_ACCURACY):
+            forms.append((name, partial(_accuracy, name.removeprefix(_ACCURACY))))
+    for name, form in forms:
         found = value.get(name)
         if found is not None:
             parts.append(form(found))
     if eta_seconds is not None:
         parts.append(f"eta {format_seconds(eta_seconds)}")
     return " ".join(parts)
+
+
+def _terms(value: Mapping[str, float | None], loss: str) -> str:
+    """`` (mlm 6.123 nsp 0.693)``, or nothing where the loss has one term."""
+    names = [name for name in value if name.startswith(f"{loss}_") and name != "loss_scale"]  # which fp16 logs
+    parts = [f"{name.removeprefix(loss)[1:]} {found:.3f}" for name in names if (found := value[name]) is not None]
+    return f" ({' '.join(parts)})" if parts else ""
+
+
+def _accuracy(of: str, share: float) -> str:
+    return f"{of} {share * 100:.1f} % right"
 
 
 def format_event(name: str, facts: Mapping[str, Any]) -> str:

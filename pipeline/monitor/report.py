@@ -15,16 +15,19 @@ from pipeline.monitor.goodput import goodput_facts, goodput_of
 from pipeline.monitor.json_lines import Record, moment, number
 from pipeline.monitor.meters import format_count, format_seconds
 from pipeline.monitor.report_page import page, table
-from pipeline.monitor.sinks import METRICS_NAME, read_metrics
+from pipeline.monitor.sinks import METRICS_NAME, read_metrics, terms_of
 from pipeline.monitor.step_clock import PHASES
 
 _MOST_EVENTS = 300
+
+_ACCURACY = "validation_accuracy_"
 
 _CONFIG_FACTS = (
     ("Corpus", "data.corpus"),
     ("Sequence length", "data.sequence_length"),
     ("Packing", "data.packing"),
     ("Model family", "model.family"),
+    ("Model type", "model.config.model_type"),
     ("Layers", "model.num_layers"),
     ("Hidden size", "model.hidden_size"),
     ("Attention heads", "model.num_heads"),
@@ -40,6 +43,8 @@ _CONFIG_FACTS = (
     ("Precision", "train.precision"),
     ("Seed", "seed"),
 )
+
+_SHAPE_KEYS = ("model.num_layers", "model.hidden_size", "model.num_heads")
 
 
 def write_report(run_directory: Path, output: Path | None = None) -> Path:
@@ -105,12 +110,12 @@ def render_report(
         title=f"Run {name}",
         subtitle=done + until,
         tiles=_tiles(metrics, events, goodput),
-        charts=[line_chart(chart) for chart in _charts(metrics, resumed_at)],
+        charts=[line_chart(chart) for chart in _charts(metrics, resumed_at, bool(_mixture(config)))],
         tables=tables,
     )
 
 
-def _charts(metrics: Sequence[Record], resumed_at: Sequence[float]) -> list[Chart]:
+def _charts(metrics: Sequence[Record], resumed_at: Sequence[float], is_mixture: bool) -> list[Chart]:
     def series(name: str, key: str, scale: float = 1.0, sparse: bool = False) -> Series:
         points: list[Point] = []
         for record in metrics:
@@ -120,9 +125,23 @@ def _charts(metrics: Sequence[Record], resumed_at: Sequence[float]) -> list[Char
                 points.append((float(record["step"]), None if value is None else value * scale))
         return Series(name, points, sparse)
 
-    losses = [series("training", "loss"), series("validation", "validation_loss", sparse=True)]
+    def loss(name: str, label: str, suffix: str = "") -> Chart:
+        # A step of a mixture has the loss of one objective: the lines join what lies between.
+        both = [
+            series("training", f"loss{suffix}", sparse=is_mixture and bool(suffix)),
+            series("validation", f"validation_loss{suffix}", sparse=True),
+        ]
+        return Chart(name, label, both, marks=resumed_at)
+
+    terms = list(dict.fromkeys(name for record in metrics for name in _terms(record)))
+    label = "nats per prediction"
+    if is_mixture:
+        label = "nats, training: of the step's objective"
+    elif terms:
+        label = "nats, weighted sum of the terms"
     charts = [
-        Chart("Loss", "nats per prediction", losses, marks=resumed_at),
+        loss("Loss", label),
+        *(loss(f"Loss, {name}", "nats, mean", f"_{name}") for name in terms),
         Chart("Learning rate", "learning rate", [series("learning rate", "lr")], from_zero=True, marks=resumed_at),
         Chart(
             "Gradient norm",
@@ -144,6 +163,11 @@ def _charts(metrics: Sequence[Record], resumed_at: Sequence[float]) -> list[Char
     return charts
 
 
+def _terms(record: Record) -> list[str]:
+    """Names of the terms and objectives whose losses a line has."""
+    return [*terms_of(record, "loss_"), *terms_of(record, "validation_loss_")]
+
+
 def _values(metrics: Sequence[Record], key: str) -> list[float]:
     """The finite values of a key, in order."""
     found = (number(record.get(key)) for record in metrics)
@@ -161,6 +185,9 @@ def _tiles(
     ):
         if values := _values(metrics, key):
             tiles.append((label, form.format(values[-1])))
+    for key in dict.fromkeys(name for record in metrics for name in record if name.startswith(_ACCURACY)):
+        if values := _values(metrics, key):
+            tiles.append((f"Validation accuracy, {key.removeprefix(_ACCURACY)}", f"{values[-1]:.1%}"))
     if tokens := _values(metrics, "tokens"):
         tiles.append(("Tokens", format_count(tokens[-1])))
     if rates := _values(metrics, "tokens_per_second"):
@@ -198,9 +225,12 @@ def _facts(
     if memory := _values(metrics, "memory_gb"):
         facts.append(("Memory, most on rank 0", f"{max(memory):.2f} GB"))
     facts.append(("Restarts", str(sum(event.get("event") == "resumed" for event in events))))
+    is_named = _lookup(config, "model.config.model_type") is not None  # then the fields of the shape say nothing
     for label, key in _CONFIG_FACTS:
         value = _lookup(config, key)
-        if value is not None:
+        if key == "objective.name" and (tasks := _mixture(config)):
+            value = ", ".join(f"{task.get('label') or task['name']} (weight {task['weight']:g})" for task in tasks)
+        if value is not None and not (is_named and key in _SHAPE_KEYS):
             facts.append((label, f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)))
     return facts
 
@@ -265,6 +295,11 @@ def _config(run_directory: Path) -> Mapping[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError):
         return {}
     return config if isinstance(config, dict) else {}
+
+
+def _mixture(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The objectives that take turns; none where there is only one."""
+    return _lookup(config, "objective.mixture") or []
 
 
 def _lookup(config: Mapping[str, Any], dotted: str) -> Any:

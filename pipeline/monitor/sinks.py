@@ -2,7 +2,7 @@
 
 A metric line is a flat dict with ``step`` (completed optimizer steps) and whatever was measured: ``loss``, ``lr``,
 ``grad_norm``, ``tokens``, ``tokens_per_second``, ``mfu``, ``data_wait_fraction``, ``batch_digest``, ``memory_gb``,
-``validation_loss``, ``validation_perplexity``, ... Units are in ``docs/monitor.md``.
+``validation_loss``, ``validation_accuracy_mlm``, ... Units are in ``docs/monitor.md``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pipeline.monitor.json_lines import (
     decode_line,
     encode_line,
     encode_plain_line,
+    number,
     plain_value,
     read_records,
     utc_now,
@@ -53,6 +54,21 @@ class Sink(Protocol):
 def read_metrics(run_directory: Path) -> list[Record]:
     """The metric lines of a run, as written (NaN is the string ``"nan"``); a torn last line is passed over."""
     return read_records(run_directory / METRICS_NAME)
+
+
+def terms_of(record: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """What a loss is made of: the terms of an objective, the objectives of a mixture.
+
+    Args:
+        record: a metric line.
+        prefix: ``loss_`` or ``validation_loss_``, which the names are given without.
+    """
+    found = {
+        name.removeprefix(prefix): number(value)
+        for name, value in record.items()
+        if name.startswith(prefix) and name != "loss_scale"  # which fp16 logs
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 class JsonlSink:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipeline.base.jit import kernel
+from pipeline.base.window import pairs_in_window
 from pipeline.data.rows import PER_SEGMENT, Rows
 from pipeline.objectives.batch import Batch
+from pipeline.objectives.pair_layout import add_pairs, find_pairs
 from pipeline.objectives.predictions import KEPT, Predictions
 
 _TIMES_MEAN: Final = 2
@@ -33,6 +35,9 @@ class Capacity:
 
     mean_segments_per_row: float | None = None
     """What rows of the corpus hold on average, if it is known."""
+
+    window: int = -1
+    """How far a token sees to either side in local layers; -1: there are none."""
 
     def most_bounds(self, num_rows: int) -> int:
         """Entries of ``cu_seqlens`` that no micro-batch of R rows exceeds."""
@@ -89,40 +94,87 @@ def make_batches(
     if num_rows % total:
         raise ValueError(f"{num_rows} rows cannot be split into {total} equal micro-batches")
     size = num_rows // total
-    positions = np.empty((num_rows, length), np.int64)
-    cu_seqlens = np.empty((total, capacity.most_bounds(size)), np.int32)
-    predicting = np.empty((total, size * capacity.predictions_per_row), np.int64)
-    labels = np.empty(predicting.shape, np.int64)
-    facts = np.empty((total, len(_FACTS)), np.int64)
-    segments = (rows.segment_row, rows.segment_start, rows.segment_length)
-    made = (predictions.indices, predictions.labels, predictions.counts)
-    _lay_out(segments, made, positions, cu_seqlens, predicting, labels, facts)
-    _check_capacity(facts, cu_seqlens.shape[1], predicting.shape[1], size * length)
-    of_steps = facts[:, 0].reshape(-1, num_micro_batches).sum(1).tolist()
-    usual_bounds = capacity.usual_bounds(size)
+    most_bounds, usual_bounds = capacity.most_bounds(size), capacity.usual_bounds(size)
+    num_predictions = size * capacity.predictions_per_row
+    pairs = find_pairs(rows, total) if predictions.with_pairs else None
+    most_places = min(num_predictions + (most_bounds - 1 if pairs else 0), max(num_predictions, size * length))
+    positions, cu_seqlens, predicting, labels, facts = _room(total, rows.tokens.shape, most_bounds, most_places)
+    _lay_out(
+        (rows.segment_row, rows.segment_start, rows.segment_length),
+        (predictions.indices, predictions.labels, predictions.counts),
+        (pairs.firsts, pairs.of_batch) if pairs else (np.empty(0, np.int64), np.zeros(total + 1, np.int64)),
+        (num_predictions, usual_bounds, capacity.window),
+        *(positions, cu_seqlens, predicting, labels, facts),
+    )
+    _check_capacity(facts, most_bounds, num_predictions, size * length)
+    of_steps, real_of_steps = (facts[:, fact].reshape(-1, num_micro_batches).sum(1).tolist() for fact in (0, 1))
     batches: list[list[Batch]] = [[] for _ in steps]
-    for number, counted in enumerate(facts.tolist()):
+    for number, (num_predicted, num_real, squares, lengths, bounds, near) in enumerate(facts.tolist()):
         part = slice(number * size, (number + 1) * size)
-        at = number // num_micro_batches
-        batches[at].append(
+        num_bounds = usual_bounds if bounds <= usual_bounds else most_bounds
+        num_places = min(num_predictions + (num_bounds - 1 if pairs else 0), most_places)
+        batches[number // num_micro_batches].append(
             Batch(
                 input_ids=torch.from_numpy(predictions.input_ids[part]),
                 position_ids=torch.from_numpy(positions[part]),
-                cu_seqlens=torch.from_numpy(cu_seqlens[number, : usual_bounds if counted[4] <= usual_bounds else None]),
-                prediction_positions=torch.from_numpy(predicting[number]),
-                labels=torch.from_numpy(labels[number]),
-                window_predictions=of_steps[at],
-                num_predictions=counted[0],
-                num_real_tokens=counted[1],
-                sum_squared_lengths=counted[2],
-                sum_prediction_lengths=counted[3],
+                cu_seqlens=torch.from_numpy(cu_seqlens[number, :num_bounds]),
+                prediction_positions=torch.from_numpy(predicting[number, :num_places]),
+                labels=torch.from_numpy(labels[number, :num_places]),
+                window_predictions=of_steps[number // num_micro_batches],
+                window_real_tokens=real_of_steps[number // num_micro_batches],
+                num_predictions=num_predicted,
+                num_real_tokens=num_real,
+                sum_squared_lengths=squares,
+                sum_prediction_lengths=lengths,
+                token_pairs_in_window=near,
                 row_numbers=torch.from_numpy(rows.row_numbers[part]),
                 first_slot_key=int(rows.row_numbers[part.start]),
                 max_seqlen=length,
-                step=steps[at],
+                step=steps[number // num_micro_batches],
             )
         )
-    return batches
+    return add_pairs(batches, rows, pairs) if pairs else batches
+
+
+_Room: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
+
+def _room(num_batches: int, shape: tuple[int, ...], num_bounds: int, num_places: int) -> _Room:
+    """What :func:`_lay_out` fills: positions, bounds, predicting positions and their labels, facts.
+
+    Args:
+        num_places: no more than tokens, of pairs too, whose first ones are never predicted.
+    """
+    return (
+        np.empty(shape, np.int64),
+        np.empty((num_batches, num_bounds), np.int32),
+        np.empty((num_batches, num_places), np.int64),
+        np.empty((num_batches, num_places), np.int64),
+        np.empty((num_batches, len(_FACTS)), np.int64),
+    )
+
+
+def real_slots(rows: Rows) -> NDArray[np.bool_]:
+    """True where a row has a token, (R, S)."""
+    num_rows, length = rows.tokens.shape
+    changes = np.zeros(num_rows * length + 1, np.int8)
+    first = rows.segment_row.astype(np.int64) * length + rows.segment_start
+    np.add.at(changes, first, 1)
+    np.add.at(changes, first + rows.segment_length, -1)
+    return changes[:-1].cumsum(dtype=np.int8).astype(np.bool_).reshape(num_rows, length)
+
+
+def with_real_slots(batches: Sequence[Sequence[Batch]], rows: Rows) -> list[list[Batch]]:
+    """The micro-batches of several steps, with what of their rows is no padding."""
+    is_real = torch.from_numpy(real_slots(rows))
+    first = 0
+    marked: list[list[Batch]] = []
+    for of_step in batches:
+        marked.append([])
+        for batch in of_step:
+            marked[-1].append(replace(batch, is_real=is_real[first : first + len(batch.row_numbers)]))
+            first += len(batch.row_numbers)
+    return marked
 
 
 def with_digests(batches: Sequence[Batch], row_digests: NDArray[np.uint8]) -> list[Batch]:
@@ -131,7 +183,14 @@ def with_digests(batches: Sequence[Batch], row_digests: NDArray[np.uint8]) -> li
     return [replace(batch, row_digests=torch.from_numpy(part)) for batch, part in zip(batches, parts, strict=True)]
 
 
-_FACTS: Final = ("predictions", "real tokens", "sum of squared lengths", "sum of lengths over predictions", "bounds")
+_FACTS: Final = (
+    "predictions",
+    "real tokens",
+    "sum of squared lengths",
+    "sum of lengths over predictions",
+    "bounds",
+    "pairs of tokens in the window",
+)
 """What is counted of a micro-batch."""
 
 
@@ -143,7 +202,7 @@ def _check_capacity(facts: NDArray[np.int64], num_bounds: int, num_predictions: 
     """
     if len(facts) == 0:
         return
-    predictions, *_, bounds = facts.max(0).tolist()
+    predictions, _, _, _, bounds, _ = facts.max(0).tolist()
     if bounds > num_bounds:
         raise ValueError(f"a micro-batch needs {bounds} places where the capacity is {num_bounds}")
     if predictions > num_predictions or num_predictions > num_slots:
@@ -154,21 +213,30 @@ def _check_capacity(facts: NDArray[np.int64], num_bounds: int, num_predictions: 
 def _lay_out(
     segments: tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.integer]],
     made: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    firsts: tuple[NDArray[np.int64], NDArray[np.int64]],
+    sizes: tuple[int, int, int],
     positions: NDArray[np.int64],
     cu_seqlens: NDArray[np.int32],
     predicting: NDArray[np.int64],
     labels: NDArray[np.int64],
     facts: NDArray[np.int64],
 ) -> None:
-    """Fill the last five, micro-batch after micro-batch; what has no place is counted and left out."""
+    """Fill the last five, micro-batch after micro-batch; what has no place is counted and left out.
+
+    Args:
+        firsts: see :class:`.pair_layout.Pairs`.
+        sizes: places for predictions, without those of pairs; the usual number of bounds; the window.
+    """
     of_row, starts, lengths = segments
     indices, ids, counts = made
+    first_slots, of_batch = firsts
+    most_predictions, usual_bounds, window = sizes
     num_rows, length = positions.shape
     total = len(facts)
     size = num_rows // total if total else 0
     segment = prediction = 0
     for number in range(total):
-        num_bounds = num_predictions = num_real = squares = 0
+        num_bounds = num_predictions = num_real = squares = near = 0
         bounds = cu_seqlens[number]
         for row in range(number * size, (number + 1) * size):
             begin, at = (row - number * size) * length, 0
@@ -179,17 +247,24 @@ def _lay_out(
                 at = start + own
                 num_real += own
                 squares += own * own
+                near += pairs_in_window(own, window) if window >= 0 else 0
                 segment += 1
             num_bounds = _add_run(bounds, num_bounds, positions[row], begin, at, length)
             num_predictions += counts[row]
         bounds[min(num_bounds, len(bounds)) :] = size * length
         facts[number, 0], facts[number, 1], facts[number, 2] = num_predictions, num_real, squares
-        facts[number, 4] = num_bounds + 1
-        of_batch = slice(prediction, prediction + num_predictions)
-        first_slot = number * size * length
+        facts[number, 4], facts[number, 5] = num_bounds + 1, near
+        if num_predictions > most_predictions or num_bounds >= len(bounds):
+            facts[number, 3] = 0
+            continue
+        places = len(predicting[number])
+        if places > most_predictions and num_bounds + 1 <= usual_bounds:  # pairs
+            places = min(most_predictions + usual_bounds - 1, places)
+        chosen = slice(prediction, prediction + num_predictions)
         facts[number, 3] = _place_predictions(
-            indices[of_batch], ids[of_batch], first_slot, size * length, bounds, predicting[number], labels[number]
-        )
+            indices[chosen], ids[chosen], first_slots[of_batch[number] : of_batch[number + 1]],
+            number * size * length, size * length, bounds, predicting[number, :places], labels[number, :places],
+        )  # fmt: skip
         prediction += num_predictions
 
 
@@ -212,35 +287,39 @@ def _add_run(
 def _place_predictions(
     indices: NDArray[np.int64],
     ids: NDArray[np.int64],
+    firsts: NDArray[np.int64],
     first_slot: int,
     num_slots: int,
     bounds: NDArray[np.int32],
     predicting: NDArray[np.int64],
     labels: NDArray[np.int64],
 ) -> int:
-    """Positions and labels of a micro-batch in ascending order, filled up with positions that predict nothing.
+    """Positions and labels of a micro-batch in ascending order, with ``firsts`` and as many more as there are places
+    among them, which predict nothing.
 
     Ascending, so that the positions of a segment stand together (see `models/last_block.py`). No position comes twice,
     so the gradient of the selection adds nothing up: no atomics, no order that could vary.
 
     Returns:
-        sum over the predictions of the length of their segment.
+        sum over the predictions and ``firsts`` of the length of their segment.
     """
     capacity = len(predicting)
-    if len(indices) > capacity or capacity > num_slots:
+    if len(indices) + len(firsts) > capacity or capacity > num_slots:
         return 0
     number_at = np.zeros(num_slots, np.int32)  # of the prediction there, counted from 1
     for one in range(len(indices)):
         number_at[indices[one] - first_slot] = one + 1
-    fillers = capacity - len(indices)
+    for one in range(len(firsts)):
+        number_at[firsts[one] - first_slot] = -1
+    fillers = capacity - len(indices) - len(firsts)
     place = position = segment = sum_lengths = 0
     while place < capacity:
         one = number_at[position]
-        if one > 0:
+        if one != 0:
             while segment + 1 < len(bounds) - 1 and bounds[segment + 1] <= position:
                 segment += 1
             sum_lengths += bounds[segment + 1] - bounds[segment]
-            predicting[place], labels[place] = position, ids[one - 1]
+            predicting[place], labels[place] = position, ids[one - 1] if one > 0 else KEPT
             place += 1
         elif fillers > 0:
             predicting[place], labels[place] = position, KEPT

@@ -4,7 +4,8 @@ Letters: R rows, S sequence length, N runs of special ids, P predictions.
 
 The masked-language-model corruption of BERT (Devlin et al. 2018, section 3.1), drawn anew for every row number, so anew
 in every epoch (RoBERTa's dynamic masking), with an exact count a row. Tokens, whole words or spans are chosen. Every
-draw is a hash: it depends neither on the batch that a row is in nor on who computes it.
+draw is a hash: it depends neither on the batch that a row is in nor on who computes it. Masks that stay with the
+tokens of a document are those of :mod:`pipeline.objectives.static_masking`.
 """
 
 from __future__ import annotations
@@ -99,19 +100,13 @@ def corrupt(
         UserError: words are to be masked and there are none.
     """
     config = settings.config
-    if word_starts is None:
-        if config.masking != "token":
-            raise UserError(
-                f"objective.masking: `{config.masking}` needs to know where words begin, and the corpus does not "
-                "say: build it with shards.words: true, or set objective.masking to `token`."
-            )
-        word_starts = np.empty((0, 0), np.bool_)
+    word_starts = require_words(word_starts, config.masking)
     most = tokens.shape[0] * num_predictions(tokens.shape[1], config.mask_rate)
     corrupted = np.empty(tokens.shape, np.int64)
     indices, labels, counts = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(len(tokens), np.int64)
     thresholds = (
-        _threshold(config.mask_token_share),
-        _threshold(config.mask_token_share + config.random_token_share),
+        threshold(config.mask_token_share),
+        threshold(config.mask_token_share + config.random_token_share),
     )
     total = _mask_rows(
         _KINDS[config.masking],
@@ -131,6 +126,22 @@ def corrupt(
         counts,
     )
     return Predictions(corrupted, indices[:total], labels[:total], counts)
+
+
+def require_words(word_starts: NDArray[np.bool_] | None, masking: Masking) -> NDArray[np.bool_]:
+    """Where words begin, (R, S); empty where tokens are masked and nobody has said.
+
+    Raises:
+        UserError: words are to be masked and there are none.
+    """
+    if word_starts is not None:
+        return word_starts
+    if masking != "token":
+        raise UserError(
+            f"objective.masking: `{masking}` needs to know where words begin, and the corpus does not "
+            "say: build it with shards.words: true, or set objective.masking to `token`."
+        )
+    return np.empty((0, 0), np.bool_)
 
 
 @kernel
@@ -160,7 +171,7 @@ def _mask_rows(
         ids, inputs = tokens[row], corrupted[row]
         for place in range(length):
             inputs[place] = ids[place]
-        num_maskable = _find_maskable(ids, special_ranges, maskable)
+        num_maskable = find_maskable(ids, special_ranges, maskable)
         wanted = num_predictions(num_maskable, rate)
         number = np.uint64(row_numbers[row])
         order_key = hash_u64(keys[0], number)
@@ -191,7 +202,7 @@ def _mask_rows(
 
 
 @kernel
-def _find_maskable(ids: NDArray[np.integer], special_ranges: NDArray[np.integer], maskable: NDArray[np.bool_]) -> int:
+def find_maskable(ids: NDArray[np.integer], special_ranges: NDArray[np.integer], maskable: NDArray[np.bool_]) -> int:
     """Fill the last one, (S,): where the id is in no range; return at how many places."""
     for place in range(len(ids)):
         maskable[place] = True
@@ -211,6 +222,6 @@ def _place_draw(stream_key: np.uint64, row_number: np.uint64, place: int) -> np.
     return hash_u64(stream_key, (row_number << np.uint64(16)) + np.uint64(place))
 
 
-def _threshold(share: float) -> int:
+def threshold(share: float) -> int:
     """16 uniform bits are below it with this probability."""
     return math.ceil(share * 2**16)

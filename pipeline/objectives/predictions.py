@@ -31,6 +31,9 @@ class Predictions:
     counts: NDArray[np.int64]
     """Predictions of every row, (R,)."""
 
+    with_pairs: bool = False
+    """Whether it is said of every segment of two parts as well what they are to each other (``Rows.pair_label``)."""
+
     def dense_labels(self) -> NDArray[np.int64]:
         """Labels at their positions and -100 elsewhere, (R, S)."""
         labels = np.full(self.input_ids.shape, KEPT, np.int64)

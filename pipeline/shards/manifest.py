@@ -197,7 +197,8 @@ def read_manifest(files: CorpusFiles) -> Manifest:
     except FileNotFoundError:
         raise UserError(
             f"No corpus at {files.location}: {MANIFEST_NAME} does not exist there. "
-            "Give the directory that `pretrain corpus build` wrote; if that build was interrupted, run it again."
+            "Give the directory that `pretrain corpus build` wrote (of corpora by language, one of its folders); if "
+            "that build was interrupted, run it again."
         ) from None
     try:
         value = orjson.loads(content)

@@ -22,6 +22,7 @@ from xxhash import xxh3_64_intdigest
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256_of_file
 from pipeline.shards.files import LocalFiles, reading
+from pipeline.shards.index import WAY_OUT, read_index
 from pipeline.shards.layout import (
     BLOCK_ENTRY,
     NPY_HEADER_BYTES,
@@ -35,7 +36,6 @@ from pipeline.shards.layout import (
     unpack_bits,
 )
 from pipeline.shards.manifest import Manifest, check_tokenizer, read_manifest
-from pipeline.shards.reader import WAY_OUT, read_index
 
 
 @dataclass(frozen=True)

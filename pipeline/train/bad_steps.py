@@ -15,6 +15,7 @@ the same, otherwise        on the host, which waits for the device in every step
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from pipeline.checkpoints.meta import checkpoint_directory, list_checkpoints
 from pipeline.config.run import RunConfig
 from pipeline.monitor.callback import MonitorCallback, StepCallback
 from pipeline.monitor.events import append_event
+from pipeline.objectives.terms import weighted_loss
 from pipeline.train.checkpoint import load_checkpoint
 from pipeline.train.detector import Detector, Reason
 from pipeline.train.replay import replay_batch
@@ -37,13 +39,14 @@ from pipeline.train.strategies import ZERO_STAGES, ask_before_step, engine_of
 
 
 class _Judged(NamedTuple):
-    """A step that the device has decided on and the host has not looked at; scalars of the device."""
+    """A step that the device has decided on and the host has not looked at. Tensors of the device, sums with an entry a
+    term of the loss."""
 
     step: int
-    predictions: int
-    loss_sum: Tensor
+    counts: tuple[int, ...]
+    loss_sums: Tensor
     gradient_norm: Tensor
-    own_loss_sum: Tensor
+    own_loss_sums: Tensor
 
 
 class _Skipped(NamedTuple):
@@ -53,7 +56,7 @@ class _Skipped(NamedTuple):
     reason: Reason
     loss: float
     gradient_norm: float
-    own_loss_sum: Tensor
+    own_loss_sums: Tensor
 
 
 class BadSteps(StepGate, StepCallback):
@@ -73,7 +76,7 @@ class BadSteps(StepGate, StepCallback):
         self._on_device = False
         self._was_asked = True
         self._refused = False
-        self._own_loss_sum = self._loss_sum = torch.zeros(())
+        self._own_loss_sums = self._loss_sums = torch.zeros(1)
         self._summing: dist.Work | None = None
         self._unread: list[_Judged] = []
         self._untold: list[_Skipped] = []
@@ -85,27 +88,27 @@ class BadSteps(StepGate, StepCallback):
         if self.config.train.strategy in ZERO_STAGES:
             ask_before_step(engine_of(trainer), self.admits)
 
-    def loss_computed(self, loss_sum: Tensor) -> None:
+    def losses_computed(self, loss_sums: tuple[Tensor, ...]) -> None:
         self._was_asked = self._refused = False
-        self._own_loss_sum = self._loss_sum = loss_sum
+        self._own_loss_sums = self._loss_sums = torch.stack(loss_sums)
         if self.detector.needs_numbers and self._module.plan.world_size > 1:
-            self._loss_sum = loss_sum.clone()
-            self._summing = dist.all_reduce(self._loss_sum, async_op=True)
+            self._loss_sums = self._own_loss_sums.clone()
+            self._summing = dist.all_reduce(self._loss_sums, async_op=True)
 
     def admits(self, gradient_norm: Tensor) -> bool:
         self._was_asked = True
-        step, predictions = self._module.step + 1, self._module.global_predictions
+        step, counts = self._module.step + 1, self._module.global_counts
         if self._summing is not None:
             self._summing.wait()  # on CUDA only the stream waits
             self._summing = None
         if self._on_device:
             self._decide_on_device(step, gradient_norm)
-            self._unread.append(_Judged(step, predictions, self._loss_sum, gradient_norm, self._own_loss_sum))
+            self._unread.append(_Judged(step, counts, self._loss_sums, gradient_norm, self._own_loss_sums))
             return True
         if self.detector.needs_numbers:
-            self._observe(step, predictions, float(self._loss_sum), float(gradient_norm), self._own_loss_sum)
+            self._observe(step, counts, self._loss_sums.tolist(), float(gradient_norm), self._own_loss_sums)
         elif step in self.detector.told:
-            self._observe(step, predictions, math.nan, math.nan, self._own_loss_sum)
+            self._observe(step, counts, [math.nan] * len(counts), math.nan, self._own_loss_sums)
         return not self._refused
 
     @property
@@ -116,14 +119,18 @@ class BadSteps(StepGate, StepCallback):
         if step in self.detector.told:
             self._optimizer.found_inf = torch.ones_like(gradient_norm)
         else:
-            self._optimizer.found_inf = torch.isfinite(self._loss_sum + gradient_norm).logical_not().float()
+            self._optimizer.found_inf = torch.isfinite(self._loss_sums.sum() + gradient_norm).logical_not().float()
 
-    def _observe(self, step: int, predictions: int, loss_sum: float, norm: float, own_loss_sum: Tensor) -> None:
-        loss = loss_sum / max(predictions, 1)
+    def _observe(
+        self, step: int, counts: Sequence[int], loss_sums: Sequence[float], norm: float, own_loss_sums: Tensor
+    ) -> None:
+        loss = sum(loss_sums)  # no number, if one is none, even of a term that counts nothing
+        if math.isfinite(loss):
+            loss = weighted_loss(self._module.loss.terms, loss_sums, counts) or 0.0
         reason = self.detector.observe(step, loss, norm)
         if reason is not None:
             self._refused = True
-            self._untold.append(_Skipped(step, reason, loss, norm, own_loss_sum))
+            self._untold.append(_Skipped(step, reason, loss, norm, own_loss_sums))
 
     def on_step_end(self, trainer: pl.Trainer, module: Any, step: int) -> None:
         if not self._was_asked:
@@ -143,10 +150,9 @@ class BadSteps(StepGate, StepCallback):
     def _catch_up(self) -> None:
         """Look at what the device has decided since the last time, and tell of skipped steps; every rank calls it."""
         if self._unread:
-            numbers = torch.stack([n for judged in self._unread for n in (judged.loss_sum, judged.gradient_norm)])
-            values = iter(numbers.tolist())
-            for judged in self._unread:
-                self._observe(judged.step, judged.predictions, next(values), next(values), judged.own_loss_sum)
+            rows = [torch.cat([judged.loss_sums, judged.gradient_norm.view(1)]) for judged in self._unread]
+            for judged, (*loss_sums, norm) in zip(self._unread, torch.stack(rows).tolist(), strict=True):
+                self._observe(judged.step, judged.counts, loss_sums, norm, judged.own_loss_sums)
             self._unread = []
         if self._untold:
             with self.monitor.clock.during("logging"):
@@ -155,7 +161,7 @@ class BadSteps(StepGate, StepCallback):
             self._untold = []
 
     def _tell(self, skipped: _Skipped) -> None:
-        own = torch.isfinite(skipped.own_loss_sum).cpu()
+        own = torch.isfinite(skipped.own_loss_sums).all().cpu()
         finite = [bool(of_rank) for of_rank in self._module.control.gather(own)]
         if not self._module.trainer.is_global_zero:
             return

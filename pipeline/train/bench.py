@@ -22,13 +22,12 @@ from pipeline.base.ranks import RankFacts, rank_facts
 from pipeline.config.derived import BatchPlan, corpora_of
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import Stage, stages_of
-from pipeline.models.flops import flops_per_step
 from pipeline.monitor.callback import StepCallback
 from pipeline.monitor.meters import memory_gb, model_flops_utilization
 from pipeline.monitor.step_clock import Phase
 from pipeline.train.control import join_ranks
 from pipeline.train.faults import ended_by_sigterm, fit
-from pipeline.train.setup import Start, device_peak_flops, make_module, make_trainer, prepare_process
+from pipeline.train.setup import Start, device_peak_flops, make_module, make_trainer, prepare_process, step_flops
 from pipeline.train.step_timing import StepMarks, TimedBatches
 from pipeline.train.streams import open_streams
 from pipeline.train.synthetic_corpus import write_synthetic_corpus
@@ -163,17 +162,17 @@ class _Recorder(StepCallback):
             torch.cuda.synchronize(device)
         module.control.barrier()
         module.clock.read()
-        self.counts_before = module.counts
+        self.counts_before = module.all_counts
         self.marks = StepMarks(device)
         self.marks.add()
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         assert self.marks is not None
         step_seconds, phase_seconds = self.marks.seconds(), module.clock.read()
-        counts, before = module.counts, self.counts_before
+        counts, before = module.all_counts, self.counts_before
         total = module.control.sum_integers(*(new - old for new, old in zip(counts, before, strict=True)))
-        tokens, _, predictions, _ = total
-        flops = flops_per_step(self.config.model, self.vocab_size, *total)
+        tokens, predictions = total[0], total[2]
+        flops = step_flops(self.config)(self.config.model, self.vocab_size, *total)
         memory = torch.tensor([memory_gb(trainer.strategy.root_device.type)], dtype=torch.float64)
         most = max(float(value) for value in module.control.gather(memory))
         self.measured = Measured(step_seconds, phase_seconds, tokens, predictions, flops, most)

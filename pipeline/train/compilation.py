@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.base.errors import UserError
 from pipeline.config.run import TrainConfig
 from pipeline.models.blocks import transformer_blocks
-from pipeline.objectives.loss import packed_loss_sum
+from pipeline.objectives.loss import as_terms
 from pipeline.train.module import PretrainModule
 
 _SPARE_GRAPHS = 6  # of torch's own 8: it stops a run that compiles more than it is allowed
@@ -63,18 +63,20 @@ def compile_step(module: PretrainModule) -> None:
     """
     train = module.config.train
     dynamo = torch._dynamo.config
-    graphs = 2 * 2 * len(module.plan.micro_rows)  # to train and to validate, of usual and of many segments
+    # To train and to validate, of usual and of many segments; the objectives of a mixture have their own.
+    graphs = 2 * 2 * len(module.plan.micro_rows) * len(module.loss.tasks)
     dynamo.recompile_limit = max(dynamo.recompile_limit, graphs + _SPARE_GRAPHS)
     if train.strategy != "zero3":
-        module.loss_function = _compiled(packed_loss_sum, train)
-        if train.compile_mode == "reduce-overhead":
-            module.loss_function = _copied(module.loss_function)
-            module.keeps_gradients = True
+        copied = train.compile_mode == "reduce-overhead"
+        module.keeps_gradients = copied
+        module.loss = module.loss.with_functions(
+            lambda function: _copied(_compiled(function, train)) if copied else _compiled(function, train)
+        )
         return
     from deepspeed.utils import set_z3_leaf_modules
 
     blocks = transformer_blocks(module.model)
-    set_z3_leaf_modules(module.model, [type(blocks[0])])
+    set_z3_leaf_modules(module.model, list({type(block): None for block in blocks}))
     for block in blocks:
         # Its forward, not the block: the hooks must stay outside the graph.
         block.forward = _compiled(block.forward, train)
@@ -85,10 +87,10 @@ def _compiled(function: Callable[..., Any], train: TrainConfig) -> Callable[...,
     return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
 
 
-def _copied(compiled: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same with the loss in memory of its own: a CUDA graph's is written again by the next micro-batch."""
+def _copied(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """The same with the sums in memory of their own: a CUDA graph's is written again by the next micro-batch."""
 
-    def loss_function(*arguments: Any) -> Tensor:
-        return compiled(*arguments).clone()
+    def loss_function(*arguments: Any) -> tuple[Tensor, ...]:
+        return tuple(term.clone() for term in as_terms(compiled(*arguments)))
 
     return loss_function

@@ -18,6 +18,7 @@ FREE_KEYS = (
     "data.mixture_exponent",
     "data.exclude",
     "data.packing",
+    "data.context_tokens",
     "data.open_shards",
     "data.sequence_length",
     "data.cache.",
@@ -51,6 +52,7 @@ FREE_KEYS = (
 
 
 _MEANING = {
+    "stream.context_tokens": "data.context_tokens",
     "stream.exclusions": "digest of data.exclude as far as it counts by then; entries added now need a later from_step",
     "stream.sources": "fingerprint, share of the rows and epochs of every corpus",
     "stream.stages": "of every stage begun by then: steps before it, rows a step, tokens a row",
@@ -59,6 +61,9 @@ _MEANING = {
 """What values are that do not speak for themselves."""
 
 _ABSENT = "(absent)"
+
+_STREAM_DEFAULTS = {"stream.context_tokens": 0}
+"""Settings of the stream that have come after its first version, as they were before."""
 
 
 def run_identity(
@@ -71,23 +76,27 @@ def run_identity(
         stream_settings: of the steps up to the resumed one, from ``RowStream.settings_before``.
         step: the resumed one.
     """
-    settings = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in leaves(to_plain(config)).items()
-        if not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)
-    }
     return {
         "corpus_fingerprint": corpus_fingerprint,
         **{f"stream.{key}": value for key, value in stream_settings.items()},
-        **settings,
+        **_settings(config),
         "train.skip_steps": sorted({skipped for skipped in config.train.skip_steps if skipped <= step}),
+    }
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in leaves(to_plain(config)).items()
+        if not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)
     }
 
 
 def check_identity(
     saved: dict[str, Any], present: dict[str, Any], checkpoint: str, accepted: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Refuse to resume another run.
+    """Refuse to resume another run. What a checkpoint of an older version does not name has its default there: a new
+    setting changes nothing unless it is set.
 
     Args:
         accepted: keys that may differ all the same.
@@ -105,6 +114,7 @@ def check_identity(
             near = difflib.get_close_matches(key, keys, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise UserError(f"--accept-change: `{key}` is nothing that a resume compares.{hint}")
+    saved = {**_STREAM_DEFAULTS, **_settings(RunConfig()), **saved}
     differences = {
         key: {"checkpoint": saved.get(key, _ABSENT), "now": present.get(key, _ABSENT)}
         for key in keys

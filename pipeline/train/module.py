@@ -6,6 +6,7 @@ Letters: W ranks, N micro-batches of a rank in a step.
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ from pipeline.data.digest import combine_row_digests
 from pipeline.models.mup import mup_scales
 from pipeline.monitor.step_clock import StepClock
 from pipeline.objectives.batch import Batch
-from pipeline.objectives.loss import batch_loss, packed_loss_sum
+from pipeline.objectives.loss import PackedLoss
+from pipeline.objectives.mixture_loss import MixtureLoss
 from pipeline.optim.build import make_optimizer
 from pipeline.optim.schedules import learning_rate
 from pipeline.train.budget import TimeBudget
@@ -42,13 +44,23 @@ class BatchCounts(NamedTuple):
     sum_squared_lengths: int = 0
     predictions: int = 0
     sum_prediction_lengths: int = 0
+    pairs: int = 0
+    token_pairs_in_window: int = 0
+    encoder_tokens: int = 0
+    sum_squared_encoder_lengths: int = 0
+    sum_cross_products: int = 0
 
-    def plus(self, batch: Batch, predictions: int) -> BatchCounts:
+    def plus(self, batch: Batch) -> BatchCounts:
         return BatchCounts(
             self.real_tokens + batch.num_real_tokens,
             self.sum_squared_lengths + batch.sum_squared_lengths,
-            self.predictions + predictions,
+            self.predictions + batch.num_predictions,
             self.sum_prediction_lengths + batch.sum_prediction_lengths,
+            self.pairs + batch.num_pairs,
+            self.token_pairs_in_window + batch.token_pairs_in_window,
+            self.encoder_tokens + batch.num_encoder_tokens,
+            self.sum_squared_encoder_lengths + batch.sum_squared_encoder_lengths,
+            self.sum_cross_products + batch.sum_cross_products,
         )
 
 
@@ -60,10 +72,17 @@ class PretrainModule(pl.LightningModule):
     """
 
     def __init__(
-        self, model: Any, config: RunConfig, plan: BatchPlan, first_step: int, spent_seconds: float = 0.0
+        self,
+        model: Any,
+        loss: PackedLoss | MixtureLoss,
+        config: RunConfig,
+        plan: BatchPlan,
+        first_step: int,
+        spent_seconds: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
+        self.loss = loss
         self.config = config
         self.plan = plan
         self.schedule = schedule_in_steps(config)
@@ -76,14 +95,15 @@ class PretrainModule(pl.LightningModule):
         self.stop_agreed = False
         self.gate = StepGate()
         self.saves = Saves()
-        self.global_predictions = 0
-        self.local_loss_sum: Tensor | None = None
+        self.global_counts = (0,) * len(loss.terms)
+        self.local_loss_sums: tuple[Tensor, ...] | None = None
         self.gradient_norm: Tensor | None = None
         self.micro_batch = -1
         self.counts = BatchCounts()
+        self.taught_counts = BatchCounts()
+        self.task = 0
         self.row_digests: list[tuple[Tensor, Tensor]] = []
         self._dropout_key = 0
-        self.loss_function: Callable[..., Tensor] = packed_loss_sum
         self.keeps_gradients = False
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -93,16 +113,23 @@ class PretrainModule(pl.LightningModule):
         else:
             object.__setattr__(self, name, value)
 
-    def loss_sum(self, batch: Batch) -> Tensor:
-        """Cross-entropy sum over the micro-batch's predictions, fp32 scalar with a graph."""
-        return batch_loss(self.model, batch, self.loss_function)
+    @property
+    def all_counts(self) -> tuple[int, ...]:
+        """What FLOPs are counted from: ``counts``, then the same of the steps that had a teacher."""
+        return (*self.counts, *self.taught_counts)
+
+    def loss_sums(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The sum of every term of the loss over the micro-batch, fp32 scalars with a graph."""
+        return self.loss.sums(self.model, batch)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         self.micro_batch = (self.micro_batch + 1) % self.plan.accumulation
         if self.micro_batch == 0:
             self._begin_step(batch)
         # Counts are read here, on the host: reading them later would wait for the device.
-        self.counts = self.counts.plus(batch, batch.window_predictions if self.micro_batch == 0 else 0)
+        self.counts = self.counts.plus(batch)
+        if self.loss.has_teacher(batch.task):
+            self.taught_counts = self.taught_counts.plus(batch)
         if batch.row_digests is not None:
             self.row_digests.append((batch.row_numbers, batch.row_digests))
         self._dropout_key = key(self.config.seed, _DROPOUT_STREAM, self.step, batch.first_slot_key)
@@ -115,13 +142,14 @@ class PretrainModule(pl.LightningModule):
         assert self.control is not None
         self.clock.enter("communication")
         milliseconds = self.budget.elapsed_milliseconds() if self.trainer.is_global_zero else 0
-        predictions, stops, milliseconds, refusals, *saves = self.control.sum_integers(
-            batch.window_predictions,
+        stops, milliseconds, refusals, *others = self.control.sum_integers(
             int(self.stop_requested()),
             milliseconds,
             int(self.gate.has_refused),
+            *batch.window_counts(self.loss.terms),
             *self.saves.news(),
         )
+        counts, saves = others[: len(self.loss.terms)], others[len(self.loss.terms) :]
         if refusals not in (0, self.plan.world_size):
             raise RuntimeError(
                 f"step {self.step} was skipped by {refusals} of {self.plan.world_size} ranks: their losses or gradient "
@@ -130,9 +158,10 @@ class PretrainModule(pl.LightningModule):
         self.budget.agree(milliseconds)
         self.clock.enter("other")
         self.saves.agree(*saves)
-        self.global_predictions = predictions
+        self.global_counts = tuple(counts)
+        self.task = batch.task
         self.stop_agreed = stops > 0
-        self.local_loss_sum = None
+        self.local_loss_sums = None
         self.row_digests.clear()
         rate = self.current_learning_rate()
         for group in self.trainer.optimizers[0].param_groups:
@@ -168,14 +197,18 @@ class PretrainModule(pl.LightningModule):
         torch.default_generator.manual_seed(self._dropout_key)
         if batch.input_ids.is_cuda:
             torch.cuda.manual_seed(self._dropout_key)
-        loss_sum = self.loss_sum(batch)
-        detached = loss_sum.detach()
-        self.local_loss_sum = detached if self.local_loss_sum is None else self.local_loss_sum + detached
+        sums = self.loss_sums(batch)
+        before, detached = self.local_loss_sums, tuple(term.detach() for term in sums)
+        self.local_loss_sums = detached if before is None else tuple(map(operator.add, before, detached))
         if self.finishes_step:
-            self.gate.loss_computed(self.local_loss_sum)
-        # The gradient of the mean over all predictions of the global batch, whatever W and N (see strategies.py).
-        factor = self.plan.world_size * self.plan.accumulation / max(self.global_predictions, 1)
-        return loss_sum * factor
+            self.gate.losses_computed(self.local_loss_sums)
+        # The gradient of the means over the global batch, whatever W and N (see strategies.py).
+        scale = self.plan.world_size * self.plan.accumulation
+        first, *others = (
+            term_sum * (term.weight * scale / max(count, 1))
+            for term, term_sum, count in zip(self.loss.terms, sums, self.global_counts, strict=True)
+        )
+        return sum(others, start=first)
 
     # Phases of the clock, in the order of Lightning's calls.
 
@@ -235,17 +268,15 @@ class PretrainModule(pl.LightningModule):
             norm = engine_of(self.trainer).get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def mean_loss(self) -> float | None:
-        """Loss of the step just finished: the mean over all predictions of the global batch; waits for the device.
-
-        None where nothing was predicted: a mean over nothing is no number, and 0 would be the best loss of all.
-        """
+    def mean_losses(self) -> dict[str, float | None]:
+        """Loss of the step just finished, over the global batch, and its terms where there are several, by the names of
+        their metrics; None where nothing was predicted. Waits for the device."""
         assert self.control is not None
-        assert self.local_loss_sum is not None
-        mine = float(self.local_loss_sum)
+        assert self.local_loss_sums is not None
+        mine = [float(term) for term in self.local_loss_sums]
         with self.clock.during("communication"):  # the wait for slower ranks
-            (total,) = self.control.sum_floats(mine)
-        return total / self.global_predictions if self.global_predictions else None
+            sums = self.control.sum_floats(*mine)
+        return self.loss.metrics(sums, self.global_counts, self.task)
 
     def batch_digest(self) -> str | None:
         """Digest of the step's global batch, if its rows were digested; every rank must call it."""

@@ -15,11 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
+from pipeline.config.derived import row_objective
+from pipeline.config.objective import TaskConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import stages_of
 from pipeline.data.digest import combine_row_digests, row_digests
 from pipeline.data.gather import join_rows, sorted_rows
 from pipeline.data.rows import Rows
+from pipeline.objectives.denoise import Denoising
 from pipeline.objectives.predictions import KEPT
 from pipeline.train.streams import open_streams
 
@@ -36,8 +39,14 @@ class Replayed:
     labels: NDArray[np.int64]  # (R, S)
     document_ids: list[str]  # (K,)
     second_document_ids: list[str] | None  # pairs: (K,), empty where a segment has no second part
+    is_reverse: NDArray[np.bool_]  # (R,): whether a row is the reverse complement of its text
     corpora: list[str]  # (C,)
     tokenizer_file: Path
+    objective: str  # its name, or its label in a mixture
+    is_of_mixture: bool
+    is_causal: bool  # labels are the text itself
+    noisy_ids: NDArray[np.int64] | None  # denoising: what the encoder reads (R, S); input_ids are the decoder's
+    pad_id: int
 
     def facts(self) -> dict[str, Any]:
         """Plain values, for ``--json``."""
@@ -60,8 +69,12 @@ class Replayed:
         ]
         for number, second in self.second_parts():
             segments[number]["second_part"] = second
+        for segment, row in zip(segments, rows.segment_row.tolist(), strict=True):
+            if self.is_reverse[row]:
+                segment["reverse_complement"] = True
         return {
             "step": self.step,
+            "objective": self.objective,
             "world_size": self.world_size,
             "digest": self.digest,
             "rows": len(numbers),
@@ -98,12 +111,16 @@ def replay_batch(config: RunConfig, step: int, world_size: int = 1) -> Replayed:
             "(train.global_batch_size)."
         )
     streams = open_streams(config)
-    objective = streams.objective(config.seed, stage.sequence_length)
-    shares = [streams.train.rows(step - 1, rank, world_size) for rank in range(world_size)]
+    drawn = streams.objectives(config.seed, stage.sequence_length)
+    number = drawn.number_of_step(step)
+    objective, task = drawn.tasks[number], config.objective.tasks[number]
+    shares = [streams.augmented(streams.train.rows(step - 1, rank, world_size)) for rank in range(world_size)]
     labelled = [objective.labels_of(rows) for rows in shares]
     digests = [row_digests(rows, *cells) for rows, cells in zip(shares, labelled, strict=True)]
     joined = join_rows(shares)
     rows, order = sorted_rows(joined)
+    reverse = streams.reverse_complement
+    is_noisy = isinstance(objective, Denoising)
     return Replayed(
         step=step,
         world_size=world_size,
@@ -113,8 +130,14 @@ def replay_batch(config: RunConfig, step: int, world_size: int = 1) -> Replayed:
         labels=np.concatenate([labels for _, labels in labelled])[order],
         document_ids=streams.train.document_ids(rows),
         second_document_ids=None if rows.second_document is None else streams.train.second_document_ids(rows),
+        is_reverse=np.zeros(len(order), np.bool_) if reverse is None else reverse.chosen(rows.row_numbers),
         corpora=[source.files.location for source in streams.sources],
         tokenizer_file=streams.sources[0].files.tokenizer_directory() / "tokenizer.json",
+        objective=task.shown_label if isinstance(task, TaskConfig) else task.name,
+        is_of_mixture=bool(config.objective.mixture),
+        is_causal=row_objective(config, task).name == "clm",
+        noisy_ids=objective.prepare(rows, 1)[0].input_ids.numpy() if is_noisy else None,
+        pad_id=streams.train.format_of(stage.sequence_length).pad_id,
     )
 
 
@@ -124,36 +147,50 @@ def print_batch(replayed: Replayed, num_rows: int) -> None:
 
     tokenizer = Tokenizer.from_file(str(replayed.tokenizer_file))
     facts = replayed.facts()
-    print(f"step {facts['step']}: {facts['rows']} rows from row {facts['first_row']}, digest {facts['digest']}")
+    name = f" ({replayed.objective})" if replayed.is_of_mixture else ""
+    print(f"step {facts['step']}{name}: {facts['rows']} rows from row {facts['first_row']}, digest {facts['digest']}")
     print(f"{facts['real_tokens']} tokens, {facts['predictions']} predicted, {len(facts['documents'])} documents")
     rows = replayed.rows
     second_parts = dict(replayed.second_parts())
     for row in range(min(num_rows, facts["rows"])):
         corpus = f" of {replayed.corpora[rows.source[row]]}" if len(replayed.corpora) > 1 else ""
-        print(f"\nrow {rows.row_numbers[row]} (epoch {rows.epoch[row]}, shard {rows.shard[row]}{corpus})")
+        strand = ", reverse complement" if replayed.is_reverse[row] else ""
+        print(f"\nrow {rows.row_numbers[row]} (epoch {rows.epoch[row]}, shard {rows.shard[row]}{corpus}){strand}")
         for segment in np.flatnonzero(rows.segment_row == row):
             begin = int(rows.segment_start[segment])
             end = begin + int(rows.segment_length[segment])
             second = second_parts.get(int(segment))
             then = "" if second is None else f", then {second['document']} from token {second['offset']}"
             print(f"  {replayed.document_ids[segment]} from token {rows.offset[segment]}{then}:")
-            text = shown_text(tokenizer, replayed.input_ids[row, begin:end], replayed.labels[row, begin:end])
-            print(f"    {text}")
+            for line in _shown_segment(replayed, tokenizer, row, slice(begin, end)):
+                print(f"    {line}")
     if num_rows < facts["rows"]:
         print(f"\n... {facts['rows'] - num_rows} more rows (--rows N, or --json for all segments)", file=sys.stderr)
 
 
-def shown_text(tokenizer: Any, input_ids: NDArray[np.int64], labels: NDArray[np.int64]) -> str:
+def _shown_segment(replayed: Replayed, tokenizer: Any, row: int, own: slice) -> Iterator[str]:
+    labels = replayed.labels[row, own]
+    if replayed.noisy_ids is None:
+        yield shown_text(tokenizer, replayed.input_ids[row, own], labels, replayed.is_causal)
+        return
+    noisy = replayed.noisy_ids[row, own]  # never longer than the text; what it leaves is padding
+    nothing = np.full(len(noisy), KEPT, np.int64)
+    real = noisy != replayed.pad_id
+    yield f"noisy: {shown_text(tokenizer, noisy[real], nothing[real])}"
+    target = labels[labels != KEPT]
+    yield f"target: {shown_text(tokenizer, target, nothing[: len(target)])}"
+
+
+def shown_text(tokenizer: Any, input_ids: NDArray[np.int64], labels: NDArray[np.int64], is_causal: bool = False) -> str:
     """Text of a segment; a corrupted token reads ``[MASK=word]``, ``[other=word]`` or, left as it is, ``[word=word]``.
 
-    Next-token labels are the text itself, so nothing is marked for them.
+    Args:
+        is_causal: the labels are the text itself, so nothing is marked for them.
     """
-    following = np.append(input_ids[1:], KEPT)
-    causal = bool(np.all((labels == KEPT) | (labels == following)))
     tokens = []
     for token_id, label in zip(input_ids.tolist(), labels.tolist(), strict=True):
         token = tokenizer.id_to_token(token_id) or "?"
-        if label != KEPT and not causal:
+        if label != KEPT and not is_causal:
             token = (
                 f"[{token.strip('[]<>') if token in ('[MASK]', '<mask>') else token}={tokenizer.id_to_token(label)}]"
             )

@@ -16,16 +16,20 @@ import torch
 
 from pipeline.base.errors import UserError
 from pipeline.base.keyed import key
+from pipeline.base.logs import get_logger
 from pipeline.base.ranks import RankFacts
 from pipeline.base.slurm import own_job_id, own_job_restarts
 from pipeline.checkpoints.meta import CheckpointMeta, read_meta
-from pipeline.config.derived import BatchPlan, batch_plan
+from pipeline.config.derived import BatchPlan, batch_plan, has_generator, head_of
 from pipeline.config.loading import to_plain
+from pipeline.config.model import ModelConfig
 from pipeline.config.run import RunConfig
 from pipeline.models.attention import check_device, use_flash_attention_3
 from pipeline.models.blocks import checkpoint_activations
 from pipeline.models.build import build_model
-from pipeline.models.flops import flops_per_step
+from pipeline.models.electra import build_replaced_token_model, replaced_token_flops
+from pipeline.models.flops import flops_per_step, seq2seq_flops_per_step
+from pipeline.models.forms import form_of, reasons_for_slow_attention
 from pipeline.monitor.callback import MonitorCallback, StepCallback, StepCallbacks
 from pipeline.monitor.events import append_event
 from pipeline.monitor.json_lines import utc_time
@@ -43,10 +47,12 @@ from pipeline.train.identity import check_identity
 from pipeline.train.module import PretrainModule
 from pipeline.train.process import quiet_lightning, set_threads
 from pipeline.train.run_directory import enter_run_directory
+from pipeline.train.start_weights import load_start
 from pipeline.train.step_loop import use_step_loop
 from pipeline.train.step_timing import make_clock
 from pipeline.train.strategies import make_strategy, resolve_device
 from pipeline.train.streams import Streams
+from pipeline.train.teachers import make_loss, teacher_shape
 
 _INIT_STREAM = 0x1417  # keeps the key of the initial weights apart from the others
 _PACKAGES = ("torch", "transformers", "lightning", "deepspeed", "numpy")
@@ -116,7 +122,15 @@ def make_module(
     config: RunConfig, streams: Streams, start: Start, plan: BatchPlan, device: torch.device
 ) -> PretrainModule:
     """The model with what a step computes, compiled if the config says so."""
-    module = PretrainModule(make_model(config, streams), config, plan, start.step, start.training_seconds)
+    loss = make_loss(config, streams, device)
+    model = make_model(config, streams)
+    if (form := form_of(config)) is not None:
+        get_logger().info("model: %s", form)
+    for reason in reasons_for_slow_attention(config) if device.type == "cuda" else ():
+        get_logger().warning("%s. The exact operator runs, many times slower.", reason)
+    if start.directory is None:
+        load_start(model, config, streams)
+    module = PretrainModule(model, loss, config, plan, start.step, start.training_seconds)
     module.clock = make_clock(device)
     checkpoint_activations(module.model, config.train.activation_checkpointing)
     if config.train.compile:
@@ -130,7 +144,8 @@ def make_model(config: RunConfig, streams: Streams) -> Any:
     Raises:
         UserError: see ``build_model``; a group of ``optimizer.groups`` has no parameter.
     """
-    model = build_model(
+    build = build_replaced_token_model if has_generator(config) else partial(build_model, head=head_of(config))
+    model = build(
         config.model,
         vocab_size=streams.manifest.vocab_size,
         special_ids=streams.manifest.special_ids,
@@ -217,10 +232,25 @@ def make_monitor(
         sinks,
         total_steps=config.train.steps,
         peak_flops_per_device=device_peak_flops(config, device),
-        flops=partial(flops_per_step, config.model, streams.vocab_size),
+        flops=partial(step_flops(config), config.model, streams.vocab_size),
         clock=clock,
         tokens_before=start.tokens,
     )
+
+
+def step_flops(config: RunConfig) -> Callable[..., float]:
+    """From (model config, vocabulary, counts as in ``PretrainModule.all_counts``) to the FLOPs of what is trained."""
+    if has_generator(config):
+        return lambda model, vocab_size, *counts: replaced_token_flops(model, vocab_size, *counts[:6])
+    if any(task.name == "denoise" for task in config.objective.tasks):
+        return lambda model, vocab_size, *counts: seq2seq_flops_per_step(model, vocab_size, *counts[:3], *counts[6:9])
+    teacher = teacher_shape(config)
+
+    def flops(model: ModelConfig, vocab_size: int, *counts: int) -> float:
+        of_teacher = 0.0 if teacher is None else flops_per_step(teacher, vocab_size, *counts[9:15]) / 3  # forward only
+        return flops_per_step(model, vocab_size, *counts[:6], head=head_of(config)) + of_teacher
+
+    return flops
 
 
 def make_bad_steps(config: RunConfig, streams: Streams, start: Start, monitor: MonitorCallback) -> BadSteps:

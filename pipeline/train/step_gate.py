@@ -8,11 +8,11 @@ from torch import Tensor
 class StepGate:
     """Lets every step pass; `bad_steps.py` has one that looks at it."""
 
-    def loss_computed(self, loss_sum: Tensor) -> None:
-        """This rank's cross-entropy sum of a step is there, before the last backward pass.
+    def losses_computed(self, loss_sums: tuple[Tensor, ...]) -> None:
+        """This rank's sums of a step are there, of every term of the loss, before the last backward pass.
 
         Args:
-            loss_sum: fp32 scalar without a graph.
+            loss_sums: fp32 scalars without a graph.
         """
 
     def admits(self, gradient_norm: Tensor) -> bool:

@@ -84,7 +84,7 @@ def _make_zero_strategy(
 
     # Only its inference all-reduce uses this op, yet on CPU it would be compiled (g++, ninja) before the first step.
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
-    bucket = min(_BUCKET_ELEMENTS, max(num_parameters, 1))
+    bucket = min(_BUCKET_ELEMENTS, max(num_parameters + num_parameters % 2, 2))  # DeepSpeed wants an even number
     stage = ZERO_STAGES[train.strategy]
     zero: dict[str, Any] = {
         "stage": stage,

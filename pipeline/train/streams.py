@@ -16,21 +16,28 @@ import torch
 from pipeline.base.errors import UserError
 from pipeline.base.logs import get_logger
 from pipeline.base.ranks import RankFacts
-from pipeline.config.derived import BatchPlan, corpora_of
+from pipeline.config.derived import BatchPlan, corpora_of, has_generator, head_of, row_objective
+from pipeline.config.objective import ObjectiveConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import Stage, Stages, stages_of
 from pipeline.data.corpora import files_at
 from pipeline.data.exclusion import Exclusions, read_exclusions
 from pipeline.data.gather import filler_rows, join_rows, split_rows
 from pipeline.data.loader import make_loader
+from pipeline.data.reverse_complement import ReverseComplement, read_complements
 from pipeline.data.row_format import row_format
 from pipeline.data.rows import Rows
 from pipeline.data.source import Source
 from pipeline.data.stream import RowStream, StreamSettings
+from pipeline.models.auto import counted_shape
+from pipeline.models.electra import num_replaced_token_parameters
+from pipeline.models.families import attention_window
 from pipeline.models.flops import num_parameters
+from pipeline.models.forms import check_form, is_padded
 from pipeline.objectives.batch import Batch
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.registry import make_objective, row_kind
+from pipeline.objectives.task_draw import TaskDraw
 from pipeline.shards.manifest import Manifest, check_tokenizer, read_manifest
 from pipeline.train.identity import run_identity
 
@@ -51,11 +58,11 @@ class Preparation:
 
     def __call__(self, rows: Rows, steps: Sequence[int]) -> list[list[Batch]]:
         config, stage = self.streams.config, self.streams.stages.of_step(steps[0])
-        objective = self.streams.objective(config.seed, stage.sequence_length)
-        filled = self._filled(rows, len(steps), stage)
+        objectives = self.streams.objectives(config.seed, stage.sequence_length)
+        filled = self._filled(self.streams.augmented(rows), len(steps), stage)
         numbers = [step + 1 for step in steps]  # as logs count
         digested = [number for number in numbers if self._is_logged(number)] if config.monitor.batch_digest else []
-        batches = objective.prepare_steps(filled, self.plan.accumulation, numbers, digested)
+        batches = objectives.prepare_steps(filled, self.plan.accumulation, numbers, digested)
         if self.pin_memory:
             return [[batch.pin_memory() for batch in of_step] for of_step in batches]
         return batches
@@ -83,6 +90,9 @@ class Streams:
     sources: Sequence[Source]
     exclusions: dict[str, int]
 
+    reverse_complement: ReverseComplement | None = None
+    """What puts rows of the other strand into training."""
+
     @property
     def manifest(self) -> Manifest:
         """Of the first corpus: what all have in common, as the tokenizer, stands in it."""
@@ -97,12 +107,21 @@ class Streams:
     def num_parameters(self) -> int:
         """Parameters of the model, tied ones once."""
         pad = self.manifest.special_ids.get("pad")
-        return num_parameters(self.config.model, self.vocab_size, 1 if pad is None else pad)
+        model, pad_id = self.config.model, 1 if pad is None else pad
+        if has_generator(self.config):
+            return num_replaced_token_parameters(model, self.vocab_size, pad_id)
+        return num_parameters(model, self.vocab_size, pad_id, head_of(self.config))
 
     @cached_property
     def train(self) -> RowStream:
         """The rows to train on."""
         return self._stream(self.sources, "train", self.stages, self.config.seed)
+
+    def augmented(self, rows: Rows) -> Rows:
+        """Rows to train on, of one length, as the objective gets them."""
+        if self.reverse_complement is None:
+            return rows
+        return self.reverse_complement(rows, self.train.format_of(rows.tokens.shape[1]))
 
     def validation(self, sequence_length: int) -> RowStream | None:
         """The held-out rows of all corpora, each once."""
@@ -119,30 +138,53 @@ class Streams:
         data = self.config.data
         settings = StreamSettings(
             packing=data.packing,
-            kind=row_kind(self.config.objective.name),
+            kind=row_kind(row_objective(self.config).name),
             stages=stages,
             seed=seed,
             open_shards=data.open_shards,
             exponent=data.mixture_exponent,
+            context_tokens=data.context_tokens,
         )
-        words = self.objective(seed, stages.all[0].sequence_length).needs_words
+        objectives = self.objectives(seed, stages.all[0].sequence_length)
         exclusions = Exclusions(self.exclusions) if split == "train" else None
-        return RowStream(sources, split, settings, words=words, exclusions=exclusions)
+        return RowStream(
+            sources,
+            split,
+            settings,
+            words=objectives.needs_words,
+            sentences=objectives.needs_sentences,
+            exclusions=exclusions,
+        )
 
-    def objective(self, seed: int, sequence_length: int) -> Objective:
-        """The objective under a seed of its own, for rows of one length."""
+    def objective(self, seed: int, sequence_length: int, step: int = 1) -> Objective:
+        """The objective of a step (from 1) under a seed of its own, for rows of one length."""
+        return self.objectives(seed, sequence_length).of_step(step)
+
+    def objectives(self, seed: int, sequence_length: int) -> TaskDraw:
+        """The objectives of the run under a seed of their own, for rows of one length."""
         name = (seed, sequence_length)
         if name not in self._objectives:
-            self._objectives[name] = make_objective(
-                self.config.objective,
-                self.manifest,
-                row_format(self.manifest, row_kind(self.config.objective.name), sequence_length),
-                seed,
-                packing=self.config.data.packing,
-                cross_document_attention=self.config.data.cross_document_attention,
-                documents_per_token=self._documents_per_token,
-            )
+            config = self.config
+            weights = [task.weight for task in config.objective.mixture] or [1.0]
+            tasks = [
+                self._make_objective(row_objective(config, task), seed, sequence_length)
+                for task in config.objective.tasks
+            ]
+            self._objectives[name] = TaskDraw(tasks, weights, seed)
         return self._objectives[name]
+
+    def _make_objective(self, objective: ObjectiveConfig, seed: int, sequence_length: int) -> Objective:
+        return make_objective(
+            objective,
+            self.manifest,
+            row_format(self.manifest, row_kind(objective.name), sequence_length),
+            seed,
+            packing=self.config.data.packing,
+            cross_document_attention=self.config.data.cross_document_attention,
+            documents_per_token=self._documents_per_token,
+            window=attention_window(counted_shape(self.config.model, head_of(self.config))),
+            padded=is_padded(self.config),
+        )
 
     @cached_property
     def _documents_per_token(self) -> float:
@@ -151,7 +193,7 @@ class Streams:
         return max(int(table.documents.sum()) / max(int(table.tokens.sum()), 1) for table in tables)
 
     @cached_property
-    def _objectives(self) -> dict[tuple[int, int], Objective]:
+    def _objectives(self) -> dict[tuple[int, int], TaskDraw]:
         return {}
 
     def identity(self, step: int) -> dict[str, Any]:
@@ -175,7 +217,8 @@ class Streams:
 
     def validation_batches(self, step: int, plan: BatchPlan, facts: RankFacts) -> list[Batch]:
         """This rank's micro-batches of the held-out rows, as long as those of step ``step``: as many on every rank, all
-        of one shape. Made once for every sequence length."""
+        of one shape; those of one objective of a mixture after those of another, of the same rows. Made once for every
+        sequence length."""
         stage = self.stages.of_step(step)
         if stage.sequence_length not in self._validation_batches:
             self._validation_batches[stage.sequence_length] = self._make_validation_batches(stage, plan, facts)
@@ -199,7 +242,7 @@ class Streams:
         form = stream.format_of(stage.sequence_length)
         filler = filler_rows(rounds * size - (end - begin), form, like=rows)
         rows = join_rows([rows, filler]) if end > begin else filler
-        return self.objective(VALIDATION_SEED, stage.sequence_length).prepare(rows, rounds)
+        return self.objectives(VALIDATION_SEED, stage.sequence_length).prepare_every(rows, rounds)
 
 
 def open_sources(config: RunConfig) -> list[Source]:
@@ -232,15 +275,26 @@ def open_streams(config: RunConfig) -> Streams:
     """Open the corpora for this run.
 
     Raises:
-        UserError: no corpus there, damaged, an empty split, a tokenizer that does not fit the model or objective, or
-            too few rows for the steps of the run.
+        UserError: no corpus there, damaged, an empty split, a tokenizer that does not fit the model, the objective or
+            a reverse complement, or too few rows for the steps of the run.
     """
     all_stages = stages_of(config)
     stages = all_stages.until(config.train.steps)
     for stage in all_stages.all[len(stages.all) :]:
         get_logger("data").warning("the stage %s begins after the run's last step (train.steps)", stage)
-    streams = Streams(config, stages, open_sources(config), read_exclusions(config.data.exclude))
+    sources = open_sources(config)
+    exclusions = read_exclusions(config.data.exclude)
+    streams = Streams(config, stages, sources, exclusions, _reverse_complement(config, sources[0]))
+    check_form(config, streams.manifest.special_ids)
     streams.train.check_rows(config.train.steps)
     for sequence_length in {stage.sequence_length for stage in streams.stages.all}:
         streams.validation(sequence_length)  # what is wrong with it is said now, not at the first evaluation
     return streams
+
+
+def _reverse_complement(config: RunConfig, source: Source) -> ReverseComplement | None:
+    """All corpora have the tokenizer of this one."""
+    if config.data.reverse_complement == 0:
+        return None
+    tokenizer = source.files.tokenizer_directory() / "tokenizer.json"
+    return ReverseComplement(config.data.reverse_complement, config.seed, read_complements(tokenizer, source.manifest))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.derived import batch_plan, corpora_of
+from pipeline.config.derived import batch_plan, corpora_of, head_of
+from pipeline.config.hugging_face import AUTO
 from pipeline.config.run import RunConfig
 from pipeline.config.stages import stages_of
+from pipeline.models.auto import auto_config
 from pipeline.models.flops import num_parameters
 
 if TYPE_CHECKING:
@@ -20,8 +22,10 @@ def derived_numbers(config: RunConfig, world_size: int) -> dict[str, Any]:
     Steps an epoch and the tokenizer's size need the corpus; without it they are None.
 
     Raises:
-        UserError: more ranks than rows, or the corpus is damaged.
+        UserError: more ranks than rows, the corpus is damaged, or transformers refuses the config of family ``auto``.
     """
+    if config.model.family == AUTO:
+        auto_config(config.model, head_of(config), config.model.vocab_size or 64, {})
     plan = batch_plan(config, world_size)
     stages = stages_of(config)
     last = stages.of_step(config.train.steps - 1)
@@ -49,7 +53,7 @@ def derived_numbers(config: RunConfig, world_size: int) -> dict[str, Any]:
         if len(streams.sources) > 1:
             numbers["mixture"] = _mixture_lines(streams)
     elif config.model.vocab_size is not None:
-        numbers["parameters"] = num_parameters(config.model, config.model.vocab_size)
+        numbers["parameters"] = num_parameters(config.model, config.model.vocab_size, head=head_of(config))
     return numbers
 
 

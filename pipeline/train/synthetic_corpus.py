@@ -13,13 +13,23 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.run import RunConfig
+from pipeline.config.run import ModelConfig, RunConfig
 from pipeline.config.stages import stages_of
 from pipeline.shards.layout import shard_path, token_dtype
 from pipeline.shards.manifest import TOKENIZER_NAME, Manifest, ShardTable, write_manifest
 from pipeline.shards.writer import ShardWriter
 
-PUBLISHED_VOCABULARIES: Final = {"bert": 30_522, "roberta": 50_265, "gpt2": 50_257}
+PUBLISHED_VOCABULARIES: Final = {
+    "bert": 30_522,
+    "roberta": 50_265,
+    "distilbert": 30_522,
+    "albert": 30_000,
+    "electra": 30_522,
+    "modernbert": 50_368,
+    "bart": 50_265,
+    "gpt2": 50_257,
+    "openai-gpt": 40_478,
+}
 """Ids of the published tokenizers: the default where `model.vocab_size` is not set."""
 
 MEDIAN_TOKENS: Final = 250
@@ -40,7 +50,7 @@ def write_synthetic_corpus(directory: Path, config: RunConfig) -> None:
 
     Whoever reads more than there is reads it again. The ids are as unequally frequent as words are.
     """
-    vocab_size = max(config.model.vocab_size or PUBLISHED_VOCABULARIES[config.model.family], _FEWEST_IDS)
+    vocab_size = max(config.model.vocab_size or _published(config.model), _FEWEST_IDS)
     step_tokens = max(stage.global_batch_size * stage.sequence_length for stage in stages_of(config).all)
     num_tokens = min(max(4 * step_tokens, _FEWEST_TOKENS), _MOST_TOKENS)
     facts = []
@@ -63,6 +73,10 @@ def write_synthetic_corpus(directory: Path, config: RunConfig) -> None:
         has_words=True,
     )
     write_manifest(directory, manifest)
+
+
+def _published(model: ModelConfig) -> int:
+    return PUBLISHED_VOCABULARIES.get(model.family) or int((model.config or {}).get("vocab_size", _FEWEST_IDS))
 
 
 def _documents(

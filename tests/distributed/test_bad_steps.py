@@ -47,24 +47,24 @@ def _poisoned(
 
     In step ``stop_at`` that rank gets SIGTERM, so the step after it is the last one.
     """
-    clean = PretrainModule.loss_sum
+    clean = PretrainModule.loss_sums
 
-    def loss_sum(self: PretrainModule, batch: Any) -> Tensor:
-        loss = clean(self, batch)
+    def loss_sums(self: PretrainModule, batch: Any) -> tuple[Tensor, ...]:
+        (loss,) = clean(self, batch)
         if self.training and self.step + 1 == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
         if self.training and self.finishes_step and self.step + 1 in steps:
             if what == "loss":
-                return loss * factor
+                return (loss * factor,)
             loss.register_hook(lambda gradient: gradient * factor)
-        return loss
+        return (loss,)
 
     if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
-        PretrainModule.loss_sum = loss_sum
+        PretrainModule.loss_sums = loss_sums
     try:
         return run_rank(config_path, overrides)
     finally:
-        PretrainModule.loss_sum = clean
+        PretrainModule.loss_sums = clean
 
 
 def equal_weights(run: Path, other: Path, step: int) -> bool:

@@ -19,7 +19,7 @@ ONE_STEP_A_LINE = ["--train.steps", "5", "--checkpoint.every_steps", "100", "--e
 
 def run_with_a_slow_rank(config_path: str, overrides: list[str], slow_rank: int) -> None:
     """Train; the forward pass of one rank takes longer."""
-    original = module.batch_loss
+    original = module.PretrainModule.loss_sums
     from pipeline.base.ranks import rank_facts
 
     def slow(*args: Any) -> Any:
@@ -28,7 +28,7 @@ def run_with_a_slow_rank(config_path: str, overrides: list[str], slow_rank: int)
 
     with pytest.MonkeyPatch.context() as patch:
         if rank_facts().rank == slow_rank:
-            patch.setattr(module, "batch_loss", slow)
+            patch.setattr(module.PretrainModule, "loss_sums", slow)
         run_rank(config_path, overrides)
 
 

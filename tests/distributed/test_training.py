@@ -46,6 +46,8 @@ def test_two_ranks_train_as_one_process(
     assert column(run, "batch_digest") == column(alone, "batch_digest")
     assert column(run, "tokens") == column(alone, "tokens")
     assert metrics_of(run)[-1]["validation_loss"] == pytest.approx(metrics_of(alone)[-1]["validation_loss"], abs=1e-5)
+    for name in ("validation_accuracy_mlm", "validation_bits_per_token"):
+        assert metrics_of(run)[-1][name] == pytest.approx(metrics_of(alone)[-1][name], abs=1e-4)
     weights, expected = (weights_of(path, 20) for path in (run, alone))
     assert weights.keys() == expected.keys()
     for name, value in weights.items():

@@ -10,8 +10,8 @@ import pytest
 from benchmarks import planning, synthetic
 from pipeline.base.errors import UserError
 from pipeline.data.stream import open_stream
+from pipeline.shards.index import read_index
 from pipeline.shards.manifest import read_manifest
-from pipeline.shards.reader import read_index
 
 
 @pytest.fixture(scope="module")

@@ -171,6 +171,17 @@ def test_each_problem_of_bad_steps_is_named(values: dict[str, Any], message: str
         (replace(GOOD_CORPUS, shards=ShardConfig(tokens=10**10)), "shards.tokens: 10000000000 is above 2147483648"),
         (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(vocab_size=20)), "tokenizer.vocab_size: 20 is below 100"),
         (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(style="gpt2")), "`gpt2` does not go with kind `wordpiece`"),
+        (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(kind="byte_bpe")), "`bert` does not go with kind `byte_bpe`"),
+        (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(min_count=0)), "tokenizer.min_count: 0 is below 1"),
+        (CorpusConfig(sources=[SourceConfig("a", path="b", max_symbols=0)]), "sources.0.max_symbols: 0 is below 1"),
+        (CorpusConfig(sources=[SourceConfig("a", "fasta", "b")]), "sources.0.kind: to `wordpiece` a sequence"),
+        (CorpusConfig(sources=[SourceConfig("a", "integers", "b")]), "`integers` does not go with tokenizer.kind"),
+        (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(kind="integers")), "`text` does not go with tokenizer.kind"),
+        (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(num_integers=0)), "tokenizer.num_integers: 0 is below 1"),
+        (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(num_integers=10**7)), "10000000 is above 4194304"),
+        (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(kind="kmer", kmer=0)), "tokenizer.kmer: 0 is below 1"),
+        (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(kind="kmer", kmer=11)), "11 letters of 4 make more than"),
+        (replace(GOOD_CORPUS, tokenizer=TokenizerConfig(kind="kmer", kmer_letters="AA")), "has a letter twice"),
     ],
 )
 def test_corpus_problems(config: CorpusConfig, message: str) -> None:

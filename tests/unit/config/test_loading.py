@@ -87,7 +87,7 @@ def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
 
 def test_problems_inside_lists_name_their_place(tmp_path: Path) -> None:
     found = problems_of(write(tmp_path / "c.yaml", "sources: [{name: a, path: b, kind: foo}, 5, {nam: x}]"))
-    assert "sources.0.kind: 'foo' is not one of `text`, `jsonl`, `parquet`, `datasets`." in found
+    assert "sources.0.kind: 'foo' is not one of `text`, `jsonl`, `parquet`, `datasets`, `fasta`, `integers`." in found
     assert "sources.1: 5 is not a section; write `key: value` lines under it." in found
     assert "sources.2.nam: unknown key. Did you mean `sources.N.name`?" in found
 

@@ -132,6 +132,8 @@ def test_schedules_with_a_budget_of_time(values: dict[str, Any], message: str) -
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({**PROPORTIONED, "model__family": "albert"}, "model.mup_base_width: muP is not worked out for `albert`"),
+        ({**PROPORTIONED, "model__family": "electra"}, "model.mup_base_width: muP is not worked out for `electra`"),
         ({**PROPORTIONED, "model__mup_base_width": 0}, "model.mup_base_width: 0 is below 1"),
         ({**PROPORTIONED, "model__mup_base_width": 96}, "96: no model of this width has heads of 64"),
         ({**NARROW, "model__intermediate_size": 4098}, "intermediate_size x 256 / 1024 whole"),

@@ -35,19 +35,21 @@ def shards() -> list[ShardLengths]:
     return shards
 
 
-def slow_chunks(shard: ShardLengths, cap: int) -> list[tuple[int, int, list[int]]]:
+def slow_chunks(shard: ShardLengths, cap: int, with_short: bool) -> list[tuple[int, int, list[int]]]:
     """Document, offset and unit lengths of every chunk, sentence by sentence."""
     chunks = []
+    most, number = pairs._most_tokens(10_000, cap) if with_short else np.full(10_000, cap), 0
     for document in range(len(shard.documents)):
         units: list[int] = []
         for sentence in shard.sentences[shard.first_sentence[document] : shard.first_sentence[document + 1]].tolist():
             units += [cap] * (sentence // cap) + [sentence % cap] * (sentence % cap > 0)
-        offset, chunk = 0, []
+        offset, chunk, begun = 0, [], number
         for unit in units:
-            if sum(chunk) + unit > cap:
+            if chunk and sum(chunk) + unit > most[begun]:
                 chunks.append((document, offset, chunk))
-                offset, chunk = offset + sum(chunk), []
+                offset, chunk, begun = offset + sum(chunk), [], number
             chunk.append(unit)
+            number += 1
         chunks.append((document, offset, chunk))
     return chunks
 
@@ -72,10 +74,11 @@ def is_changed(parts: list[tuple[int, int, int]]) -> bool:
     return len(parts) == 2 and (parts[0][0] != parts[1][0] or parts[1][1] < parts[0][1])
 
 
+@pytest.mark.parametrize("with_short", [False, True])
 @pytest.mark.parametrize("cap", [5, 29, 125])
-def test_chunks_equal_those_made_sentence_by_sentence(cap: int) -> None:
+def test_chunks_equal_those_made_sentence_by_sentence(cap: int, with_short: bool) -> None:
     for shard in shards():
-        chunks = pairs.make_chunks(shard, cap)
+        chunks = pairs.make_chunks(shard, cap, with_short)
         units = np.diff(chunks.unit_start)
         borders = zip(chunks.first_unit[:-1], chunks.first_unit[1:], strict=True)
         found = [
@@ -84,8 +87,25 @@ def test_chunks_equal_those_made_sentence_by_sentence(cap: int) -> None:
                 chunks.document.tolist(), chunks.offset.tolist(), borders, strict=True
             )
         ]
-        assert found == slow_chunks(shard, cap)
+        assert found == slow_chunks(shard, cap, with_short)
         assert chunks.length.tolist() == [sum(chunk) for _, _, chunk in found]
+
+
+@pytest.mark.parametrize("cap", [1, 2, 29, 509])
+def test_one_chunk_in_ten_is_short(cap: int) -> None:
+    """Of sentences of one token, so that every length can be met; short ones are equally often of every length."""
+    most = pairs._most_tokens(200_000, cap)
+    short = most[most < cap]
+    if cap <= 2:
+        assert (most == cap).all()
+        return
+    assert len(short) == pytest.approx(200_000 * pairs.SHORT_SHARE * (cap - 2) / (cap - 1), rel=0.05)
+    assert (short.min(), short.max()) == (2, cap - 1)
+    assert short.mean() == pytest.approx((cap + 1) / 2, rel=0.03)
+    ones = np.ones(40_000, np.uint32)
+    lengths = pairs.make_chunks(ShardLengths(ones.sum(keepdims=True), ones, np.array([0, 40_000])), cap, True).length
+    assert lengths.max() == cap
+    assert (lengths < cap).mean() == pytest.approx(pairs.SHORT_SHARE, rel=0.25)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -108,12 +128,14 @@ def test_every_token_once_in_rows_that_hold_it(mode: pairs.PairMode) -> None:
                 assert row["length"].sum() + num_segments * 2 + has_flag(row, SECOND_PART).sum() <= length
 
 
-def test_row_count_is_the_same_for_every_key_and_mode() -> None:
+def test_row_count_is_the_same_for_every_key() -> None:
     for length in (16, 64):
         form = row_format(length)
         for shard in shards():
-            found = {make_plan(shard, form, seed, mode).num_rows for seed in range(20) for mode in MODES}
-            assert found == {pairs.count_rows(shard, form)}
+            for mode in MODES:
+                found = {make_plan(shard, form, seed, mode).num_rows for seed in range(20)}
+                assert found == {pairs.count_rows(shard, form, mode)}
+            assert pairs.count_rows(shard, form, "nsp") == pairs.count_rows(shard, form, "sop")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -122,10 +144,12 @@ def test_sentences_stay_whole(mode: pairs.PairMode) -> None:
     for shard in shards()[:4]:
         borders = {
             (document, start)
-            for document, offset, chunk in slow_chunks(shard, 61)
+            for document, offset, chunk in slow_chunks(shard, 61, mode != "none")
             for start in (offset + np.cumsum([0, *chunk])).tolist()
         }
-        lone = {(document, offset) for document, offset, chunk in slow_chunks(shard, 61) if len(chunk) == 1}
+        lone = {
+            (document, offset) for document, offset, chunk in slow_chunks(shard, 61, mode != "none") if len(chunk) == 1
+        }
         for parts in segments(make_plan(shard, form, 1, mode)):
             for document, offset, size in parts:
                 in_a_sentence = {(document, at) for at in range(offset - 61, offset + 1)} & lone
@@ -133,7 +157,8 @@ def test_sentences_stay_whole(mode: pairs.PairMode) -> None:
                 assert (document, offset + size) in borders or in_a_sentence
 
 
-def test_nsp_exchanges_second_parts_of_equal_length_between_documents() -> None:
+def test_nsp_exchanges_second_parts_of_equal_length_between_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "SHORT_SHARE", 0.0)  # as those that are not exchanged
     form = row_format(64)
     for seed, shard in enumerate(shards()):
         plain, mixed = (segments(make_plan(shard, form, seed, mode)) for mode in ("none", "nsp"))
@@ -149,7 +174,8 @@ def test_nsp_exchanges_second_parts_of_equal_length_between_documents() -> None:
         assert sorted(parts[-1] for parts in mixed) == sorted(parts[-1] for parts in plain)
 
 
-def test_sop_swaps_the_parts_of_about_half_of_the_chunks() -> None:
+def test_sop_swaps_the_parts_of_about_half_of_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "SHORT_SHARE", 0.0)  # as those that are not swapped
     shard, form = random_shard(3, 2000), row_format(64)
     plain, swapped = (segments(make_plan(shard, form, 3, mode)) for mode in ("none", "sop"))
     for before, after in zip(plain, swapped, strict=True):
@@ -176,7 +202,7 @@ def test_one_document_has_no_other_to_exchange_with() -> None:
 def test_split_points_are_drawn_evenly_from_the_borders_and_move_with_the_key() -> None:
     sentences = np.array([5, 7, 11, 13], np.uint32)
     shard = ShardLengths(sentences.sum(keepdims=True), sentences, np.array([0, 4]))
-    chunks = pairs.make_chunks(shard, 61)
+    chunks = pairs.make_chunks(shard, 61, False)
     found = Counter(int(pairs.first_parts(chunks, key(seed, 0))[0]) for seed in range(3000))
     assert found.keys() == {5, 12, 23}
     assert sum((count - 1000) ** 2 / 1000 for count in found.values()) < 13.8  # chi-squared, 2 df, p = 0.001
@@ -184,7 +210,7 @@ def test_split_points_are_drawn_evenly_from_the_borders_and_move_with_the_key() 
 
 def test_a_lone_sentence_is_split_at_any_of_its_tokens() -> None:
     one = np.array([6], np.uint32)
-    chunks = pairs.make_chunks(ShardLengths(one, one, np.array([0, 1])), 61)
+    chunks = pairs.make_chunks(ShardLengths(one, one, np.array([0, 1])), 61, False)
     assert {int(pairs.first_parts(chunks, key(seed, 0))[0]) for seed in range(200)} == {1, 2, 3, 4, 5}
 
 
@@ -209,4 +235,4 @@ def test_every_exchange_is_one_of_whole_cycles() -> None:
 
 def test_pairs_without_sentences_are_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="pairs need the sentences of the shard"):
-        pairs.make_chunks(ShardLengths(np.ones(3, np.uint32)), 61)
+        pairs.make_chunks(ShardLengths(np.ones(3, np.uint32)), 61, False)

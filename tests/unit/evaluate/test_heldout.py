@@ -10,12 +10,16 @@ import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.evaluate.heldout import HeldOut, HeldOutLoss
+from pipeline.objectives.terms import Term
+
+ONE = [Term("mlm", "predictions")]
+TWO = [*ONE, Term("nsp", "pairs", weight=0.5)]
 
 
 def held_out_loss(batches: Iterable[tuple[float, int]]) -> HeldOut:
-    total = HeldOutLoss()
+    total = HeldOutLoss(ONE)
     for loss_sum, num_predictions in batches:
-        total.add(loss_sum, num_predictions)
+        total.add([loss_sum], [num_predictions])
     return total.result()
 
 
@@ -31,9 +35,9 @@ def test_any_split_over_batches_and_ranks_gives_the_same() -> None:
     losses = [generator.uniform(0, 12) for _ in range(600)]
     expected = held_out_loss([(math.fsum(losses), len(losses))]).loss
     for world_size in (1, 2, 3, 7):
-        ranks = [HeldOutLoss() for _ in range(world_size)]
+        ranks = [HeldOutLoss(ONE) for _ in range(world_size)]
         for number, start in enumerate(range(0, 600, 25)):
-            ranks[number % world_size].add(math.fsum(losses[start : start + 25]), 25)
+            ranks[number % world_size].add([math.fsum(losses[start : start + 25])], [25])
         mine: list[list[float]] = []
 
         def gather(numbers: Sequence[float], into: list[list[float]] = mine) -> Sequence[float]:
@@ -48,8 +52,39 @@ def test_any_split_over_batches_and_ranks_gives_the_same() -> None:
         assert all(result.loss == pytest.approx(expected, rel=1e-14) for result in results)
 
 
+def test_terms_have_means_of_their_own() -> None:
+    total = HeldOutLoss(TWO)
+    total.add([10.0, 1.0], [4, 1])
+    total.add([2.0, 2.0], [2, 3])
+    result = total.result()
+    assert result.metrics() == {
+        "loss": 2.0 + 0.5 * 0.75, "loss_mlm": 2.0, "loss_nsp": 0.75, "perplexity": math.exp(2.0),
+        "bits_per_token": 2.0 / math.log(2),
+    }  # fmt: skip
+    assert result.num_predictions == 6
+
+
+def test_a_term_that_counts_nothing_is_left_out() -> None:
+    total = HeldOutLoss(TWO)
+    total.add([6.0, 0.0], [3, 0])
+    expected = {"loss": 2.0, "loss_mlm": 2.0, "perplexity": math.exp(2.0), "bits_per_token": 2.0 / math.log(2)}
+    assert total.result().metrics() == expected
+
+
+def test_shares_are_of_all_ranks_and_left_out_where_there_is_nothing() -> None:
+    total = HeldOutLoss(TWO, ("accuracy_mlm", "accuracy_nsp", "recall_rtd"))
+    total.add([6.0, 0.0], [3, 0], [(1.0, 3.0), (2.0, 2.0), (0.0, 0.0)])
+    total.add([6.0, 0.0], [5, 0], [(1.0, 5.0), (0.0, 0.0), (0.0, 0.0)])
+    assert total.result().shares == {"accuracy_mlm": 0.25, "accuracy_nsp": 1.0}
+    twice = total.result(
+        lambda mine: [a + b for a, b in zip(mine, [0, 0, 8, 0, 6.0, 8.0, 0, 2.0, 0, 4.0], strict=True)]
+    )
+    assert twice.shares == {"accuracy_mlm": 0.5, "accuracy_nsp": 0.5, "recall_rtd": 0.0}
+    assert twice.metrics().items() >= twice.shares.items()
+
+
 def test_a_rank_without_rows_takes_part() -> None:
-    assert HeldOutLoss().result(lambda mine: [mine[0] + 6.0, mine[1] + 3.0]).loss == 2.0
+    assert HeldOutLoss(ONE).result(lambda mine: [mine[0] + 6.0, mine[1] + 3.0]).loss == 2.0
 
 
 def test_the_order_of_batches_does_not_show() -> None:

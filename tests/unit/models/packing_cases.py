@@ -13,7 +13,7 @@ from pipeline.config.run import Family, ModelConfig
 
 VOCAB_SIZE = 97
 SPECIAL_IDS = {"pad": 1, "cls": 0, "sep": 2, "mask": 4, "bos": 0, "eos": 2, "unk": 3}
-FAMILIES: tuple[Family, ...] = ("bert", "roberta", "gpt2")
+FAMILIES: tuple[Family, ...] = ("bert", "roberta", "distilbert", "albert", "electra", "modernbert", "gpt2")
 
 
 def tiny_config(family: Family, **changes: Any) -> ModelConfig:
@@ -28,6 +28,10 @@ def tiny_config(family: Family, **changes: Any) -> ModelConfig:
         "hidden_dropout": 0.0,
         "initializer_range": 0.2,
     }
+    if family == "electra":
+        settings["extra"] = {"embedding_size": 16}  # which a layer widens
+    if family == "modernbert":
+        settings["extra"] = {"local_attention": 8}  # of the second layer: shorter than most segments
     return ModelConfig(**{**settings, **changes})
 
 

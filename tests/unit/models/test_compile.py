@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from pipeline.config.run import Family
+from pipeline.config.run import Family, ObjectiveConfig
 from pipeline.models.build import build_model
-from pipeline.objectives.loss import packed_loss_sum
+from pipeline.objectives.distil import distillation_loss
+from pipeline.objectives.loss import as_terms, packed_loss_sum
+from pipeline.objectives.registry import packed_loss
+from tests.corpora import Corpus, random_lengths, write_corpus
 from tests.unit.models.packing_cases import FAMILIES, SPECIAL_IDS, VOCAB_SIZE, PackedCase, tiny_config
+from tests.unit.models.test_stock_loss import CASES, Case, data_of, model_of
 
 BATCHES = [[[32], [32]], [[7, 12, 5], [20]], [[1, 1, 9, 9], [16, 16]], [[8, 8, 8, 8], [31, 1]], [[2], [3]]]
+OTHER_OBJECTIVES = [
+    case
+    for case in CASES
+    if (case.family, case.objective)
+    in (("bert", "mlm+nsp"), ("albert", "mlm+sop"), ("electra", "rtd"), ("bart", "denoise"))
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return write_corpus(tmp_path_factory.mktemp("compile") / "corpus", random_lengths(0, 3, 30), vocab_size=200)
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +94,29 @@ def test_fifty_varied_batches_take_one_graph(family: Family) -> None:
                     compiled(model.eval(), *arguments)
     assert counter.frame_count == 2
     assert len(segmentations) > 40
+
+
+@pytest.mark.parametrize("case", [*OTHER_OBJECTIVES, Case("bert", "distil")], ids=str)
+def test_varied_batches_of_other_objectives_take_one_graph(case: Case, corpus: Corpus) -> None:
+    """As above, with all that their batches hold besides: pairs, noise, numbers that draw, and with a teacher."""
+    counter = CompileCounter()
+    name = "mlm" if case.objective == "distil" else case.objective
+    rows_of = replace(case, objective=name, model={**case.model, "num_layers": 1})
+    model = model_of(rows_of, corpus, 0, drop_ins=True)
+    if case.objective == "distil":
+        teacher = model_of(rows_of, corpus, 1, drop_ins=True).eval().requires_grad_(False)
+        loss = distillation_loss(teacher, ObjectiveConfig(name="distil"), "mlm")
+    else:
+        loss = packed_loss(ObjectiveConfig(name=case.objective, **case.settings))
+    compiled = torch.compile(loss.function, fullgraph=True, dynamic=False, backend=counter)
+    segmentations = set()
+    for number, batch in enumerate(batch for seed in range(5) for batch in data_of(rows_of, corpus, seed)[3]):
+        segmentations.add(tuple(batch.cu_seqlens.tolist()))
+        arguments = [*(getattr(batch, name) for name in loss.tensors), batch.max_seqlen]
+        with torch._dynamo.config.patch(error_on_recompile=number > 0):
+            sum(as_terms(compiled(model.train(), *arguments))).backward()
+            if number % 5 == 0:
+                with torch.no_grad():
+                    compiled(model.eval(), *arguments)
+    assert counter.frame_count == 2
+    assert len(segmentations) == 10

@@ -24,7 +24,14 @@ def loss_and_gradients(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor
 
 @pytest.mark.parametrize(
     ("family", "extra"),
-    [("gpt2", {}), ("bert", {"hidden_act": "gelu_new"}), ("roberta", {"hidden_act": "gelu_pytorch_tanh"})],
+    [
+        ("gpt2", {}),
+        ("bert", {"hidden_act": "gelu_new"}),
+        ("roberta", {"hidden_act": "gelu_pytorch_tanh"}),
+        ("distilbert", {"activation": "gelu_new"}),
+        ("albert", {"embedding_size": 16}),
+        ("electra", {"embedding_size": 16, "hidden_act": "gelu_new"}),
+    ],
 )
 def test_a_model_with_drop_ins_is_the_stock_model(family: Any, extra: dict[str, Any]) -> None:
     models = [

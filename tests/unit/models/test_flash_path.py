@@ -26,7 +26,7 @@ HALF = torch.bfloat16
 
 
 def weights_of_segments(
-    q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool, scale: float
+    q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool, scale: float, window: int | None
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Queries, keys and attention weights (H, M, N) of every segment with both."""
     for (query, query_end), (key, key_end) in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True):
@@ -35,6 +35,9 @@ def weights_of_segments(
             scores = scale * torch.einsum("mhd,nhd->hmn", q[queries].float(), k[keys].float())
             if causal:
                 scores += torch.full(scores.shape[1:], float("-inf")).triu(1)
+            if window is not None and window >= 0:
+                far = torch.full(scores.shape[1:], float("-inf"))
+                scores += far.triu(window + 1) + far.tril(-window - 1)
             yield queries, keys, scores.softmax(-1)
 
 
@@ -49,7 +52,9 @@ def flash_forward(
     assert int(cu_q.diff().max()) <= max_q
     assert int(cu_k.diff().max()) <= max_k
     output = torch.zeros_like(q)
-    for queries, keys, weights in weights_of_segments(q, k, cu_q, cu_k, causal, options["scale"]):
+    for queries, keys, weights in weights_of_segments(
+        q, k, cu_q, cu_k, causal, options["scale"], options["window_size_left"]
+    ):
         output[queries] = torch.einsum("hmn,nhd->mhd", weights, v[keys].float()).to(HALF)
     nothing = torch.zeros(2, dtype=torch.uint64)
     return output, torch.zeros(q.shape[1], q.shape[0]), nothing, nothing.clone(), torch.empty(0)
@@ -61,7 +66,7 @@ def flash_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     assert {tensor.dtype for tensor in (gradient, q, k, v, output)} == {HALF}
     d_q, d_k, d_v = (torch.zeros_like(tensor) for tensor in (q, k, v))
-    for queries, keys, weights in weights_of_segments(q, k, cu_q, cu_k, causal, scale):
+    for queries, keys, weights in weights_of_segments(q, k, cu_q, cu_k, causal, scale, options["window_size_left"]):
         d_out = gradient[queries].float()
         d_weights = torch.einsum("mhd,nhd->hmn", d_out, v[keys].float())
         d_scores = scale * weights * (d_weights - (d_weights * weights).sum(-1, keepdim=True))

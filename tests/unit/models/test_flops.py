@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.base.window import pairs_in_window
 from pipeline.config.run import Family, ModelConfig
 from pipeline.models.build import build_model
+from pipeline.models.families import embedding_size
 from pipeline.models.flops import flops_per_step, num_parameters
-from pipeline.models.packed import packed_logits
+from pipeline.models.packed import packed_logits, packed_pair_logits
 from tests.unit.models.packing_cases import FAMILIES, SPECIAL_IDS, VOCAB_SIZE, PackedCase, tiny_config
 
 
@@ -36,6 +38,30 @@ PUBLISHED = {
         335_174_458,
     ),
     "roberta-base": (ModelConfig(family="roberta"), 50_265, 124_697_433),
+    "distilbert-base": (ModelConfig(family="distilbert", num_layers=6), 30_522, 66_985_530),
+    "albert-base": (ModelConfig(family="albert"), 30_000, 11_221_680),
+    "albert-xxlarge": (
+        ModelConfig(family="albert", hidden_size=4096, num_layers=12, num_heads=64, intermediate_size=16384),
+        30_000,
+        206_368_944,
+    ),
+    "modernbert-base": (
+        ModelConfig(family="modernbert", num_layers=22, intermediate_size=1152, max_positions=8192),
+        50_368,
+        149_655_232,
+    ),
+    "modernbert-large": (
+        ModelConfig(
+            family="modernbert",
+            hidden_size=1024,
+            num_layers=28,
+            num_heads=16,
+            intermediate_size=2624,
+            max_positions=8192,
+        ),
+        50_368,
+        395_881_664,
+    ),
     "gpt2-small": (gpt2(768, 12, 12), 50_257, 124_439_808),
     "gpt2-medium": (gpt2(1024, 24, 16), 50_257, 354_823_168),
     "gpt2-xl": (gpt2(1600, 48, 25), 50_257, 1_557_611_200),
@@ -68,7 +94,10 @@ def test_token_types_from_extra_count() -> None:
 
 
 PACKED_ROWS = [[32], [10, 22], [5, 7, 20]]
-SUM_SQUARED_LENGTHS = sum(length**2 for row in PACKED_ROWS for length in row)
+LENGTHS = [length for row in PACKED_ROWS for length in row]
+SUM_SQUARED_LENGTHS = sum(length**2 for length in LENGTHS)
+PAIRS_IN_WINDOW = sum(abs(one - other) <= 4 for n in LENGTHS for one in range(n) for other in range(n))
+"""Of the tiny ModernBERT."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -86,7 +115,7 @@ def test_flops_equal_what_torch_counts(family: Family) -> None:
     starts = torch.tensor([segment.start for segment in case.segments])
     lengths = torch.tensor([segment.stop - segment.start for segment in case.segments])
     reached = lengths[torch.searchsorted(starts, case.predicted, right=True) - 1]
-    counts = (96, SUM_SQUARED_LENGTHS, len(case.predicted), int(reached.sum()))
+    counts = (96, SUM_SQUARED_LENGTHS, len(case.predicted), int(reached.sum()), 0, PAIRS_IN_WINDOW)
     expected = flops_per_step(config, VOCAB_SIZE, *counts)
     assert 3 * forward.get_total_flops() == expected
     assert forward.get_total_flops() + backward.get_total_flops() == expected
@@ -105,8 +134,41 @@ def test_flops_equal_what_torch_counts_for_the_stock_model(family: Family) -> No
             model(input_ids=case.input_ids[:, segment]).logits.sum().backward()
     attention = flops_per_step(config, VOCAB_SIZE, 0, SUM_SQUARED_LENGTHS, 0, SUM_SQUARED_LENGTHS)
     not_needed = attention if family == "gpt2" else 0
-    counts = (96, SUM_SQUARED_LENGTHS, 96, SUM_SQUARED_LENGTHS)
+    # Eager attention computes all of a local layer, too.
+    counts = (96, SUM_SQUARED_LENGTHS, 96, SUM_SQUARED_LENGTHS, 0, SUM_SQUARED_LENGTHS)
     assert counter.get_total_flops() == flops_per_step(config, VOCAB_SIZE, *counts) + not_needed
+
+
+@pytest.mark.parametrize("window", [0, 1, 4, 9])
+def test_pairs_in_a_window(window: int) -> None:
+    for length in range(1, 20):
+        near = sum(abs(one - other) <= window for one in range(length) for other in range(length))
+        assert pairs_in_window(length, window) == near
+
+
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_flops_of_a_head_for_pairs(family: Family) -> None:
+    """All segments are pairs, whose first tokens stand among the predicted ones."""
+    config = tiny_config(family)
+    model = build_model(config, vocab_size=VOCAB_SIZE, special_ids=SPECIAL_IDS, head="pairs")
+    case = PackedCase(PACKED_ROWS)
+    starts = torch.tensor([segment.start for segment in case.segments])
+    positions = torch.unique(torch.cat([case.predicted, starts]))  # ascending
+    slots = torch.searchsorted(positions, starts)
+    with FlopCounterMode(display=False) as counter:
+        logits, of_pairs = packed_pair_logits(
+            model, case.input_ids, case.position_ids, torch.zeros_like(case.input_ids), case.cu_seqlens,
+            case.row_length, positions, slots,
+        )  # fmt: skip
+        (logits.sum() + of_pairs.sum()).backward()
+    lengths = torch.tensor([segment.stop - segment.start for segment in case.segments])
+    reached = int(lengths[torch.searchsorted(starts, positions, right=True) - 1].sum())
+    num_predicted = len(positions) - len(starts)
+    counts = (96, SUM_SQUARED_LENGTHS, num_predicted, reached, len(starts))
+    # The head of the vocabulary is computed at the first tokens as well, which predict nothing.
+    width = embedding_size(config)
+    head = 3 * 2 * (VOCAB_SIZE * width + 24 * width)
+    assert counter.get_total_flops() == flops_per_step(config, VOCAB_SIZE, *counts) + len(starts) * head
 
 
 def test_attention_flops_follow_from_squared_lengths_and_are_halved_in_causal_models() -> None:

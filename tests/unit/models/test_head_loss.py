@@ -14,7 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.models import head_loss
-from pipeline.models.head_loss import VOCABULARY_MULTIPLE, linear_cross_entropy_sum
+from pipeline.models.head_loss import (
+    VOCABULARY_MULTIPLE,
+    linear_cross_entropy_sum,
+    linear_cross_entropy_sum_and_hits,
+)
 
 P, V, E = 50, 97, 24
 ROW_BYTES = 128 * 8  # of 97 logits, padded, in fp64
@@ -59,6 +63,35 @@ def test_equals_whole_logits_in_any_chunks(
     found = results(linear_cross_entropy_sum, inputs, rows_at_once * ROW_BYTES)
     for ours, truth in zip(found, results(whole, inputs), strict=True):
         torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-12 * truth.abs().max().item())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("rows_at_once", [1, 7, 50])
+def test_hits_are_those_of_whole_logits(
+    rows_at_once: int, with_bias: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_loss, "_SOFTMAX_BYTES", 3 * ROW_BYTES)
+    hidden, weight, bias, labels = tensors(with_bias=with_bias)
+    likeliest = linear(hidden, weight, bias).argmax(-1)
+    labels[1::3] = likeliest[1::3]  # type: ignore[index]
+    labels[::5] = -100  # type: ignore[index]
+    function = linear_cross_entropy_sum_and_hits
+    if compiled:
+        function = torch.compile(function, fullgraph=True, dynamic=False, backend="aot_eager")
+    with torch.no_grad():
+        loss, hits = function(hidden, weight, bias, labels, rows_at_once * ROW_BYTES)
+    counted = labels != -100
+    assert hits.tolist() == [int((likeliest == labels)[counted].sum()), int(counted.sum())]
+    assert 10 < hits[0] < hits[1] == 40
+    torch.testing.assert_close(loss, whole(hidden, weight, bias, labels), rtol=1e-12, atol=0)
+
+
+def test_counting_hits_never_makes_all_logits_at_once() -> None:
+    inputs = tensors()
+    with LargestTensor() as largest:
+        linear_cross_entropy_sum_and_hits(*inputs, 10 * ROW_BYTES)
+    assert largest.num_elements == max(10 * 128, 128 * E)
 
 
 def test_a_chunk_is_no_longer_than_asked_for_and_chunks_are_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:

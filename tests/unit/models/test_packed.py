@@ -13,7 +13,8 @@ from pipeline.config.run import Family
 from pipeline.models.blocks import transformer_blocks
 from pipeline.models.build import build_model, hf_config
 from pipeline.models.families import FAMILIES as TABLE
-from pipeline.models.packed import packed_logits, prepare_packed
+from pipeline.models.hooks import prepare_packed
+from pipeline.models.packed import packed_logits
 from tests.unit.models.packing_cases import FAMILIES, SPECIAL_IDS, VOCAB_SIZE, PackedCase, tiny_config
 
 CASES = {
@@ -53,6 +54,8 @@ def loss_of(logits: Tensor, case: PackedCase) -> Tensor:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_gradients_equal_those_of_single_segments(family: Family, name: str, attention: str) -> None:
+    if family == "modernbert" and attention == "eager":
+        pytest.skip("its eager attention computes the softmax in fp32")
     case = CASES[name]
     ours, stock = models(family, attention)
     logits = packed_logits(ours, case.input_ids, case.position_ids, case.cu_seqlens, 32, case.predicted)
@@ -73,20 +76,20 @@ def test_logits_and_gradients_equal_those_of_single_segments(family: Family, nam
 def test_only_predicted_positions_reach_the_last_feed_forward_layer_and_the_decoder(family: Family) -> None:
     ours, _ = models(family)
     rows: list[int] = []
-    first_of_feed_forward = {"gpt2": "mlp"}.get(family, "intermediate")
+    first_of_feed_forward = {"gpt2": "mlp", "distilbert": "ffn", "albert": "albert_layers.0.ffn", "modernbert": "mlp"}
     for block in transformer_blocks(ours):
-        getattr(block, first_of_feed_forward).register_forward_pre_hook(
+        block.get_submodule(first_of_feed_forward.get(family, "intermediate")).register_forward_pre_hook(
             lambda _, inputs: rows.append(inputs[0].shape[-2])
         )
     ours.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[-2]))
     case = CASES["padded tails"]
     positions, _ = case.padded_predictions(50)
     logits = packed_logits(ours, case.input_ids, case.position_ids, case.cu_seqlens, 32, positions)
-    assert rows == [96, 96 if family == "gpt2" else 50, 50]
+    assert rows == [96, 50 if TABLE[family].narrow_last_block else 96, 50]
     assert logits.shape == (50, VOCAB_SIZE)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "distilbert"])
 def test_a_copied_model_selects_its_own_rows(family: Family) -> None:
     ours, _ = models(family)
     prepare_packed(ours)  # a second call installs nothing
@@ -97,7 +100,7 @@ def test_a_copied_model_selects_its_own_rows(family: Family) -> None:
     assert packed_logits(twin, *arguments).shape == (len(case.predicted), VOCAB_SIZE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if TABLE[family].position_table])
 def test_the_longest_row_uses_the_last_position(family: Family) -> None:
     ours, _ = models(family)
     positions = next(m for key, m in ours.named_modules() if key.endswith(("position_embeddings", "wpe")))

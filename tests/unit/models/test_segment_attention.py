@@ -35,12 +35,17 @@ def segment_numbers(cu_seqlens: Tensor) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(cu_seqlens) - 1), cu_seqlens.diff().long())
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool) -> Tensor:
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool, window: int | None = None
+) -> Tensor:
     """softmax(scale Q K^T) V over all T tokens with a mask that separates the segments; autograd does the gradient."""
     number = segment_numbers(cu_seqlens)
     allowed = number[:, None] == number[None, :]
     if causal:
         allowed = allowed.tril()
+    if window is not None:
+        place = torch.arange(len(q))
+        allowed &= (place[:, None] - place).abs() <= window
     scores = torch.einsum("qhd,khd->hqk", q, k) * SCALE
     weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
     return torch.einsum("hqk,khd->qhd", weights, v)
@@ -62,6 +67,27 @@ def test_equals_masked_attention(
     assert flash_blocks.flash_takes(tensors[0]) == (kernel == "flash")
     output = segment_attention(*tensors, cu_seqlens, cu_seqlens, None, 0.0, causal, SCALE)
     truth = plain_attention(*tensors, cu_seqlens, causal)
+    torch.testing.assert_close(output, truth, rtol=1e-12, atol=1e-12)
+    direction = torch.randn(truth.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for ours, expected in zip(
+        torch.autograd.grad(output, tensors, direction), torch.autograd.grad(truth, tensors, direction), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", ["flash", "plain"])
+@pytest.mark.parametrize("window", [0, 1, 4, 7])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", LENGTHS)
+def test_a_token_sees_no_farther_than_the_window(
+    name: str, causal: bool, window: int, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flash_blocks, "_BLOCK_QUERIES", 3)
+    if kernel == "plain":
+        monkeypatch.setattr(flash_blocks, "_BACKWARD", None)
+    tensors, cu_seqlens = inputs(LENGTHS[name])
+    output = segment_attention(*tensors, cu_seqlens, cu_seqlens, None, 0.0, causal, SCALE, window)
+    truth = plain_attention(*tensors, cu_seqlens, causal, window)
     torch.testing.assert_close(output, truth, rtol=1e-12, atol=1e-12)
     direction = torch.randn(truth.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for ours, expected in zip(
@@ -173,9 +199,11 @@ def test_tokens_of_no_segment_are_zero() -> None:
     assert output[:4].abs().min() > 0
 
 
+@pytest.mark.parametrize("window", [-1, 3])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_operator_keeps_the_rules_of_torch(dropout: float) -> None:
+def test_operator_keeps_the_rules_of_torch(dropout: float, window: int) -> None:
     """Schema, fake tensors, autograd registration and tracing agree with what the operator does."""
     tensors, cu_seqlens = inputs(LENGTHS["different lengths"], torch.float32)
     seed = torch.tensor([5]) if dropout else None
-    torch.library.opcheck(segment_attention_forward, (*tensors, cu_seqlens, cu_seqlens, seed, dropout, True, SCALE))
+    arguments = (*tensors, cu_seqlens, cu_seqlens, seed, dropout, True, SCALE, window)
+    torch.library.opcheck(segment_attention_forward, arguments)

@@ -49,8 +49,9 @@ def monitor_at(now: list[float]) -> tuple[MonitorCallback, Lines]:
 def module_after(tokens: int) -> Any:
     return types.SimpleNamespace(
         counts=BatchCounts(real_tokens=tokens),
+        all_counts=(*BatchCounts(real_tokens=tokens), *BatchCounts()),
         control=types.SimpleNamespace(sum_integers=lambda *values: list(values)),
-        mean_loss=lambda: 2.0,
+        mean_losses=lambda: {"loss": 2.0},
         current_learning_rate=lambda: 0.1,
         is_last_step=False,
         budget=types.SimpleNamespace(seconds=None),

@@ -43,6 +43,16 @@ def test_a_plain_line_says_all_that_was_measured() -> None:
     more = {"step": 2, "loss": math.nan, "mfu": 0.412, "memory_gb": 3.21, "validation_loss": 5.912}
     text = format_line({**more, "validation_perplexity": 369.44}, 4)
     assert text == "step 2/4 loss nan mfu 41.2 % mem 3.2 GB validation loss 5.912 perplexity 369.4"
+    shares = {"validation_accuracy_mlm": 0.1234, "validation_recall_rtd": 0.5, "validation_accuracy_rtd": 1.0}
+    assert format_line({**more, **shares}, 4).endswith("loss 5.912 mlm 12.3 % right rtd 100.0 % right")
+
+
+def test_a_loss_of_several_terms_is_followed_by_them() -> None:
+    losses = {"loss": 6.816, "loss_mlm": 6.123, "loss_nsp": 0.693, "loss_scale": 65536.0}
+    held_out = {"validation_loss": 5.9, "validation_loss_mlm": 5.3, "validation_loss_nsp": None}
+    text = format_line({"step": 2, **losses, **held_out, "validation_perplexity": 200.3}, 4)
+    assert text == "step 2/4 loss 6.816 (mlm 6.123 nsp 0.693) validation loss 5.900 (mlm 5.300) perplexity 200.3"
+    assert format_line({"step": 2, "loss": 6.5, "loss_scale": 65536.0}, 4) == "step 2/4 loss 6.500"
 
 
 def test_an_event_line_has_its_facts() -> None:

@@ -117,6 +117,38 @@ def test_where_the_time_went_weighs_lines_by_their_steps() -> None:
     assert "Where the time went" not in render_report("run", [{"step": 1, "loss": 3.0}], [], {})
 
 
+def test_a_loss_of_several_terms_is_called_their_sum_and_each_has_a_chart() -> None:
+    lines = [
+        {"step": step, "loss": 7.0, "loss_mlm": 6.0, "loss_nsp": 0.6 + step / 10, "loss_scale": 65536.0}
+        for step in (1, 2, 3)
+    ]
+    lines[-1] |= {"validation_loss": 6.9, "validation_loss_mlm": 6.2, "validation_loss_nsp": 0.7}
+    html = checked(render_report("run", lines, [], {}))
+    assert "nats, weighted sum of the terms" in html
+    assert "nats per prediction" not in html
+    assert "<figcaption>Loss, mlm</figcaption>" in html
+    assert "<figcaption>Loss, nsp</figcaption>" in html
+    assert "Loss, scale" not in html
+    assert html.count("<svg") == 3
+    plain = render_report("run", [{"step": 1, "loss": 7.0, "loss_scale": 65536.0}], [], {})
+    assert "nats per prediction" in plain
+    assert "Loss, " not in plain
+
+
+def test_the_objectives_of_a_mixture_have_their_labels() -> None:
+    lines = [
+        {"step": 1, "loss": 7.0, "loss_mlm": 7.0},
+        {"step": 2, "loss": 6.0, "loss_dense": 6.0},
+        {"step": 3, "loss": 5.5, "loss_mlm": 5.5, "validation_loss": 5.0, "validation_loss_mlm": 5.0},
+    ]
+    tasks = [{"name": "mlm", "weight": 2.0, "label": None}, {"name": "mlm", "weight": 1.0, "label": "dense"}]
+    html = checked(render_report("run", lines, [], {"objective": {"name": "mlm", "mixture": tasks}}))
+    assert "<th>Objective</th><td>mlm (weight 2), dense (weight 1)</td>" in html
+    assert "training: of the step&#x27;s objective" in html
+    assert "<figcaption>Loss, mlm</figcaption>" in html
+    assert "<figcaption>Loss, dense</figcaption>" in html
+
+
 def test_one_point_and_nothing_else(tmp_path: Path) -> None:
     write_metrics(tmp_path, [{"step": 1, "loss": 9.0}])
     html = checked(write_report(tmp_path, tmp_path / "elsewhere" / "page.html").read_text())

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -15,12 +16,18 @@ from pipeline.data.rows import Rows
 from pipeline.models import head_loss
 from pipeline.models.build import build_model, hf_config
 from pipeline.models.families import FAMILIES
-from pipeline.objectives.loss import batch_loss
+from pipeline.objectives.batch import Batch
+from pipeline.objectives.loss import vocabulary_loss
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.registry import make_objective
 from tests.unit.objectives.hand_made_rows import SPECIAL_IDS, VOCAB_SIZE, VOCABULARY, bert_format, gpt_format, make_rows
 
 LENGTHS = [[24], [3, 9, 12], [10, 10], [5]]
+
+
+def batch_loss(model: Any, batch: Batch) -> Tensor:
+    (loss_sum,) = vocabulary_loss("mlm").sums(model, batch)
+    return loss_sum
 
 
 def parts(family: Family) -> tuple[transformers.PreTrainedModel, ModelConfig, Objective, Rows]:

@@ -12,9 +12,10 @@ import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.shards.files import LocalFiles
+from pipeline.shards.index import read_index
 from pipeline.shards.layout import index_bytes, parse_index
 from pipeline.shards.manifest import read_manifest
-from pipeline.shards.reader import Shard, read_index
+from pipeline.shards.reader import Shard
 from tests.corpora import Corpus, random_lengths, write_corpus
 
 BLOCK = 2

@@ -36,13 +36,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def poison(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     """Steps whose loss is multiplied, and by what."""
     factors: dict[int, float] = {}
-    clean = PretrainModule.loss_sum
+    clean = PretrainModule.loss_sums
 
-    def loss_sum(self: PretrainModule, batch: Any) -> torch.Tensor:
-        loss = clean(self, batch)
-        return loss * factors[self.step + 1] if self.training and self.step + 1 in factors else loss
+    def loss_sums(self: PretrainModule, batch: Any) -> tuple[torch.Tensor, ...]:
+        (loss,) = clean(self, batch)
+        return (loss * factors[self.step + 1] if self.training and self.step + 1 in factors else loss,)
 
-    monkeypatch.setattr(PretrainModule, "loss_sum", loss_sum)
+    monkeypatch.setattr(PretrainModule, "loss_sums", loss_sums)
     return factors
 
 
@@ -146,11 +146,12 @@ def test_who_decides() -> None:
 
 def test_ranks_that_decide_differently_stop() -> None:
     """The next step's reduction would show one refusal of two ranks."""
-    control = SimpleNamespace(sum_integers=lambda *values: [2 * values[0], 0, 0, 1])
+    control = SimpleNamespace(sum_integers=lambda *values: [0, 0, 1, 2 * values[3]])
     module: Any = SimpleNamespace(
         control=control, clock=SimpleNamespace(enter=lambda phase: None), trainer=SimpleNamespace(is_global_zero=True),
         budget=SimpleNamespace(elapsed_milliseconds=lambda: 0), stop_requested=lambda: False, step=7,
+        loss=SimpleNamespace(terms=[None]),
         gate=SimpleNamespace(has_refused=True), saves=Saves(), plan=SimpleNamespace(world_size=2),
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="step 7 was skipped by 1 of 2 ranks"):
-        PretrainModule._begin_step(module, SimpleNamespace(window_predictions=5))  # type: ignore[arg-type]
+        PretrainModule._begin_step(module, SimpleNamespace(window_counts=lambda terms: [5]))  # type: ignore[arg-type]

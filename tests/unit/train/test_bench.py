@@ -144,7 +144,7 @@ def test_too_little_memory_names_the_setting(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(module, "batch_loss", fail)
+    monkeypatch.setattr(module.PretrainModule, "loss_sums", fail)
     wanted = r"out of memory on cpu with 2 rows of 64 tokens.*lower `train.micro_batch_size` \(now 2;.*stays\), or set "
     wanted += r"`train.activation_checkpointing: full`, or shard more with `train.strategy`\."
     with pytest.raises(UserError, match=wanted):
@@ -155,6 +155,6 @@ def test_other_errors_are_not_taken_for_it(config_path: Path, monkeypatch: pytes
     def fail(*_: Any) -> None:
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(module, "batch_loss", fail)
+    monkeypatch.setattr(module.PretrainModule, "loss_sums", fail)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         bench(load(config_path), **FEW)

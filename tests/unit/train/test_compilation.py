@@ -14,7 +14,7 @@ from torch import nn
 from pipeline.base.errors import UserError
 from pipeline.config.derived import batch_plan
 from pipeline.config.run import BatchWarmupConfig, RunConfig, TrainConfig
-from pipeline.train import compilation
+from pipeline.objectives.loss import packed_loss_sum, vocabulary_loss
 from pipeline.train.compilation import compile_step, prepare_compiler
 from pipeline.train.module import PretrainModule
 
@@ -27,7 +27,7 @@ def _limit() -> Iterator[None]:
 
 def compiled_module(**train: Any) -> PretrainModule:
     config = RunConfig(train=TrainConfig(**{"global_batch_size": 512, "strategy": "ddp", "compile": True, **train}))
-    module = PretrainModule(nn.Linear(2, 1), config, batch_plan(config, 2), 0)
+    module = PretrainModule(nn.Linear(2, 1), vocabulary_loss("mlm"), config, batch_plan(config, 2), 0)
     compile_step(module)
     return module
 
@@ -43,8 +43,8 @@ def test_the_mode_reaches_torch(mode: str, asked: str | None, monkeypatch: pytes
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(torch, "compile", lambda function, **options: calls.append(options) or function)
     module = compiled_module(compile_mode=mode)
-    assert calls == [{"fullgraph": True, "dynamic": False, "mode": asked}]
-    assert module.loss_function is compilation.packed_loss_sum
+    assert calls == 2 * [{"fullgraph": True, "dynamic": False, "mode": asked}]  # to train and to evaluate
+    assert module.loss.function is packed_loss_sum
     assert not module.keeps_gradients
 
 
@@ -53,8 +53,8 @@ def test_nothing_of_a_cuda_graph_is_held(monkeypatch: pytest.MonkeyPatch) -> Non
     memory = torch.zeros(())
     monkeypatch.setattr(torch, "compile", lambda function, mode, **_: lambda value: memory.fill_(value))
     module = compiled_module(compile_mode="reduce-overhead")
-    losses = [module.loss_function(1.0), module.loss_function(2.0)]
-    assert [float(loss) for loss in losses] == [1.0, 2.0]
+    losses = [module.loss.function(1.0), module.loss.function(2.0)]
+    assert [float(loss) for (loss,) in losses] == [1.0, 2.0]
     optimizer = torch.optim.SGD(module.model.parameters())
     for _ in range(2):
         module.optimizer_zero_grad(0, 0, optimizer)

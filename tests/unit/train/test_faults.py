@@ -24,14 +24,14 @@ def signalled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def plant(number: int) -> None:
-        loss, calls = module.batch_loss, iter((False, True))
+        loss, calls = module.PretrainModule.loss_sums, iter((False, True))
 
         def interrupted(*args: Any) -> Any:
             if next(calls, False):
                 os.kill(os.getpid(), number)
             return loss(*args)
 
-        monkeypatch.setattr(module, "batch_loss", interrupted)
+        monkeypatch.setattr(module.PretrainModule, "loss_sums", interrupted)
 
     yield plant
     signal.signal(signal.SIGINT, ctrl_c)

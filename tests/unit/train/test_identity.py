@@ -46,3 +46,11 @@ def test_a_key_that_is_none() -> None:
         UserError, match=r"--accept-change: `optimizer\.rate` is nothing .*Did you mean `optimizer\.learning_rate`\?"
     ):
         check_identity(SAVED, SAVED, "c", ["optimizer.rate"])
+
+
+def test_what_an_older_checkpoint_does_not_name_has_its_default() -> None:
+    present = {**SAVED, "objective.mask_copies": None, "stream.context_tokens": 0}
+    assert check_identity(SAVED, present, "c") == {}
+    for key, value in (("objective.mask_copies", 1), ("stream.context_tokens", 8)):
+        with pytest.raises(UserError, match=rf"{re.escape(key)}: checkpoint (None|0), now {value}"):
+            check_identity(SAVED, {**SAVED, key: value}, "c")

@@ -15,7 +15,7 @@ from tests.runs import column, load, tiny_corpus, write_config
 def test_a_step_without_predictions_has_no_loss(
     predicts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validation, "held_out_loss", lambda *_: 1.0)  # it would refuse rows without predictions
+    monkeypatch.setattr(validation, "held_out_metrics", lambda *_: {})  # it would refuse rows without predictions
     tiny_corpus(tmp_path / "corpus")
     mask_rate = "0.15" if predicts else "0.005"  # of at most 62 tokens a row: 0.31, which is rounded to nothing
     overrides = ("--train.steps", "4", "--objective.mask_rate", mask_rate)

@@ -62,13 +62,13 @@ def plant(sleeps: Sleeps, monkeypatch: pytest.MonkeyPatch) -> None:
         step_timing.TimedBatches, "__init__", lambda self, loader, clock: original(self, SlowLoader(loader), clock)
     )
 
-    def slow_loss(model: Any, batch: Any, loss_function: Any) -> Any:
+    def slow_loss(self: Any, batch: Any) -> Any:
         if not torch.is_grad_enabled():  # validation
-            return module_loss(model, batch, loss_function)
-        return sleeps.sleep("forward", module_loss, model, batch, loss_function)
+            return loss_sums(self, batch)
+        return sleeps.sleep("forward", loss_sums, self, batch)
 
-    module_loss = module.batch_loss
-    monkeypatch.setattr(module, "batch_loss", slow_loss)
+    loss_sums = module.PretrainModule.loss_sums
+    monkeypatch.setattr(module.PretrainModule, "loss_sums", slow_loss)
     monkeypatch.setattr(module.PretrainModule, "backward", sleeps.before("backward", module.PretrainModule.backward))
     make_optimizer = module.make_optimizer
 
@@ -80,7 +80,7 @@ def plant(sleeps: Sleeps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "make_optimizer", slow_optimizer)
     monkeypatch.setattr(sinks.JsonlSink, "log", sleeps.before("logging", sinks.JsonlSink.log))
     monkeypatch.setattr(saving.Lifecycle, "_save", sleeps.before("checkpoint", saving.Lifecycle._save))
-    monkeypatch.setattr(validation, "held_out_loss", sleeps.before("validation", validation.held_out_loss))
+    monkeypatch.setattr(validation, "held_out_metrics", sleeps.before("validation", validation.held_out_metrics))
 
 
 @pytest.fixture
