@@ -62,14 +62,7 @@ def packed_rtd_loss_sums(
         max_seqlen: bound of the segment lengths, a constant of the run.
     """
     generator_loss, _, scores, was_replaced = _judged(
-        model,
-        input_ids.view(1, -1),
-        position_ids.view(1, -1),
-        cu_seqlens,
-        prediction_positions,
-        labels,
-        uniforms,
-        max_seqlen,
+        model, input_ids, position_ids, cu_seqlens, prediction_positions, labels, uniforms, max_seqlen
     )
     return generator_loss, _judging_loss(scores, was_replaced, is_real)
 
@@ -79,14 +72,7 @@ def packed_rtd_loss_and_shares(model: Any, *arguments: Any) -> tuple[Tensor, ...
     int64 (2,)."""
     input_ids, position_ids, cu_seqlens, prediction_positions, labels, uniforms, is_real, max_seqlen = arguments
     generator_loss, logits, scores, was_replaced = _judged(
-        model,
-        input_ids.view(1, -1),
-        position_ids.view(1, -1),
-        cu_seqlens,
-        prediction_positions,
-        labels,
-        uniforms,
-        max_seqlen,
+        model, input_ids, position_ids, cu_seqlens, prediction_positions, labels, uniforms, max_seqlen
     )
     real = is_real.flatten()
     replaced, flagged = was_replaced & real, (scores > 0) & real
@@ -107,8 +93,8 @@ def _judging_loss(scores: Tensor, was_replaced: Tensor, is_real: Tensor) -> Tens
 
 def _judged(
     model: Any,
-    ids: Tensor,
-    positions: Tensor,
+    input_ids: Tensor,
+    position_ids: Tensor,
     cu_seqlens: Tensor,
     prediction_positions: Tensor,
     labels: Tensor,
@@ -116,7 +102,8 @@ def _judged(
     max_seqlen: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The sum of the generator's cross-entropies, its logits (P, V), and for all R*S tokens how surely the
-    discriminator says that they were replaced, as logits, and whether they were; ids and positions are (1, R*S)."""
+    discriminator says that they were replaced, as logits, and whether they were."""
+    ids, positions = input_ids.view(1, -1), position_ids.view(1, -1)
     logits = generator_logits(model, ids, positions, cu_seqlens, max_seqlen, prediction_positions)  # P V
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     generator_loss = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
